@@ -1,0 +1,124 @@
+"""From a validated configuration to objects; the only place that resolves a ``_target_``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from repq_cli import schema
+from repq_cli.errors import ConfigError
+from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.options import QuantOptions
+from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
+from repq_cli.typecheck import annotations_of
+
+ALLOWED = ("repq_cli.", "torch.optim.")
+
+# What build itself passes to each section's target, whatever the configuration says.
+PROVIDED = {
+    "model": {"make_block", "in_channels", "num_classes"},
+    "rep": {"geometry", "activation"},
+    "data": set[str](),
+}
+
+
+def resolve(target: str, plugins: list[str]) -> Callable[..., Any]:
+    """The function or class that ``target`` names, if it is one of ours, of torch.optim, or of a plugin."""
+    allowed = (*ALLOWED, *(f"{plugin}." for plugin in plugins))
+    if not target.startswith(allowed):
+        raise ConfigError(f"may only name something below {', '.join(allowed)}; add your package to plugins=[…]")
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"names nothing that can be imported ({error})") from error
+    if not callable(found) or inspect.ismodule(found):
+        raise ConfigError("names something that cannot be called")
+    return found
+
+
+def target_arguments(section: str, target: str, plugins: list[str]) -> dict[str, Any]:
+    """The annotations of those arguments of a section's target that its configuration may set."""
+    function = resolve(target, plugins)
+    annotations = annotations_of(function)
+    names = [name for name in inspect.signature(function).parameters if name not in PROVIDED[section]]
+    return {name: annotations.get(name, Any) for name in names}
+
+
+def _call(section: str, config: dict[str, Any], known: Any, **provided: Any) -> Any:
+    """Call a section's target with the section's keys; a ValueError of its own becomes a ConfigError."""
+    values = config[section]
+    function = resolve(values["_target_"], config["plugins"])
+    reserved = {field.name for field in dataclasses.fields(known)}
+    arguments = {key: value for key, value in values.items() if key not in reserved}
+    try:
+        inspect.signature(function).bind(**arguments, **provided)
+    except TypeError as error:
+        raise ConfigError(f"{section}: {error}; compare with the arguments of {values['_target_']}.") from error
+    try:
+        return function(**arguments, **provided)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def network_maker(config: dict[str, Any], info: Any) -> Callable[[], Any]:
+    """A function that builds the FP network afresh; Plain builds ordinary convolutions whatever ``rep`` says."""
+    rep_config = config
+    if config["mode"]["name"] == "plain":
+        rep_config = config | {"rep": {"_target_": "repq_cli.reparam.plain.plain_block"}}
+
+    def make_block(geometry: Any, activation: Any) -> Any:
+        return _call("rep", rep_config, schema.RepSection, geometry=geometry, activation=activation)
+
+    classes = config["model"].get("num_classes") or info.num_classes
+    if classes < info.num_classes:
+        raise ConfigError(
+            f"model.num_classes={classes} is less than the {info.num_classes} classes of {info.name}: "
+            f"use model.num_classes={info.num_classes}, or null."
+        )
+
+    def make() -> Any:
+        channels = info.shape[0]
+        return _call(
+            "model", config, schema.ModelSection, make_block=make_block, in_channels=channels, num_classes=classes
+        )
+
+    return make
+
+
+def data(config: dict[str, Any]) -> Any:
+    """The dataset."""
+    return _call("data", config, schema.DataSection)
+
+
+def experiment(config: dict[str, Any]) -> Any:
+    """Everything a run needs. ``config`` is validated and its mode resolved."""
+    from repq_cli.tasks.classification import Classification
+    from repq_cli.train.fp_key import fp_key
+    from repq_cli.train.runner import Experiment
+
+    loaded = data(config)
+    batch_size = config["data"]["batch_size"]
+    loaded.train.steps(batch_size)  # says so if a batch is larger than the data
+    optim = OptimOptions(**config["optim"])
+    return Experiment(
+        model=config["model"]["name"],
+        rep=config["rep"]["name"],
+        make_net=network_maker(config, loaded.info),
+        data=loaded,
+        batch_size=batch_size,
+        task=Classification(optim.label_smoothing),
+        quant=QuantOptions(**config["quant"]),
+        mode=ModeOptions(**config["mode"]),
+        fp=StageOptions(**config["fp"]),
+        qat=StageOptions(**config["qat"]),
+        optim=optim,
+        schedule=ScheduleOptions(**config["schedule"]),
+        runtime=RuntimeOptions(**config["runtime"]),
+        seed=config["seed"],
+        verbosity=config["verbosity"],
+        fp_key=fp_key(config),
+    )

@@ -1,0 +1,103 @@
+"""The ``repq`` command: a table of commands, one Hydra app each. Help and completion do not import torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from repq_cli import __version__
+from repq_cli.errors import ConfigError, Interrupted, RepqError
+from repq_cli.typecheck import nearest
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does in a few words, and the function ``(arguments) -> exit code`` behind it."""
+
+    summary: str
+    entry: str
+
+    def load(self) -> Callable[[list[str]], int]:
+        """Import the function."""
+        module, name = self.entry.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+COMMANDS = {
+    "train": Command("pretrain, train quantization-aware, freeze to integers, check", "repq_cli.cli.commands:train"),
+    "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
+}
+
+USAGE = """\
+repq trains re-parameterised convolutional networks so that they ship as low-bit integers.
+
+usage: repq COMMAND [key=value | group=option] …
+       repq --help | --version | COMMAND --help
+
+commands:
+{commands}
+
+try:
+  repq train +model=repvgg_a0 quant=w4a4                        four minutes on two cores, no download
+  repq train -m +model=repvgg_a0 mode=merged,repq_bnest quant=w4a4,w2a2
+  repq info +model=repvgg_b0 quant=w4a4
+
+exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data or files, 4 a check failed,
+            130 Ctrl-C and 143 SIGTERM, both after a checkpoint\
+"""
+
+
+def usage() -> str:
+    """What ``repq --help`` prints."""
+    width = max(map(len, COMMANDS))
+    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``repq`` and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return dispatch(arguments)
+    except RepqError as error:
+        return complain(error, error.exit_code)
+    except Interrupted as interruption:
+        return interruption.exit_code
+    except KeyboardInterrupt:
+        print("repq: stopped before there was anything to keep.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return complain(error, 1)
+
+
+def complain(error: Exception, exit_code: int) -> int:
+    """Print an error: a sentence, with a traceback only on request or where the mistake is ours."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, RepqError):
+        import traceback
+
+        traceback.print_exception(error)
+    else:
+        print(f"repq: {error}", file=sys.stderr)
+    return exit_code
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Find the command and hand it its arguments."""
+    if arguments[:1] in (["-sc"], ["--shell-completion"]):
+        from repq_cli.cli.completion import complete
+
+        return complete(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else ConfigError.exit_code
+    if arguments[0] in ("-V", "--version"):
+        print(f"repq {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        near = nearest(name, COMMANDS)
+        hint = f"did you mean '{near}'?" if near else f"the commands are {', '.join(COMMANDS)}."
+        raise ConfigError(f"There is no command '{name}'; {hint}")
+    return COMMANDS[name].load()(rest)

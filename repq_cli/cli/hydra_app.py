@@ -1,0 +1,79 @@
+"""The Hydra apps, and how one is run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from repq_cli.cli.folders import register_resolvers
+from repq_cli.errors import RepqError
+
+CONFIGS = "repq_cli.configs"
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="train")
+def train_app(config: DictConfig) -> float:
+    """One training run in the folder that Hydra made; returns the deployed metric for sweepers."""
+    from repq_cli.cli.jobs import train_job
+
+    return train_job(plain(config), HydraConfig.get().runtime.output_dir)
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="info")
+def info_app(config: DictConfig) -> None:
+    """Print what the configuration assembles."""
+    from repq_cli.cli.jobs import info_job
+
+    info_job(plain(config))
+
+
+APPS = {"train": train_app, "info": info_app}
+
+
+def plain(config: DictConfig) -> dict[str, object]:
+    """The configuration as plain, resolved dicts; values that are still missing stay ``???``."""
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+@contextmanager
+def _hydra_process(command: str, arguments: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and leaves its exceptions to us only if HYDRA_FULL_ERROR is set."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [f"repq {command}", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def run_app(command: str, arguments: list[str]) -> int:
+    """Run a Hydra app with ``arguments``; what goes wrong inside comes out as the exception that it is."""
+    register_resolvers()
+    with _hydra_process(command, arguments):
+        try:
+            APPS[command]()
+        except SystemExit as stop:
+            return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+        except Exception as error:
+            raise ours_behind(error) or error from None
+    return 0
+
+
+def ours_behind(error: BaseException | None) -> RepqError | None:
+    """The error of ours that Hydra or OmegaConf wrapped, if any."""
+    while error is not None:
+        if isinstance(error, RepqError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

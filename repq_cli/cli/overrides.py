@@ -1,0 +1,255 @@
+"""The command line's overrides, checked one by one and all together, before Hydra runs anything.
+
+Hydra stops at the first mistake with exit code 1; here all of them are found, each with the nearest right spelling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from repq_cli.build import target_arguments
+from repq_cli.cli.hydra_app import CONFIGS, plain
+from repq_cli.errors import ConfigError
+from repq_cli.schema import Problem, report, validate
+from repq_cli.typecheck import nearest
+
+APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
+FLAGS_WITH_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+)
+
+
+@dataclass
+class CommandLine:
+    """Arguments of a Hydra command, taken apart."""
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    config_dir: str | None = None
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> CommandLine:
+        """Tell Hydra's flags (and their values) from overrides."""
+        line = cls()
+        rest = iter(arguments)
+        for argument in rest:
+            if not argument.startswith("-"):
+                line.overrides.append(argument)
+                continue
+            line.flags.append(argument)
+            if argument in FLAGS_WITH_VALUE:
+                value = next(rest, None)
+                if value is None:
+                    raise ConfigError(f"The flag {argument} takes a value; see --hydra-help.")
+                line.flags.append(value)
+                if argument in ("--config-dir", "-cd"):
+                    line.config_dir = value
+        return line
+
+    def has(self, *flags: str) -> bool:
+        """Whether one of ``flags`` is given."""
+        return any(flag.split("=")[0] in flags for flag in self.flags)
+
+    @property
+    def only_shows(self) -> bool:
+        """Whether Hydra is asked to print something rather than to run."""
+        return self.has("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+
+    @property
+    def multirun(self) -> bool:
+        """Whether a sweep is asked for."""
+        swept = any(override.lstrip("+").startswith("sweep=") for override in self.overrides)
+        return swept or self.has("--multirun", "-m") or "hydra.mode=MULTIRUN" in self.overrides
+
+    @property
+    def arguments(self) -> list[str]:
+        """Flags and overrides as Hydra takes them."""
+        return [*self.flags, *self.overrides]
+
+
+class Checker:
+    """Checks overrides against the configuration tree (and a ``--config-dir`` of the user's)."""
+
+    def __init__(self, config_name: str, line: CommandLine) -> None:
+        self.config_name, self.line = config_name, line
+        self.search_path = [f"hydra.searchpath=[file://{line.config_dir}]"] if line.config_dir else []
+        self.problems: list[Problem] = []
+
+    def check(self) -> CommandLine:
+        """The command line in the form that Hydra wants. Raises ConfigError with every problem."""
+        with initialize_config_module(CONFIGS, version_base="1.3"):
+            self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
+            if self.search_path:
+                compose(self.config_name, overrides=self.search_path)
+            overrides = self._fit_form(list(self._parse()))
+            groups = [override for override in overrides if self._is_group(override)]
+            values = [override for override in overrides if not self._is_group(override)]
+            self._require_model(groups)
+            groups = [override for override in groups if self._group_is_legal(override)]
+            tree = self._compose([_choices(override)[0] for override in groups])
+            if tree is not None:
+                values = [override for override in values if self._key_is_known(override, tree)]
+                self._check_composed([*groups, *values])
+        if self.problems:
+            raise report(self.problems)
+        return CommandLine(self.line.flags, [override.input_line or "" for override in overrides], self.line.config_dir)
+
+    def _parse(self) -> Iterator[Override]:
+        parser = OverridesParser.create()
+        for text in self.line.overrides:
+            try:
+                yield parser.parse_override(text)
+            except HydraException:
+                key, _, value = text.partition("=")
+                self.problems.append(
+                    Problem(key, value, "cannot be read: it takes key=value, with quotes around special characters")
+                )
+
+    def _fit_form(self, overrides: list[Override]) -> list[Override]:
+        """``model=``, ``experiment=`` and ``sweep=`` with or without ``+``, whichever Hydra wants."""
+        brought = {key for override in overrides for key in self._brought(override)}
+        parser = OverridesParser.create()
+        fitted = []
+        for override in overrides:
+            if override.key_or_group in APPENDED_GROUPS and override.type is not None:
+                prefix = "" if override.key_or_group in brought else "+"
+                text = (override.input_line or "").lstrip("+")
+                override = parser.parse_override(prefix + text)
+            fitted.append(override)
+        # An option is known by what its experiment brings only once the experiment has been added.
+        return sorted(fitted, key=lambda override: override.key_or_group != "experiment")
+
+    def _brought(self, override: Override) -> set[str]:
+        """Groups of APPENDED_GROUPS that an experiment has in its own defaults list."""
+        if override.key_or_group != "experiment":
+            return set()
+        found = set()
+        for choice in _values(override):
+            loaded = self._load(f"experiment/{choice}.yaml")
+            for entry in loaded:
+                found |= {key.lstrip("/") for key in entry} if isinstance(entry, dict) else set()
+        return found & set(APPENDED_GROUPS)
+
+    def _load(self, path: str) -> list[Any]:
+        """The defaults list of a configuration file."""
+        source = GlobalHydra.instance().hydra.config_loader.repository  # type: ignore[union-attr]
+        result = source.load_config(path)
+        if result is None:
+            return []
+        return [
+            {default.get_group_path(): None} for default in result.defaults_list or [] if default.is_group_default()
+        ]
+
+    def _is_group(self, override: Override) -> bool:
+        key = override.key_or_group
+        return "." not in key and bool(self.loader.get_group_options(key))
+
+    def _require_model(self, groups: list[Override]) -> None:
+        given = any(override.key_or_group == "model" for override in groups)
+        if given or any("model" in self._brought(override) for override in groups):
+            return
+        models = ", ".join(self.loader.get_group_options("model"))
+        self.problems.append(Problem("+model", "???", f"has to be named: one of {models}"))
+
+    def _group_is_legal(self, override: Override) -> bool:
+        group = override.key_or_group
+        options = self.loader.get_group_options(group)
+        wrong = [value for value in _values(override) if str(value).removesuffix(".yaml") not in options]
+        for value in wrong:
+            near = nearest(value, options)
+            hint = f"; did you mean '{near}'?" if near else ""
+            self.problems.append(Problem(group, value, f"must be one of {', '.join(options)}{hint}".rstrip(".")))
+        return not wrong
+
+    def _compose(self, overrides: list[str]) -> dict[str, Any] | None:
+        try:
+            return plain(compose(self.config_name, overrides=[*self.search_path, *overrides]))
+        except (HydraException, OmegaConfBaseException) as error:
+            self.problems.append(Problem("configuration", " ".join(overrides), f"cannot be composed: {error}"))
+            return None
+
+    def _key_is_known(self, override: Override, tree: dict[str, Any]) -> bool:
+        key = override.key_or_group
+        if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+            return True
+        node: Any = tree
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                self.problems.append(Problem(key, _text(override), f"is an unknown key{_nearest_key(key, tree)}"))
+                return False
+            node = node[part]
+        if override.is_delete():
+            self.problems.append(Problem(f"~{key}", _text(override), "cannot be removed; set it instead"))
+            return False
+        return True
+
+    def _check_composed(self, overrides: list[Override]) -> None:
+        """Compose with the first value of every sweep, then with each other value in turn, and validate."""
+        first = [_choices(override)[0] for override in overrides]
+        candidates = [first]
+        for index, override in enumerate(overrides):
+            candidates += [[*first[:index], other, *first[index + 1 :]] for other in _choices(override)[1:]]
+        complete = not self.problems
+        for candidate in candidates:
+            tree = self._compose(candidate)
+            if tree is None:
+                continue
+            found = validate(tree, target_arguments)
+            # Without a model, a missing section is no problem of its own.
+            self.problems += found if complete else [problem for problem in found if problem.value != "???"]
+
+
+def _values(override: Override) -> list[Any]:
+    """The values that an override stands for: several in a choice sweep or a list of options."""
+    if override.is_sweep_override():
+        return [value.strip("'\"") for value in override.sweep_string_iterator()]
+    value = override.value()
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
+
+
+def _choices(override: Override) -> list[str]:
+    """The override as text, once for each value that it sweeps over."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    prefix = (override.input_line or "").partition("=")[0]
+    return [f"{prefix}={value}" for value in override.sweep_string_iterator()]
+
+
+def _text(override: Override) -> str:
+    return (override.input_line or "").partition("=")[2]
+
+
+def _nearest_key(key: str, tree: dict[str, Any]) -> str:
+    """The known key that was probably meant: by its whole path, else by its last word."""
+    keys = list(_keys(tree))
+    near = nearest(key, keys)
+    if near is None or key.rpartition(".")[2] != near.rpartition(".")[2]:
+        last = nearest(key.rpartition(".")[2], {known.rpartition(".")[2] for known in keys})
+        near = near or next((known for known in keys if known.rpartition(".")[2] == last), None)
+    return f"; did you mean '{near}'?" if near else f"; the sections are {', '.join(tree)}"
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""Datasets: each gives training, validation and test splits and says what their images are."""

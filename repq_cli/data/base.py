@@ -1,0 +1,130 @@
+"""What every dataset gives: three splits of images in batches, and a description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from repq_cli.errors import ConfigError
+from repq_cli.seeds import derive_seed
+
+Batch = tuple[Tensor, Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What the images are. ``mean`` and ``std`` normalise pixels in 0..1, so the network's input is signed."""
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+
+class Images(Protocol):
+    """Decoded images ``uint8 [N, C, H, W]``, in memory or behind a decoder."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch of indices, in order."""
+        ...
+
+
+class InMemory:
+    """Images that fit into memory."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch of indices, in order."""
+        return (self.images[indices] for indices in batches)
+
+
+class Split:
+    """Images and labels, read in a fixed order, or in one that only the seed decides."""
+
+    def __init__(self, images: Images, labels: Tensor, info: DataInfo, augment: Augment | None = None) -> None:
+        self.images, self.labels, self.augment = images, labels, augment
+        self.mean = torch.tensor(info.mean).view(-1, 1, 1)
+        self.std = torch.tensor(info.std).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def steps(self, batch_size: int) -> int:
+        """Full batches of one epoch of training."""
+        if batch_size > len(self):
+            raise ConfigError(
+                f"data.batch_size={batch_size} is larger than the training split of {len(self)} images: "
+                f"use data.batch_size={len(self)} or less."
+            )
+        return len(self) // batch_size
+
+    def training_batches(self, batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+        """Shuffled, augmented, full batches of one epoch; ``start`` skips the first ones without reading them.
+
+        Batch ``i`` of a seed is the same whether or not the batches before it were read.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        batches = order[: self.steps(batch_size) * batch_size].split(batch_size)[start:]
+        for step, (indices, images) in enumerate(zip(batches, self.images.read(batches), strict=True), start):
+            if self.augment is not None:
+                generator = torch.Generator().manual_seed(derive_seed(seed, step))
+                images = self.augment(images, generator)
+            yield self._normalise(images), self.labels[indices]
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every image once, in order, as it is."""
+        batches = torch.arange(len(self)).split(batch_size)
+        for indices, images in zip(batches, self.images.read(batches), strict=True):
+            yield self._normalise(images), self.labels[indices]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset."""
+
+    info: DataInfo
+    train: Split
+    val: Split
+    test: Split
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of ``uint8 [N, C, H, W]``, in units of 0..1."""
+    sample = images[:: max(1, len(images) // 10_000)].float() / 255
+    std, mean = torch.std_mean(sample, dim=(0, 2, 3))
+    return tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist())
+
+
+def stratified_split(labels: Tensor, held_out: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Indices ``(kept, held out)``: the share ``held_out`` of every class, at least one image of each."""
+    generator = torch.Generator().manual_seed(seed)
+    kept, held = [], []
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        count = max(1, round(held_out * len(members)))
+        held.append(members[:count])
+        kept.append(members[count:])
+    return torch.cat(kept).sort().values, torch.cat(held).sort().values

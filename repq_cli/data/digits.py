@@ -1,0 +1,37 @@
+"""``data=digits``: scikit-learn's 1,797 real handwritten digits, upsampled; embedded, nothing is downloaded."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from repq_cli.data.augment import Augmentation
+from repq_cli.data.base import Data, DataInfo, InMemory, Split, channel_statistics, stratified_split
+
+
+def load(size: int = 32, crop: int = 3) -> Data:
+    """8x8 digits made ``size`` pixels wide (bilinear). Splits are fixed: 20 % test, 10 % validation, by class.
+
+    ``crop``: training images are shifted by up to so many pixels. Source: UCI ML hand-written digits (CC BY 4.0).
+    """
+    from sklearn.datasets import load_digits
+
+    if size < 8:
+        raise ValueError(f"data.size={size} is smaller than the digits themselves: use 8 or more.")
+    bunch = load_digits()
+    small = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    large = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
+    images = (large * 255).round().to(torch.uint8)
+    labels = torch.from_numpy(bunch.target).long()
+
+    rest, test = stratified_split(labels, 0.2)
+    kept, held = stratified_split(labels[rest], 0.125)
+    train, val = rest[kept], rest[held]
+    mean, std = channel_statistics(images[train])
+    classes = tuple(str(name) for name in bunch.target_names)
+    info = DataInfo("digits", (1, size, size), classes, mean, std, "CC BY 4.0 (UCI ML Repository)")
+
+    def split(indices: torch.Tensor, augment: Augmentation | None = None) -> Split:
+        return Split(InMemory(images[indices]), labels[indices], info, augment)
+
+    return Data(info, split(train, Augmentation(crop)), split(val), split(test))

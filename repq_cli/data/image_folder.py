@@ -1,0 +1,171 @@
+"""``data=image_folder``: a user's own images in class folders below ``train/`` and ``val/`` or ``test/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from repq_cli.data.augment import Augmentation
+from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_statistics, stratified_split
+from repq_cli.errors import DataError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def load(
+    root: str,
+    size: int | None = None,
+    val_fraction: float = 0.1,
+    crop: int = 4,
+    mirror: bool = True,
+    grey: bool = False,
+    cache_mib: int = 4096,
+    workers: int = 2,
+) -> Data:
+    """Images below ``root/train``, ``root/val`` and ``root/test``, one folder per class.
+
+    With only one of ``val`` and ``test``, that one is the test split and ``val_fraction`` of training is held out.
+    ``size``: the shorter side is scaled to it and the centre cut out; without it all images must have one size.
+    Decoded once into memory below ``cache_mib``, else in ``workers`` processes as they are needed.
+    Raises DataError for a missing or empty folder, a class without images, a broken image.
+    """
+    top = Path(root)
+    if not (top / "train").is_dir():
+        raise DataError(f"data.root={root} has no folder 'train': it takes train/CLASS/IMAGE and val/ or test/ alike.")
+    evaluation = [name for name in ("val", "test") if (top / name).is_dir()]
+    if not evaluation:
+        raise DataError(f"data.root={root} has neither 'val' nor 'test' beside 'train': add one with the same classes.")
+    classes = tuple(sorted(folder.name for folder in (top / "train").iterdir() if folder.is_dir()))
+    if len(classes) < 2:
+        raise DataError(f"{top / 'train'} needs at least two class folders, and has {len(classes)}.")
+    files = {name: _list(top / name, classes) for name in ("train", *evaluation)}
+    decode = Decoder(size or _only_size(files), grey)
+
+    labels = {name: torch.tensor([label for _, label in listed]) for name, listed in files.items()}
+    images = {name: _images([path for path, _ in listed], decode, cache_mib, workers) for name, listed in files.items()}
+    mean, std = channel_statistics(_sample(images["train"]))
+    info = DataInfo(top.name, (1 if grey else 3, *decode.size), classes, mean, std, "the user's own")
+
+    def split(name: str, indices: Tensor | None = None, augment: Augmentation | None = None) -> Split:
+        if indices is None:
+            return Split(images[name], labels[name], info, augment)
+        return Split(Subset(images[name], indices), labels[name][indices], info, augment)
+
+    augment = Augmentation(crop, mirror)
+    if len(evaluation) == 2:
+        return Data(info, split("train", augment=augment), split("val"), split("test"))
+    kept, held = stratified_split(labels["train"], val_fraction)
+    if len(kept) == 0:
+        raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add a val/.")
+    return Data(info, split("train", kept, augment), split("train", held), split(evaluation[0]))
+
+
+class Decoder:
+    """Reads one image file as ``uint8 [C, H, W]``."""
+
+    def __init__(self, size: int | tuple[int, int], grey: bool) -> None:
+        self.resize = isinstance(size, int)
+        self.size = (size, size) if isinstance(size, int) else size
+        self.grey = grey
+
+    def __call__(self, path: Path) -> Tensor:
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("L" if self.grey else "RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
+        if self.resize:
+            image = self._fit(image)
+        if (image.height, image.width) != self.size:
+            raise DataError(
+                f"The image {path} is {image.width}x{image.height}, the first one {self.size[1]}x{self.size[0]}: "
+                f"set data.size to scale all images to one size, for example data.size={min(self.size)}."
+            )
+        pixels = torch.from_numpy(np.array(image))
+        return pixels.unsqueeze(0) if self.grey else pixels.permute(2, 0, 1)
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        height, width = self.size
+        scale = max(height / image.height, width / image.width)
+        enlarged = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        if enlarged != image.size:
+            image = image.resize(enlarged, Image.Resampling.BILINEAR)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+
+class Subset:
+    """Some of the images."""
+
+    def __init__(self, images: Images, indices: Tensor) -> None:
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch of indices, in order."""
+        return self.images.read([self.indices[batch] for batch in batches])
+
+
+class Files(Dataset[Tensor]):
+    """Images that are decoded when they are read."""
+
+    def __init__(self, paths: list[Path], decode: Decoder, workers: int) -> None:
+        self.paths, self.decode, self.workers = paths, decode, workers
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.decode(self.paths[index])
+
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch of indices, decoded ahead by worker processes, in order."""
+        # The loader draws a base seed for its workers; from a generator of its own, it leaves training's alone.
+        generator = torch.Generator().manual_seed(0)
+        sampler = [batch.tolist() for batch in batches]
+        return iter(DataLoader(self, batch_sampler=sampler, num_workers=self.workers, generator=generator))
+
+
+def _list(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """Every image below ``folder`` with its label, in a fixed order."""
+    strangers = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in classes)
+    if strangers:
+        raise DataError(
+            f"{folder} has the class '{strangers[0]}', which train/ does not have: add it there or remove it."
+        )
+    listed = []
+    for label, name in enumerate(classes):
+        paths = sorted(path for path in (folder / name).glob("**/*") if path.suffix.lower() in EXTENSIONS)
+        if not paths:
+            raise DataError(f"The class folder {folder / name} has no images ({', '.join(EXTENSIONS)}): add some.")
+        listed += [(path, label) for path in paths]
+    return listed
+
+
+def _only_size(files: dict[str, list[tuple[Path, int]]]) -> tuple[int, int]:
+    """Height and width of the first image; ``Decoder`` holds all others to it."""
+    path = files["train"][0][0]
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
+
+
+def _images(paths: list[Path], decode: Decoder, cache_mib: int, workers: int) -> Images:
+    files = Files(paths, decode, workers)
+    size = len(paths) * (1 if decode.grey else 3) * decode.size[0] * decode.size[1]
+    return InMemory(torch.stack([files[index] for index in range(len(files))])) if size <= cache_mib << 20 else files
+
+
+def _sample(images: Images) -> Tensor:
+    indices = torch.arange(0, len(images), max(1, len(images) // 2000))
+    return next(images.read([indices]))

@@ -1,0 +1,68 @@
+"""``data=mnist|fashion_mnist|cifar10`` through torchvision; downloaded only on request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repq_cli.data.augment import Augmentation
+from repq_cli.data.base import Data, DataInfo, InMemory, Split, channel_statistics, stratified_split
+from repq_cli.errors import DataError
+
+LICENCES = {"MNIST": "CC BY-SA 3.0", "FashionMNIST": "MIT", "CIFAR10": "not stated"}
+
+
+def load(
+    dataset: Literal["MNIST", "FashionMNIST", "CIFAR10"],
+    root: str = "data",
+    download: bool = False,
+    size: int = 32,
+    val_fraction: float = 0.1,
+    crop: int = 4,
+    mirror: bool = False,
+) -> Data:
+    """A torchvision dataset in memory; 28x28 images are zero-padded to ``size``. Validation is held out of training.
+
+    Raises DataError if ``root`` does not hold the files and ``download`` is off.
+    """
+    train_images, train_labels, classes = _read(dataset, Path(root), True, download)
+    test_images, test_labels, _ = _read(dataset, Path(root), False, download)
+    train_images, test_images = _pad(train_images, size), _pad(test_images, size)
+    kept, held = stratified_split(train_labels, val_fraction)
+    mean, std = channel_statistics(train_images[kept])
+    channels = train_images.shape[1]
+    info = DataInfo(dataset, (channels, size, size), classes, mean, std, LICENCES[dataset])
+    return Data(
+        info,
+        Split(InMemory(train_images[kept]), train_labels[kept], info, Augmentation(crop, mirror)),
+        Split(InMemory(train_images[held]), train_labels[held], info),
+        Split(InMemory(test_images), test_labels, info),
+    )
+
+
+def _read(dataset: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images ``uint8 [N, C, H, W]``, labels and class names."""
+    import torchvision
+
+    try:
+        found = getattr(torchvision.datasets, dataset)(str(root), train=train, download=download)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise DataError(f"{dataset} could not be downloaded into data.root={root}: {error}.") from error
+        raise DataError(
+            f"data.root={root} holds no intact {dataset}: name the folder that does, or set data.download=true."
+        ) from error
+    images = torch.as_tensor(found.data)
+    images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    return images.contiguous(), torch.as_tensor(found.targets), tuple(found.classes)
+
+
+def _pad(images: Tensor, size: int) -> Tensor:
+    missing = size - images.shape[-1]
+    if missing < 0:
+        raise ValueError(f"data.size={size} is smaller than the images, which are {images.shape[-1]} pixels wide.")
+    return F.pad(images, (missing // 2, missing - missing // 2) * 2)

@@ -1,0 +1,82 @@
+"""From a quantization-aware network to the deployed one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repq_cli.deploy.network import FORMAT, DeployedNet, Node
+from repq_cli.deploy.packing import pack
+from repq_cli.quant.functional import integer_range
+from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
+from repq_cli.quant.quantizer import NoQuantizer, Quantizer
+
+SIMPLE_OPS: dict[type[nn.Module], str] = {nn.AdaptiveAvgPool2d: "global_average_pool", nn.Flatten: "flatten"}
+ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Identity: "none"}
+
+
+class _Tracer(fx.Tracer):
+    """Stops at every module that becomes an operation of its own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (QuantLayer, Quantizer, *SIMPLE_OPS))
+
+
+@torch.no_grad()
+def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
+    """The integer network of ``net`` in eval mode; ``description`` (input shape, classes, …) is stored beside it."""
+    was_training = net.training
+    net.eval()
+    stored: dict[str, Tensor] = {}
+    nodes: list[Node] = []
+    aliases: dict[str, str] = {}  # of modules that do nothing, and so become no node
+    for step in _Tracer().trace(net).nodes:
+        inputs = [aliases.get(arg.name, arg.name) for arg in step.args[:1] if isinstance(arg, fx.Node)]
+        if step.op == "placeholder":
+            source = step.name
+        elif step.op == "output":
+            output = inputs[0]
+        elif step.op == "call_module" and isinstance(net.get_submodule(str(step.target)), NoQuantizer):
+            aliases[step.name] = inputs[0]
+        elif step.op == "call_module":
+            operation = _operation(str(step.target), net.get_submodule(str(step.target)), stored)
+            nodes.append({"name": step.name, "inputs": inputs, **operation})
+        else:
+            raise ValueError(f"The network's forward calls {step.target}, which has no deployed form: use a module.")
+    net.train(was_training)
+    graph = {"format": FORMAT, **description, "input": source, "output": output, "nodes": nodes}
+    return DeployedNet(graph, {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}).eval()
+
+
+def _operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
+    """The node of one module; its tensors go into ``stored`` under the module's path."""
+
+    def store(key: str, tensor: Tensor | None) -> str | None:
+        if tensor is None:
+            return None
+        stored[f"{path}.{key}"] = tensor
+        return f"{path}.{key}"
+
+    if isinstance(module, QuantLayer):
+        frozen, _ = module.frozen()
+        bits = module.quantizer.bits
+        node: Node = {"op": "linear" if isinstance(module, QuantLinear) else "conv", "bits": bits}
+        node["shape"] = list(frozen.weight.shape)
+        if frozen.step is None:
+            node["weight"] = store("weight", frozen.weight)
+        else:
+            node["low"], node["high"] = integer_range(bits, signed=True)
+            node["weight"] = store("codes", pack(frozen.weight.cpu(), bits, node["low"]))
+            node["weight_step"] = store("weight_step", frozen.step)
+        node["bias"] = store("bias", frozen.bias)
+        if isinstance(module, QuantConv):
+            node["multiplier"] = store("multiplier", frozen.multiplier)
+            node |= {"stride": module.stride, "padding": module.padding, "groups": module.groups}
+            node["activation"] = ACTIVATIONS[type(module.activation)]
+        return node
+    if isinstance(module, Quantizer):
+        low, high = module.codes
+        return {"op": "quantize", "bits": module.bits, "low": low, "high": high, "step": store("step", module.step())}
+    return {"op": SIMPLE_OPS[type(module)]}

@@ -1,0 +1,35 @@
+"""Errors that a user can act on, each with the exit code of the command line."""
+
+from __future__ import annotations
+
+
+class RepqError(Exception):
+    """A run failed; the message is a full sentence with the offending value and the fix."""
+
+    exit_code = 1
+
+
+class ConfigError(RepqError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class DataError(RepqError):
+    """Missing or broken data, files, or environment."""
+
+    exit_code = 3
+
+
+class CheckError(RepqError):
+    """A check failed: merge, freeze, or a loss that is not finite."""
+
+    exit_code = 4
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after a checkpoint. Not an ``Exception``: it has to end a whole sweep, not one job of it."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,74 @@
+"""RepVGG (arXiv 2101.03697): a stack of 3x3 blocks, global average pooling and a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from repq_cli.models.tap import Tap
+from repq_cli.reparam.algebra import Geometry
+from repq_cli.reparam.block import MakeBlock
+
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+class RepVGG(nn.Module):
+    """Blocks in a chain; ``taps[i]`` is the tensor that ``blocks[i]`` reads."""
+
+    def __init__(self, make_block: MakeBlock, widths: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
+        """Build a block for each of ``strides``; ``widths``: channels of the image and of each output."""
+        super().__init__()
+        channels = zip(widths[:-1], widths[1:], strict=True)
+        self.blocks = nn.ModuleList(
+            make_block(Geometry(before, after, stride=stride), nn.ReLU())
+            for (before, after), stride in zip(channels, strides, strict=True)
+        )
+        self.taps = nn.ModuleList(Tap(signed=index == 0) for index in range(len(strides)))
+        self.pool_tap = Tap(signed=False)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier_tap = Tap(signed=False)
+        self.classifier = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for tap, block in zip(self.taps, self.blocks, strict=True):
+            x = block(tap(x), x)
+        features = self.pool(self.pool_tap(x))
+        return self.classifier(self.classifier_tap(features))
+
+    def edges(self) -> frozenset[str]:
+        """The first and the last layer and the tensors that they read: by convention kept at 8 bit."""
+        return frozenset({"taps.0", "blocks.0", "classifier_tap", "classifier"})
+
+
+def repvgg(
+    make_block: MakeBlock,
+    in_channels: int,
+    num_classes: int,
+    blocks: list[int],
+    widths: list[float],
+    strides: list[int],
+    width: float = 1.0,
+) -> RepVGG:
+    """RepVGG with ``blocks[s]`` blocks in stage s, each stage ``widths[s] * width`` times its base width.
+
+    The stem has one block of ``min(64, 64 * widths[0])`` channels. ``strides`` are the stem's and each stage's
+    first block; the paper's are all 2 (224x224 images), small images want fewer.
+    """
+    if len(blocks) != 4 or len(widths) != 4 or len(strides) != 5:
+        raise ValueError(
+            f"RepVGG has four stages behind its stem: model.blocks and model.widths take 4 numbers and model.strides "
+            f"takes 5, not {len(blocks)}, {len(widths)} and {len(strides)}."
+        )
+    if min(blocks) < 1 or min(strides) < 1 or min(widths) <= 0 or width <= 0:
+        raise ValueError(
+            f"model.blocks={blocks} and model.strides={strides} take whole numbers from 1, model.widths={widths} and "
+            f"model.width={width} numbers above 0."
+        )
+    scales = [scale * width for scale in widths]
+    channels = [in_channels, max(1, round(min(64, 64 * scales[0])))]
+    all_strides = [strides[0]]
+    for base, scale, count, stride in zip(STAGE_WIDTHS, scales, blocks, strides[1:], strict=True):
+        channels += [max(1, int(base * scale))] * count
+        all_strides += [stride] + [1] * (count - 1)
+    return RepVGG(make_block, channels, all_strides, num_classes)

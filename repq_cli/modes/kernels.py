@@ -1,0 +1,65 @@
+"""Sources of the kernel that a quantized convolution uses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.layers import KernelSource
+from repq_cli.reparam.algebra import Kernel
+from repq_cli.reparam.block import Block
+from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, RunningStatistics
+
+Source = Literal["running", "batch", "estimated"]
+
+
+class FixedKernel(KernelSource):
+    """The kernel is a parameter itself: Plain and Merged."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+    def inference(self) -> tuple[Tensor, Tensor | None]:
+        """The same kernel."""
+        return self.weight, self.bias
+
+
+class BranchKernel(KernelSource):
+    """The kernel is a function of a block's branches, rebuilt at every training step: RepQ and its variants.
+
+    ``statistics``: where batch norms get theirs in training; in eval mode and after ``freeze_statistics`` always from
+    the running averages. Source: arXiv 2311.05317, eq. for R_q and Algorithm 1.
+    """
+
+    def __init__(self, block: Block, statistics: Source, options: ModeOptions) -> None:
+        super().__init__()
+        self.block, self.statistics, self.options = block, statistics, options
+
+    def forward(self, x: Tensor, raw: Tensor) -> Kernel:
+        if self.statistics == "running":
+            return self.inference()
+        source = raw if self.options.stats_input == "fp" else x
+        observed = self._observe(source)
+        kernel = self.block.merged(observed)
+        observed.update_running()
+        return kernel
+
+    def _observe(self, x: Tensor) -> BatchStatistics | EstimatedStatistics:
+        geometry, detach = self.block.geometry, self.options.detach_stats
+        if self.statistics == "batch":
+            return BatchStatistics(x, geometry, detach)
+        return EstimatedStatistics(x, geometry, self.options.estimator, detach)
+
+    def inference(self) -> Kernel:
+        """The kernel by running statistics."""
+        return self.block.merged(RunningStatistics())
+
+    def freeze_statistics(self) -> None:
+        """From now on train with the running statistics as they are."""
+        self.statistics = "running"

@@ -1,0 +1,1 @@
+"""Quantizers: parameters plus a pure function each, and the layers that use them."""

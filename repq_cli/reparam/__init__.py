@@ -1,0 +1,1 @@
+"""Re-parameterisable blocks: linear branches that merge into one convolution."""

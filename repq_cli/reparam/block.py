@@ -1,0 +1,58 @@
+"""A block: parallel linear branches, then an activation. It trains as many convolutions and ships as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels
+from repq_cli.reparam.branch import Branch
+from repq_cli.reparam.statistics import RunningStatistics, Statistics
+
+
+class Block(nn.Module):
+    """``y = activation(sum_j branch_j(x))``, and the same map as one kernel by ``merged``."""
+
+    def __init__(self, geometry: Geometry, branches: Mapping[str, Branch], activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.branches = nn.ModuleDict(branches)
+        self.activation = activation or nn.Identity()
+
+    def forward(self, x: Tensor, raw: Tensor | None = None) -> Tensor:
+        """Run every branch. ``raw``, which quantized blocks read beside ``x``, equals ``x`` here."""
+        outputs = [branch(x) for branch in self.branches.values()]
+        return self.activation(sum(outputs[1:], outputs[0]))
+
+    def merged(self, statistics: Statistics) -> Kernel:
+        """The block's kernel ``[O, I/g, k, k]`` and bias ``[O]``, differentiable in every branch parameter."""
+        branches = cast("Iterable[Branch]", self.branches.values())
+        kernels = (branch.merged(statistics) for branch in branches)
+        return add_kernels(kernels, self.geometry.kernel_size)
+
+    @torch.no_grad()
+    def to_conv(self) -> nn.Conv2d:
+        """A new convolution that equals the branches of this block in eval mode; the block stays as it is."""
+        weight, bias = self.merged(RunningStatistics())
+        geometry = self.geometry
+        conv = nn.Conv2d(
+            geometry.in_channels,
+            geometry.out_channels,
+            geometry.kernel_size,
+            geometry.stride,
+            geometry.padding,
+            groups=geometry.groups,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        conv.weight.copy_(weight)
+        assert conv.bias is not None
+        conv.bias.copy_(bias)
+        return conv
+
+
+# What a model asks of a re-parameterisation: a block for this geometry, with this activation behind it.
+MakeBlock = Callable[[Geometry, nn.Module | None], Block]

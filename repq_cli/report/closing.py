@@ -1,0 +1,56 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+from repq_cli.report.row import Row
+
+UNITS = {"top1": "%", "psnr_y": "dB"}
+
+
+def closing_table(row: Row) -> str:
+    """FP, QAT and deployed metric, size, cost and time of a finished run, as text."""
+    metric, size, cost, time = row["metric"], row["size"], row["cost"], row["time"]
+    unit = UNITS[metric["name"]]
+    quant = row["quant"]
+    bits = f"weights {_bits(quant['weight_bits'])}, activations {_bits(quant['act_bits'])}"
+    lines = [
+        ("net", f"{row['model']}, rep {row['rep']}, mode {row['mode']}, {bits}"),
+        (f"{metric['name']} ({metric['split']})", _three(metric, unit)),
+        ("size", f"{_bytes(size['bytes_packed'])} deployed, {_bytes(size['bytes_fp32'])} in float32"),
+        ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
+        ("cost", f"{cost['macs'] / 1e9:.3f} GMACs, {cost['bops'] / 1e9:.3f} GBOPs"),
+        ("time", _time(time)),
+        ("deployed = trained", _proof(row["checks"])),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
+
+
+def _bits(bits: int) -> str:
+    return "float" if bits == 32 else f"{bits} bit"
+
+
+def _three(metric: Row, unit: str) -> str:
+    return "   ".join(f"{name} {metric[key]:.2f} {unit}" for key, name in NETS.items() if key in metric)
+
+
+NETS = {"fp": "FP", "qat": "QAT", "deployed": "deployed"}
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _time(time: Row) -> str:
+    parts = []
+    for key, name in (("fp", "FP"), ("qat", "QAT")):
+        if f"{key}_seconds" in time:
+            step = f" ({time[f'{key}_step_ms']:.0f} ms a step)" if f"{key}_step_ms" in time else ""
+            parts.append(f"{name} {time[f'{key}_seconds']:.0f} s{step}")
+    return ", ".join(parts) or "no training"
+
+
+def _proof(checks: Row) -> str:
+    largest = checks["freeze_max_abs"]
+    answers = f"{checks['freeze_top1_agreement']:.0f} % of answers equal"
+    return f"exactly: largest difference 0, {answers}" if largest == 0 else f"no: {largest:g}, {answers}"

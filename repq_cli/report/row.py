@@ -1,0 +1,55 @@
+"""The row of a run: summary.json, whose keys other people's scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+from pathlib import Path
+from typing import Any
+
+from repq_cli.errors import DataError
+from repq_cli.files import write_json
+
+ROW = "summary.json"
+
+Row = dict[str, Any]
+
+
+def write_row(run_dir: Path, row: Row) -> None:
+    """Write summary.json; what was not measured (None, or not a finite number) is left out."""
+    write_json(run_dir / ROW, prune(row))
+
+
+def read_row(run_dir: Path) -> Row | None:
+    """The row of a run folder, or None where there is none yet."""
+    path = run_dir / ROW
+    if not path.exists():
+        return None
+    try:
+        row: Row = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not valid JSON: remove it, or the run folder.") from error
+    return row
+
+
+def prune(value: Any) -> Any:
+    """``value`` without None and non-finite numbers in its dicts.
+
+    >>> prune({"a": 1, "b": None, "c": {"d": float("nan"), "e": [2]}})
+    {'a': 1, 'c': {'e': [2]}}
+    """
+    if isinstance(value, dict):
+        return {key: prune(item) for key, item in value.items() if not _absent(item)}
+    if isinstance(value, list):
+        return [prune(item) for item in value]
+    return value
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def failure(error: BaseException) -> Row:
+    """What a failed run's row says of its error."""
+    return {"status": "failed", "error": str(error) or type(error).__name__, "traceback": traceback.format_exc()}

@@ -1,0 +1,175 @@
+"""The configuration's types, and every problem of a configuration at once. Knows neither torch nor Hydra."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from repq_cli.bounds import Range
+from repq_cli.errors import ConfigError
+from repq_cli.modes.options import ModeOptions, resolve_mode
+from repq_cli.quant.options import QuantOptions
+from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
+from repq_cli.typecheck import annotations_of, mistake, nearest
+
+MISSING = "???"
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Keys of ``model`` beside the arguments of its ``_target_``."""
+
+    _target_: str
+    name: str
+    num_classes: Annotated[int, Range(2)] | None = None
+
+
+@dataclass(frozen=True)
+class RepSection:
+    """Keys of ``rep`` beside the arguments of its ``_target_``; ``batch_norm``: whether its blocks have any."""
+
+    _target_: str
+    name: str
+    batch_norm: bool
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Keys of ``data`` beside the arguments of its ``_target_``."""
+
+    _target_: str
+    name: str
+    batch_size: Annotated[int, Range(2)] = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole tree. A section with a ``_target_`` also takes that function's arguments."""
+
+    model: ModelSection
+    rep: RepSection
+    data: DataSection
+    quant: QuantOptions
+    mode: ModeOptions
+    fp: StageOptions
+    qat: StageOptions
+    optim: OptimOptions
+    schedule: ScheduleOptions
+    runtime: RuntimeOptions
+    task: Literal["classification"] = "classification"
+    seed: Annotated[int, Range(0)] = 0
+    verbosity: Literal["quiet", "normal", "debug"] = "normal"
+    plugins: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a configuration."""
+
+    key: str
+    value: Any
+    message: str
+
+    def __str__(self) -> str:
+        value = (
+            "null" if self.value is None else str(self.value).lower() if isinstance(self.value, bool) else self.value
+        )
+        return f"{self.key}={value} {self.message}" + ("" if self.message.endswith("?") else ".")
+
+
+def report(problems: list[Problem]) -> ConfigError:
+    """All problems as one error."""
+    unique = list(dict.fromkeys(map(str, problems)))
+    if len(unique) == 1:
+        return ConfigError(unique[0])
+    return ConfigError("\n".join([f"{len(unique)} problems in the configuration:", *(f"  {line}" for line in unique)]))
+
+
+# Arguments of a section's target that the configuration sets: given the target's name, their annotations.
+TargetArguments = Callable[[str, str, list[str]], dict[str, Any]]
+
+
+def validate(config: dict[str, Any], target_arguments: TargetArguments) -> list[Problem]:
+    """Every unknown key, wrong type, value out of range and illegal combination of a composed configuration."""
+    problems = list(_section("", config, annotations_of(Config), config, target_arguments))
+    wrong = {problem.key.partition(".")[0] for problem in problems}
+    for sections, rule in COMBINATIONS:
+        if not wrong & sections:
+            problems += rule(config)
+    return problems
+
+
+def _section(
+    prefix: str, values: dict[str, Any], annotations: dict[str, Any], config: dict[str, Any], arguments: TargetArguments
+) -> Iterator[Problem]:
+    for key in annotations:
+        if key not in values and prefix == "" and dataclasses.is_dataclass(annotations[key]):
+            yield Problem(key, MISSING, "is missing from the configuration")
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key not in annotations:
+            near = nearest(key, annotations)
+            legal = f"did you mean '{prefix}{near}'?" if near else f"legal keys: {', '.join(annotations)}"
+            yield Problem(path, value, f"is an unknown key; {legal}".rstrip("."))
+        elif dataclasses.is_dataclass(annotations[key]):
+            yield from _subtree(path, value, annotations[key], config, arguments)
+        elif value == MISSING:
+            yield Problem(path, value, f"has to be set: it must be {describe_for_missing(annotations[key])}")
+        else:
+            wrong = mistake(annotations[key], value)
+            if wrong:
+                yield Problem(path, value, wrong)
+
+
+def describe_for_missing(annotation: Any) -> str:
+    """The legal values of a key that has no default."""
+    return (mistake(annotation, object()) or "").removeprefix("must be ")
+
+
+def _subtree(
+    path: str, value: Any, section: Any, config: dict[str, Any], arguments: TargetArguments
+) -> Iterator[Problem]:
+    if not isinstance(value, dict):
+        yield Problem(
+            path, value, f"must be a group option or a section with keys {', '.join(annotations_of(section))}"
+        )
+        return
+    annotations = annotations_of(section)
+    if "_target_" in annotations and isinstance(value.get("_target_"), str):
+        try:
+            plugins = config.get("plugins") or []
+            annotations = arguments(path, value["_target_"], plugins) | annotations
+        except ConfigError as error:
+            yield Problem(f"{path}._target_", value["_target_"], str(error))
+            return
+    yield from _section(f"{path}.", value, annotations, config, arguments)
+
+
+def _mode_fits_block(config: dict[str, Any]) -> Iterator[Problem]:
+    mode, rep = config["mode"]["name"], config["rep"]
+    if mode == "merged" and rep["name"] == "none":
+        yield Problem("mode", mode, "has nothing to merge with rep=none; use mode=plain, or a block such as rep=repvgg")
+    if mode in ("repq_bn", "repq_bnest") and not rep["batch_norm"]:
+        yield Problem("mode", mode, f"needs batch norm, which rep={rep['name']} has none of; use mode=repq")
+
+
+def _stages_have_weights(config: dict[str, Any]) -> Iterator[Problem]:
+    if config["fp"]["checkpoint"] is None and config["fp"]["epochs"] == 0:
+        yield Problem("fp.epochs", 0, "leaves QAT without FP weights; use 1 or more, or set fp.checkpoint")
+    if config["qat"].get("checkpoint") is not None:
+        yield Problem("qat.checkpoint", config["qat"]["checkpoint"], "has no meaning; go on with a run by resume=DIR")
+
+
+# Rules over several sections, each checked where those sections are sound in themselves.
+COMBINATIONS: list[tuple[set[str], Callable[[dict[str, Any]], Iterator[Problem]]]] = [
+    ({"mode", "rep"}, _mode_fits_block),
+    ({"fp", "qat"}, _stages_have_weights),
+]
+
+
+def resolved_mode(config: dict[str, Any]) -> str:
+    """What the configuration's mode is once ``auto`` is decided."""
+    rep = config["rep"]
+    return resolve_mode(config["mode"]["name"], rep["name"], rep["batch_norm"], config["quant"]["weight_bits"])

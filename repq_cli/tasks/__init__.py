@@ -1,0 +1,1 @@
+"""Tasks: the loss, the metric, and which of two results is better."""

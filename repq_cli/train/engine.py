@@ -1,0 +1,148 @@
+"""One epoch of training, one pass of evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from repq_cli.data.base import Batch, Split
+from repq_cli.errors import CheckError
+
+EVAL_BATCH = 256
+TIMED_STEPS = 500
+
+
+class Task(Protocol):
+    """What a network is trained for; see ``repq_cli.tasks``."""
+
+    name: str
+    metric: str
+    unit: str
+    higher_is_better: bool
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+    def agreement(self, outputs: Tensor, reference: Tensor) -> Tensor: ...
+
+
+@dataclass
+class EpochTotals:
+    """Sums over the steps of an epoch, so that a resumed epoch ends with the same averages."""
+
+    steps: int = 0
+    loss: float = 0.0
+    score: float = 0.0
+
+    def add(self, loss: float, score: float) -> None:
+        self.steps, self.loss, self.score = self.steps + 1, self.loss + loss, self.score + score
+
+    @property
+    def mean_loss(self) -> float:
+        """Average loss."""
+        return self.loss / max(1, self.steps)
+
+    @property
+    def mean_score(self) -> float:
+        """Average score."""
+        return self.score / max(1, self.steps)
+
+
+@dataclass
+class StepTimer:
+    """Seconds of the latest training steps."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time one step."""
+        start = time.perf_counter()
+        yield
+        self.seconds.append(time.perf_counter() - start)
+        del self.seconds[:-TIMED_STEPS]
+
+    def median_ms(self) -> float | None:
+        """The median step in milliseconds."""
+        return sorted(self.seconds)[len(self.seconds) // 2] * 1000 if self.seconds else None
+
+
+def training_step(
+    net: nn.Module,
+    batch: Batch,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    clip_norm: float | None,
+) -> tuple[float, float]:
+    """One update; returns loss and mean score. Raises CheckError, with the layer's name, if the loss is not finite."""
+    x, targets = batch
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    outputs = net(x)
+    loss = task.loss(outputs, targets)
+    value = loss.item()
+    if not torch.isfinite(loss):
+        raise CheckError(
+            f"The loss became {value}: {first_non_finite(net, x)}. The last good checkpoint is kept; "
+            f"a lower learning rate or optim.clip_norm usually helps."
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+    optimizer.step()
+    with torch.no_grad():
+        return value, task.scores(outputs.detach(), targets).mean().item()
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, split: Split, task: Task, device: torch.device) -> float:
+    """The task's metric over a whole split, in eval mode."""
+    was_training = net.training
+    net.eval()
+    scores = [task.scores(net(x.to(device)), targets.to(device)).double() for x, targets in split.batches(EVAL_BATCH)]
+    net.train(was_training)
+    return torch.cat(scores).mean().item()
+
+
+@torch.no_grad()
+def first_non_finite(net: nn.Module, x: Tensor) -> str:
+    """Names the first layer, in the order of execution, with a parameter or an output that is not finite."""
+    found: list[str] = []
+
+    def finite(tensors: Iterable[Tensor]) -> bool:
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+    def look(name: str, module: nn.Module, output: object) -> None:
+        if found:
+            return
+        for parameter, tensor in module.named_parameters():
+            if not finite([tensor]):
+                what = "step" if parameter.endswith("raw_step") else parameter
+                found.append(f"the {what} of layer '{name}' is not finite")
+                return
+        if isinstance(output, Tensor) and not finite([output]):
+            found.append(f"the output of layer '{name}' is the first that is not finite")
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        return lambda module, inputs, output: look(name, module, output)
+
+    if not finite([x]):
+        return "the input batch itself is not finite"
+    hooks = [
+        module.register_forward_hook(hook(name))
+        for name, module in net.named_modules()
+        if name and not list(module.children())
+    ] + [module.register_forward_hook(hook(name)) for name, module in net.named_children()]
+    try:
+        net(x)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found[0] if found else "every layer is finite, the loss itself is not"

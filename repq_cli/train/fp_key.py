@@ -1,0 +1,34 @@
+"""The identity of an FP stage: everything that determines its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SOURCES = ("reparam", "models", "data", "tasks", "train/engine.py", "train/stage.py", "train/optim.py")
+SECTIONS = ("model", "data", "task", "optim", "schedule", "seed")
+
+
+def fp_key(config: dict[str, Any]) -> str:
+    """A hash of the FP stage's part of a configuration and of the sources that carry it out.
+
+    Modes and bits share it, but for Plain, whose net has no branches.
+    """
+    parts: dict[str, Any] = {key: config[key] for key in SECTIONS}
+    parts["rep"] = {"name": "none"} if config["mode"]["name"] == "plain" else config["rep"]
+    parts["fp"] = {key: value for key, value in config["fp"].items() if key != "checkpoint"}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for path in sorted(_source_files()):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _source_files() -> list[Path]:
+    found = []
+    for name in SOURCES:
+        path = PACKAGE / name
+        found += [path] if path.is_file() else list(path.glob("*.py"))
+    return found

@@ -1,0 +1,121 @@
+"""What a run says: train.log and the terminal, metrics.jsonl, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from repq_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger("repq")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Terminal(logging.Handler):
+    """Prints above a progress bar rather than through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+@contextmanager
+def logging_to(path: Path, verbosity: str) -> Iterator[None]:
+    """Send the ``repq`` logger to ``path`` (appending) and to the terminal, as loud as ``verbosity`` asks."""
+    try:
+        file: logging.Handler = logging.FileHandler(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    terminal = _Terminal()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setLevel({"quiet": logging.WARNING, "normal": logging.INFO, "debug": logging.DEBUG}[verbosity])
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    handlers = [file, terminal]
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class RunLog:
+    """Numbers of a run over time: one JSON object a line, and the same in TensorBoard."""
+
+    def __init__(self, run_dir: Path, tensorboard: bool, quiet: bool) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        self.tb_dir = run_dir / "tb"
+        self.show_bar = sys.stderr.isatty() and not quiet
+        self._tensorboard = tensorboard
+        self._writer: SummaryWriter | None = None
+        self._last_line = 0.0
+
+    def offset(self) -> int:
+        """Bytes of metrics.jsonl so far; a checkpoint remembers them."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def rewind(self, offset: int, step: int) -> None:
+        """Forget what was logged after a checkpoint, since it will be logged again."""
+        if self.path.exists():
+            os.truncate(self.path, min(offset, self.offset()))
+        self._open_writer(purge_step=step)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be written ({error.strerror}): free some space.") from error
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Scalars for TensorBoard."""
+        writer = self._open_writer()
+        if writer is not None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+    def histograms(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Histograms for TensorBoard."""
+        writer = self._open_writer()
+        if writer is not None:
+            for name, tensor in tensors.items():
+                writer.add_histogram(name, tensor, step)
+
+    def epoch_line(self, line: str, last: bool) -> None:
+        """One epoch in words: always in train.log, and on the terminal unless the last line is only seconds old."""
+        now = time.monotonic()
+        due = last or self.show_bar or now - self._last_line >= SECONDS_BETWEEN_LINES
+        logger.log(logging.INFO if due else logging.DEBUG, line)
+        if due:
+            self._last_line = now
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open_writer(self, purge_step: int | None = None) -> SummaryWriter | None:
+        if self._writer is None and self._tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.tb_dir), purge_step=purge_step, max_queue=1000)
+        return self._writer

@@ -1,0 +1,178 @@
+"""One stage of training: epochs, validation, checkpoints, logs; resumable at any step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from repq_cli.data.base import Data
+from repq_cli.quant.layers import QuantLayer
+from repq_cli.quant.quantizer import step_sizes
+from repq_cli.seeds import derive_seed
+from repq_cli.train import checkpoint
+from repq_cli.train.checkpoint import RunCheckpoints
+from repq_cli.train.engine import EpochTotals, StepTimer, Task, evaluate, training_step
+from repq_cli.train.interrupt import StopRequest
+from repq_cli.train.log import RunLog
+from repq_cli.train.optim import learning_rate, make_optimizer
+from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage is data: a name, a length and a rate. ``on_epoch`` runs before each epoch with its number."""
+
+    name: str
+    options: StageOptions
+    on_epoch: Callable[[int], None] = lambda epoch: None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What both stages share."""
+
+    data: Data
+    batch_size: int
+    task: Task
+    optim: OptimOptions
+    schedule: ScheduleOptions
+    runtime: RuntimeOptions
+    seed: int
+    device: torch.device
+    log: RunLog
+    checkpoints: RunCheckpoints
+    stop: StopRequest
+
+
+class StageTrainer:
+    """Trains ``net`` for one stage and ends with its best weights by validation."""
+
+    def __init__(self, stage: Stage, net: nn.Module, around: Surroundings, signature: dict[str, str]) -> None:
+        self.stage, self.net, self.around, self.signature = stage, net, around, signature
+        self.optimizer = make_optimizer(net, around.optim, stage.options.lr)
+        self.steps_per_epoch = around.data.train.steps(around.batch_size)
+        self.steps = self.steps_per_epoch * stage.options.epochs
+        self.epoch = 0
+        self.totals = EpochTotals()
+        self.best_score: float | None = None
+        self.best_epoch = 0
+        self.seconds = 0.0
+        self.timer = StepTimer()
+
+    @property
+    def step(self) -> int:
+        """Training steps done in this stage."""
+        return self.epoch * self.steps_per_epoch + self.totals.steps
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from ``saved``, the content of last.pt."""
+        self.net.load_state_dict(saved["net"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.epoch, self.totals = saved["epoch"], EpochTotals(**saved["totals"])
+        self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
+        self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
+        self.around.log.rewind(saved["metrics_bytes"], self.step)
+
+    def fit(self) -> None:
+        """Train to the end, then load the best weights. Raises Interrupted, after a checkpoint, if asked to stop."""
+        around, started = self.around, time.perf_counter()
+        before = self.seconds
+        self.net.train()
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc=self.stage.name.upper(),
+            unit="step",
+            leave=False,
+            disable=not around.log.show_bar,
+            dynamic_ncols=True,
+        )
+        with bar:
+            while self.epoch < self.stage.options.epochs:
+                self.stage.on_epoch(self.epoch)
+                self._train_epoch(bar, lambda: before + time.perf_counter() - started)
+                self.seconds = before + time.perf_counter() - started
+                self._end_epoch(bar)
+        if self.best_score is not None:
+            self.net.load_state_dict(checkpoint.load(around.checkpoints.best)["net"])
+
+    def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
+        around, options = self.around, self.stage.options
+        seed = derive_seed(around.seed, self.stage.name, self.epoch)
+        batches = around.data.train.training_batches(around.batch_size, seed, start=self.totals.steps)
+        for x, targets in batches:
+            lr = learning_rate(around.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
+            batch = (x.to(around.device), targets.to(around.device))
+            with self.timer.step():
+                loss, score = training_step(self.net, batch, around.task, self.optimizer, lr, around.optim.clip_norm)
+            self.totals.add(loss, score)
+            if self.step % around.runtime.log_every == 0:
+                self._log_step(loss, lr)
+            bar.update()
+            bar.set_postfix_str(f"epoch {self.epoch + 1}/{options.epochs}, loss {self.totals.mean_loss:.3f}")
+            if around.stop:
+                self.seconds = elapsed()
+                self._save_last()
+                around.stop.check()
+
+    def _end_epoch(self, bar: Any) -> None:
+        """Validate, keep the best, log, and make the epoch's checkpoint."""
+        around, task = self.around, self.around.task
+        score = evaluate(self.net, around.data.val, task, around.device)
+        better = self.best_score is None or (
+            score >= self.best_score if task.higher_is_better else score <= self.best_score
+        )
+        if better:  # of equals the later one: it has trained longer
+            self.best_score, self.best_epoch = score, self.epoch
+            content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self.net.state_dict()}
+            checkpoint.save(around.checkpoints.best, {**content, "signature": self.signature})
+        self._log_epoch(score)
+        self.epoch, self.totals = self.epoch + 1, EpochTotals()
+        self._save_last()
+        around.stop.check()
+
+    def _log_step(self, loss: float, lr: float) -> None:
+        name = self.stage.name
+        self.around.log.write({"stage": name, "step": self.step, "epoch": self.epoch, "loss": loss, "lr": lr})
+        self.around.log.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.step)
+
+    def _log_epoch(self, score: float) -> None:
+        name, log, metric, task = self.stage.name, self.around.log, self.around.task.metric, self.around.task
+        totals = self.totals
+        entry = {"train_loss": totals.mean_loss, f"train_{metric}": totals.mean_score, f"val_{metric}": score}
+        log.write({"stage": name, "step": self.step, "epoch": self.epoch, **entry})
+        steps = {f"{name}/step_size/{key}": step.mean().item() for key, step in step_sizes(self.net).items()}
+        log.scalars({f"{name}/{key}": value for key, value in entry.items()} | steps, self.step)
+        layers = {key: layer for key, layer in self.net.named_modules() if isinstance(layer, QuantLayer)}
+        log.histograms(
+            {f"{name}/merged_weight/{key}": layer.merged_weight() for key, layer in layers.items()}, self.step
+        )
+        epochs = self.stage.options.epochs
+        log.epoch_line(
+            f"{name.upper():>4} epoch {self.epoch + 1:>3}/{epochs}  loss {totals.mean_loss:.4f}  "
+            f"train {totals.mean_score:.2f} {task.unit}  val {score:.2f} {task.unit}  {self.seconds:.0f} s",
+            last=self.epoch + 1 == epochs,
+        )
+
+    def _save_last(self) -> None:
+        self.around.checkpoints.save_last(
+            {
+                "stage": self.stage.name,
+                "epoch": self.epoch,
+                "totals": asdict(self.totals),
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best_score": self.best_score,
+                "best_epoch": self.best_epoch,
+                "seconds": self.seconds,
+                "step_seconds": self.timer.seconds,
+                "metrics_bytes": self.around.log.offset(),
+                "signature": self.signature,
+            }
+        )

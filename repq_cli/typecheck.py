@@ -1,0 +1,110 @@
+"""Values against type annotations, in words: what the configuration's checks are made of."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from repq_cli.bounds import Range
+
+
+def mistake(annotation: Any, value: Any) -> str | None:
+    """What is wrong with ``value`` as a sentence's predicate, or None.
+
+    >>> mistake(Annotated[int, Range(1)], 0)
+    'must be a whole number, at least 1'
+    >>> mistake(Literal["int", "fp"], "itn")
+    "must be one of int, fp; did you mean 'int'?"
+    >>> mistake(float | None, 3) is None
+    True
+    """
+    if legal(annotation, value):
+        return None
+    hint = ""
+    choices = _choices(annotation)
+    if choices:
+        near = nearest(value, choices)
+        hint = (
+            f"; did you mean '{near}'?"
+            if isinstance(value, str) and near
+            else f"; the nearest is {near}"
+            if near
+            else ""
+        )
+    return f"must be {describe(annotation)}{hint}"
+
+
+def legal(annotation: Any, value: Any) -> bool:
+    """Whether ``value`` is of the annotated type; an int may stand for a float, a bool never for a number."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin is Annotated:
+        return legal(arguments[0], value) and all(
+            bound.holds(value) for bound in arguments[1:] if isinstance(bound, Range) and value is not None
+        )
+    if origin in (Union, types.UnionType):
+        return any(legal(option, value) for option in arguments)
+    if origin is Literal:
+        return any(type(value) is type(option) and value == option for option in arguments)
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and _items_legal(origin, arguments, value)
+    if annotation is type(None):
+        return value is None
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)
+
+
+def _items_legal(origin: type, arguments: tuple[Any, ...], value: Iterable[Any]) -> bool:
+    items = list(value)
+    if origin is list:
+        return all(legal(arguments[0], item) for item in items)
+    return len(items) == len(arguments) and all(map(legal, arguments, items))
+
+
+def describe(annotation: Any) -> str:
+    """The legal values in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return ", ".join([describe(arguments[0]), *(str(bound) for bound in arguments[1:])])
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(str(option) for option in arguments)}"
+    if origin is list:
+        return f"a list, each item {describe(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each item {describe(arguments[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(annotation, str(annotation))
+
+
+def _choices(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for option in get_args(annotation) for choice in _choices(option)]
+
+
+def nearest(value: Any, choices: Iterable[Any]) -> Any | None:
+    """The choice that ``value`` was probably meant to be, or None.
+
+    >>> nearest("w4b4", ["w2a2", "w4a4"]), nearest(9, [2, 4, 8, 32])
+    ('w4a4', 8)
+    """
+    options = list(choices)
+    numbers = [option for option in options if isinstance(option, (int, float))]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and numbers:
+        return min(numbers, key=lambda option: abs(option - value))
+    close = difflib.get_close_matches(str(value), [str(option) for option in options], 1, 0.5)
+    return close[0] if close else None
+
+
+def annotations_of(target: Any) -> dict[str, Any]:
+    """Resolved annotations of a function's parameters or a dataclass's fields, bounds included."""
+    return typing.get_type_hints(target, include_extras=True)
