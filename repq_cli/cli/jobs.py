@@ -36,7 +36,7 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
 
 def train_job(config: dict[str, Any], run_dir: str) -> float:
     """One run in its folder; its deployed metric."""
-    folder = Path(run_dir)
+    folder = _shown(Path(run_dir))
     try:
         config = _checked(config)
         write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
@@ -48,6 +48,11 @@ def train_job(config: dict[str, Any], run_dir: str) -> float:
         raise
     row = run(experiment, folder)
     return float(row["metric"]["deployed"])
+
+
+def _shown(folder: Path) -> Path:
+    """The folder as a person would type it: relative where it is below the current one."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def resume_job(config: dict[str, Any], folder: Path) -> None:

@@ -112,7 +112,9 @@ class DeployedNet(nn.Module):
         """Read what ``save`` wrote; DataError if a file is missing or broken."""
         try:
             graph = json.loads((folder / GRAPH).read_text())
-            stored = load_file(folder / TENSORS)
+            # Copies, because the file's own memory is not aligned as torch's is, and convolutions and matrix products
+            # choose their order of summation by alignment.
+            stored = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
         except Exception as error:  # safetensors has an exception class of its own for every kind of damage
             raise DataError(f"{folder} holds no intact deployed network ({GRAPH}, {TENSORS}): {error}.") from error
         if graph.get("format") != FORMAT:

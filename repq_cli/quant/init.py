@@ -12,9 +12,7 @@ from repq_cli.quant.functional import IntegerRange
 
 Initialiser = Literal["min_error", "lsq"]
 
-COARSE_POINTS = 48
-FINE_POINTS = 96
-SAMPLE_SIZE = 2**16
+SAMPLE_SIZE = 2**17
 EXTREMES = 2**10
 CHUNK = 2**18  # values searched at a time: small enough to stay in cache
 
@@ -83,10 +81,11 @@ def _search(rows: Tensor, weights: Tensor | None, codes: IntegerRange) -> Tensor
         best, least = torch.where(better, fitted, best), torch.where(better, error, least)
         return torch.where(fitted > 0, fitted, step)
 
-    for factor in torch.logspace(-3, 0.08, COARSE_POINTS).tolist():
+    # Optima of clustered values are narrow: neighbours of the coarse grid are 2 % apart where a step is likely.
+    for factor in [*torch.logspace(-3, -1.5, 24).tolist(), *torch.logspace(-1.5, 0.08, 184).tolist()]:
         consider(widest * factor)
     basin = best
-    for factor in torch.linspace(0.88, 1.12, FINE_POINTS).tolist():
+    for factor in torch.linspace(0.98, 1.02, 32).tolist():
         consider(basin * factor)
     step = best
     for _ in range(4):

@@ -94,6 +94,11 @@ class QuantLayer(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The weight of inference before quantization."""
+        return self.inference_weight()[0].detach()
+
+    @torch.no_grad()
     def freeze(self) -> FrozenWeight:
         """The layer as integers, steps and biases, by its running statistics."""
         weight, multiplier, bias = self.inference_weight()
@@ -102,7 +107,7 @@ class QuantLayer(nn.Module):
     @torch.no_grad()
     def calibrate(self, initialiser: Initialiser) -> None:
         """Initialise the weight's steps on the weight of inference: the *merged* kernel."""
-        self.quantizer.calibrate(self.inference_weight()[0], initialiser)
+        self.quantizer.calibrate(self.merged_weight(), initialiser)
 
     def frozen(self) -> tuple[FrozenWeight, Tensor]:
         """``freeze()`` and its value, cached until a parameter or a statistic changes."""
@@ -181,10 +186,6 @@ class QuantConv(QuantLayer):
         shift = norm.running_mean if bias is None else norm.running_mean - bias
         return weight, multiplier, norm.bias - shift * multiplier
 
-    def merged_weight(self) -> Tensor:
-        """The kernel of inference before quantization, ``[O, I/g, k, k]``."""
-        return self.inference_weight()[0].detach()
-
 
 class QuantLinear(QuantLayer):
     """A fully connected layer with a quantized weight, under the same rule as convolutions."""
@@ -202,7 +203,3 @@ class QuantLinear(QuantLayer):
     def inference_weight(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The classifier's weight and bias."""
         return self.linear.weight, None, self.linear.bias
-
-    def merged_weight(self) -> Tensor:
-        """The classifier's weight ``[O, I]``."""
-        return self.linear.weight.detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from repq_cli.data.base import Batch, Split
 from repq_cli.errors import CheckError
+from repq_cli.quant.layers import QuantLayer
 
 EVAL_BATCH = 256
 TIMED_STEPS = 500
@@ -114,35 +115,43 @@ def evaluate(net: nn.Module, split: Split, task: Task, device: torch.device) -> 
 @torch.no_grad()
 def first_non_finite(net: nn.Module, x: Tensor) -> str:
     """Names the first layer, in the order of execution, with a parameter or an output that is not finite."""
+    if not _finite(x):
+        return "the input batch itself is not finite"
     found: list[str] = []
 
-    def finite(tensors: Iterable[Tensor]) -> bool:
-        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    def look_at(name: str) -> Callable[[nn.Module, object, object], None]:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
+            broken = [key for key, parameter in module.named_parameters() if not _finite(parameter)]
+            if broken:
+                found.append(
+                    f"the {'step' if broken[0].endswith('raw_step') else broken[0]} of layer '{name}' is not finite"
+                )
+            elif isinstance(output, Tensor) and not _finite(output):
+                found.append(f"the output of layer '{name}' is the first that is not finite")
 
-    def look(name: str, module: nn.Module, output: object) -> None:
-        if found:
-            return
-        for parameter, tensor in module.named_parameters():
-            if not finite([tensor]):
-                what = "step" if parameter.endswith("raw_step") else parameter
-                found.append(f"the {what} of layer '{name}' is not finite")
-                return
-        if isinstance(output, Tensor) and not finite([output]):
-            found.append(f"the output of layer '{name}' is the first that is not finite")
+        return look
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        return lambda module, inputs, output: look(name, module, output)
-
-    if not finite([x]):
-        return "the input batch itself is not finite"
-    hooks = [
-        module.register_forward_hook(hook(name))
-        for name, module in net.named_modules()
-        if name and not list(module.children())
-    ] + [module.register_forward_hook(hook(name)) for name, module in net.named_children()]
+    hooks = [module.register_forward_hook(look_at(name)) for name, module in _layers(net).items()]
     try:
         net(x)
     finally:
-        for handle in hooks:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
     return found[0] if found else "every layer is finite, the loss itself is not"
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _layers(net: nn.Module) -> dict[str, nn.Module]:
+    """Quantized layers as wholes, and every other module that has no parts."""
+    layers: dict[str, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for name, module in net.named_modules():
+        if isinstance(module, QuantLayer):
+            layers[name] = module
+            inside.update(module.modules())
+        elif module not in inside and not list(module.children()):
+            layers[name] = module
+    return layers

@@ -1,0 +1,76 @@
+"""Shared by all tests: seeds, one thread a worker, and small experiments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from repq_cli.models.repvgg import repvgg
+from repq_cli.reparam.block import MakeBlock
+from repq_cli.reparam.repvgg import repvgg_block
+
+# A RepVGG of a few thousand parameters on the embedded digits: a run takes about two seconds.
+TINY = [
+    "+model=repvgg_a0",
+    "model.blocks=[1,1,1,1]",
+    "model.width=0.125",
+    "fp.epochs=1",
+    "qat.epochs=1",
+    "verbosity=quiet",
+    "runtime.threads=1",
+    "runtime.tensorboard=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Random batch-norm statistics and affine parameters, so that no merge is right by luck."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.weight, 1.0, 0.5)
+            nn.init.normal_(part.bias, 0.0, 0.5)
+            nn.init.normal_(part.running_mean, 0.0, 0.5)
+            nn.init.uniform_(part.running_var, 0.3, 2.0)
+    return module
+
+
+def tiny_net(make_block: MakeBlock = repvgg_block, strides: tuple[int, ...] = (1, 1, 2, 1, 2)) -> nn.Module:
+    """A RepVGG with one block per stage for 3-channel images, its batch norms randomised."""
+    net = repvgg(make_block, 3, 5, [1, 2, 1, 1], [0.125, 0.125, 0.125, 0.125], list(strides))
+    return randomise(net)
+
+
+@pytest.fixture
+def run_repq(in_folder: Path) -> Callable[..., tuple[int, Path | None]]:
+    """``run_repq("train", *overrides)`` in this process: exit code and, if it left one, the run folder."""
+    from repq_cli.cli import main
+
+    seen: set[Path] = set()
+    names = itertools.count()
+
+    def run(command: str, *arguments: str) -> tuple[int, Path | None]:
+        next(names)
+        code = main([command, *arguments])
+        folders = {path for path in in_folder.glob("outputs/train/*") if path.is_dir()}
+        new = sorted(folders - seen)
+        seen.update(folders)
+        return code, new[-1] if new else None
+
+    return run

@@ -1,0 +1,201 @@
+"""Datasets: fixed disjoint splits, batches that only the seed decides, and clear words about broken folders."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from repq_cli.data import digits, image_folder, torchvision_sets
+from repq_cli.data.augment import Augmentation, flip, shift
+from repq_cli.data.base import DataInfo, InMemory, Split, stratified_split
+from repq_cli.errors import ConfigError, DataError
+
+INFO = DataInfo("test", (1, 4, 4), ("a", "b"), (0.5,), (0.25,), "none")
+
+
+def split(count: int = 10, augment: Augmentation | None = None) -> Split:
+    images = torch.arange(count * 16, dtype=torch.uint8).view(count, 1, 4, 4)
+    return Split(InMemory(images), torch.arange(count) % 2, INFO, augment)
+
+
+def test_digits_are_split_by_class_the_same_way_every_time() -> None:
+    first, second = digits.load(), digits.load()
+    sizes = [len(part) for part in (first.train, first.val, first.test)]
+    assert sum(sizes) == 1797
+    assert sizes[2] == 359
+    for a, b in ((first.train, second.train), (first.val, second.val), (first.test, second.test)):
+        assert torch.equal(a.images.images, b.images.images)
+        counts = a.labels.bincount()
+        assert counts.max() - counts.min() <= 0.1 * counts.max() + 1
+    assert first.info.shape == (1, 32, 32)
+    assert first.info.num_classes == 10
+
+
+def test_digit_splits_share_no_image() -> None:
+    data = digits.load(size=8)
+    seen = [{image.numpy().tobytes() for image in part.images.images} for part in (data.train, data.val, data.test)]
+    assert not seen[0] & seen[1]
+    assert not seen[0] & seen[2]
+    assert not seen[1] & seen[2]
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1() -> None:
+    x = torch.cat([x for x, _ in digits.load().train.batches(256)])
+    assert x.mean().item() == pytest.approx(0, abs=1e-4)
+    assert x.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_batches_depend_on_the_seed_alone_and_can_start_anywhere() -> None:
+    part = split(augment=Augmentation(crop=1, mirror=True))
+    whole = list(part.training_batches(3, seed=7))
+    torch.rand(5)  # the global generator is not asked
+    again = list(part.training_batches(3, seed=7, start=2))
+    assert len(whole) == 3
+    assert len(again) == 1
+    for (x, y), (x2, y2) in zip(whole[2:], again, strict=True):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+    other = list(part.training_batches(3, seed=8))
+    assert any(not torch.equal(a, b) for (a, _), (b, _) in zip(whole, other, strict=True))
+
+
+def test_evaluation_reads_every_image_once_in_order() -> None:
+    batches = list(split(10).batches(4))
+    assert [len(y) for _, y in batches] == [4, 4, 2]
+    pixels = torch.cat([x for x, _ in batches]) * 0.25 + 0.5
+    assert torch.allclose(pixels * 255, torch.arange(160).view(10, 1, 4, 4).float(), atol=1e-3)
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size=11 is larger than the training split of 10 images: use .*=10"):
+        split(10).steps(11)
+
+
+def test_shifts_are_drawn_per_image_and_bring_in_zeros() -> None:
+    images = torch.full((64, 2, 5, 5), 9, dtype=torch.uint8)
+    moved = shift(images, torch.Generator().manual_seed(0), 2)
+    sums = moved.flatten(1).sum(1, dtype=torch.int64)
+    assert len(sums.unique()) > 3
+    assert set(moved.unique().tolist()) == {0, 9}
+    one = torch.zeros(200, 1, 5, 5, dtype=torch.uint8)
+    one[:, :, 2, 2] = 1
+    places = shift(one, torch.Generator().manual_seed(0), 1).flatten(1).argmax(1).unique()
+    assert places.tolist() == [6, 7, 8, 11, 12, 13, 16, 17, 18]
+    assert torch.equal(shift(images, torch.Generator(), 0), images)
+
+
+def test_flips_mirror_about_half_of_the_images() -> None:
+    images = torch.arange(5, dtype=torch.uint8).expand(400, 1, 2, 5)
+    mirrored = (flip(images, torch.Generator().manual_seed(0))[:, 0, 0, 0] == 4).sum().item()
+    assert 150 < mirrored < 250
+
+
+def test_stratified_split_holds_out_of_every_class() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 3)
+    kept, held = stratified_split(labels, 0.1)
+    assert labels[held].bincount().tolist() == [10, 1, 1]
+    assert torch.equal(torch.cat([kept, held]).sort().values, torch.arange(113))
+
+
+def write_folder(root: Path, parts: tuple[str, ...] = ("train", "test"), size: tuple[int, int] = (10, 8)) -> Path:
+    rng = np.random.default_rng(0)
+    for part in parts:
+        for name in ("cat", "dog"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(6):
+                Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return root
+
+
+def test_image_folder_reads_its_splits(tmp_path: Path) -> None:
+    data = image_folder.load(str(write_folder(tmp_path, ("train", "val", "test"))))
+    assert data.info.shape == (3, 10, 8)
+    assert data.info.classes == ("cat", "dog")
+    assert [len(part) for part in (data.train, data.val, data.test)] == [12, 12, 12]
+    expected = np.array(Image.open(tmp_path / "val/dog/2.png"))
+    x, y = next(iter(data.val.batches(12)))
+    mean, std = (np.array(value) for value in (data.info.mean, data.info.std))
+    np.testing.assert_allclose((x[8].permute(1, 2, 0).numpy() * std + mean) * 255, expected, atol=1e-3)
+    assert y.tolist() == [0] * 6 + [1] * 6
+
+
+def test_image_folder_holds_validation_out_where_there_is_only_one_more_split(tmp_path: Path) -> None:
+    data = image_folder.load(str(write_folder(tmp_path, ("train", "val"))), val_fraction=0.34)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [8, 4, 12]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_too_large_for_memory_are_decoded_as_needed(tmp_path: Path, workers: int) -> None:
+    root = str(write_folder(tmp_path, ("train", "val", "test")))
+    cached = image_folder.load(root, size=9, grey=True)
+    lazy = image_folder.load(root, size=9, grey=True, cache_mib=0, workers=workers)
+    assert cached.info == lazy.info
+    assert cached.info.shape == (1, 9, 9)
+    for a, b in zip(cached.train.training_batches(4, 1), lazy.train.training_batches(4, 1), strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+
+
+def test_broken_image_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no folder 'train'"):
+        image_folder.load(str(tmp_path / "nowhere"))
+    root = write_folder(tmp_path / "a", ("train",))
+    with pytest.raises(DataError, match="neither 'val' nor 'test'"):
+        image_folder.load(str(root))
+    root = write_folder(tmp_path / "b")
+    (root / "train/cat/3.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"3\.png cannot be decoded"):
+        image_folder.load(str(root))
+    root = write_folder(tmp_path / "c")
+    content = (root / "train/cat/3.png").read_bytes()
+    (root / "train/cat/3.png").write_bytes(content[:100])
+    with pytest.raises(DataError, match=r"3\.png cannot be decoded"):
+        image_folder.load(str(root))
+    root = write_folder(tmp_path / "d")
+    for path in (root / "test/dog").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"test/dog has no images"):
+        image_folder.load(str(root))
+    root = write_folder(tmp_path / "e")
+    Image.new("RGB", (5, 5)).save(root / "train/dog/9.png")
+    with pytest.raises(DataError, match=r"9\.png is 5x5, the first one 8x10: set data\.size"):
+        image_folder.load(str(root))
+    root = write_folder(tmp_path / "f")
+    (root / "test/bird").mkdir()
+    with pytest.raises(DataError, match="has the class 'bird'"):
+        image_folder.load(str(root))
+    root = tmp_path / "g"
+    (root / "train/only").mkdir(parents=True)
+    (root / "test").mkdir()
+    with pytest.raises(DataError, match="at least two class folders"):
+        image_folder.load(str(root))
+
+
+@pytest.mark.parametrize("dataset", ["MNIST", "FashionMNIST", "CIFAR10"])
+def test_missing_torchvision_data_is_not_downloaded(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"holds no intact {dataset}: .*data\.download=true"):
+        torchvision_sets.load(dataset, root=str(tmp_path))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mnist_is_read_and_padded(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 40), ("t10k", 20)):
+        pixels = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+    data = torchvision_sets.load("MNIST", root=str(tmp_path), size=32)
+    assert data.info.shape == (1, 32, 32)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [30, 10, 20]
+    assert data.test.images.images[0, 0, :2].sum() == 0
+    with pytest.raises(ValueError, match=r"data\.size=20 is smaller"):
+        torchvision_sets.load("MNIST", root=str(tmp_path), size=20)

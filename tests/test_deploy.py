@@ -1,0 +1,165 @@
+"""The deployed network equals the trained one exactly, its codes are integers in range, and its files are stable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_net
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from repq_cli.deploy.check import compare
+from repq_cli.deploy.cost import parameter_count
+from repq_cli.deploy.freeze import freeze
+from repq_cli.deploy.network import DeployedNet, size_on_disk
+from repq_cli.deploy.packing import pack, packed_bits, unpack
+from repq_cli.errors import CheckError, DataError
+from repq_cli.modes.compose import calibrate, compose
+from repq_cli.modes.options import ModeOptions
+from repq_cli.modes.switch import with_reinserted_norms
+from repq_cli.quant.functional import integer_range
+from repq_cli.quant.options import QuantOptions
+from repq_cli.reparam.plain import plain_block
+from repq_cli.reparam.repvgg import repvgg_block
+from repq_cli.tasks.classification import Classification
+
+DESCRIPTION = {"input_shape": [3, 12, 11]}
+AGREEMENT = Classification().agreement
+
+
+def trained(mode: ModeOptions, quant: QuantOptions) -> nn.Module:
+    """A composed network after a few steps of training."""
+    net = tiny_net(plain_block if mode.name == "plain" else repvgg_block)
+    batches = [torch.randn(8, 3, 12, 11) for _ in range(3)]
+    if mode.merged_bn == "reinsert":
+        net = with_reinserted_norms(net, batches)
+    composed = compose(net, mode, quant)
+    calibrate(composed, batches[0], "min_error")
+    optimizer = torch.optim.SGD(composed.parameters(), 1e-3)
+    for x in batches:
+        composed.train()(x).square().mean().backward()
+        optimizer.step()
+    return composed.eval()
+
+
+MODES = [
+    ModeOptions("plain"),
+    ModeOptions("plain", plain_bn="folded"),
+    ModeOptions("merged"),
+    ModeOptions("merged", merged_bn="reinsert"),
+    ModeOptions("repq"),
+    ModeOptions("repq_bn"),
+    ModeOptions("repq_bnest"),
+]
+QUANTS = [
+    QuantOptions(weight_bits=4, act_bits=4),
+    QuantOptions(weight_bits=2, act_bits=2, first_last="same"),
+    QuantOptions(weight_bits=3, act_bits=5, granularity="tensor"),
+    QuantOptions(weight_bits=8, act_bits=8, first_last="fp"),
+    QuantOptions(weight_bits=4, act_bits=32),
+    QuantOptions(weight_bits=32, act_bits=32),
+]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.plain_bn}-{mode.merged_bn}")
+@pytest.mark.parametrize("quant", QUANTS, ids=lambda quant: f"{quant.label}-{quant.first_last}")
+def test_deployed_equals_trained_exactly(mode: ModeOptions, quant: QuantOptions, tmp_path: Path) -> None:
+    net = trained(mode, quant)
+    freeze(net, DESCRIPTION).save(tmp_path)
+    deployed = DeployedNet.load(tmp_path)
+    agreement = compare(net, deployed, [torch.randn(5, 3, 12, 11), torch.randn(1, 3, 12, 11)], AGREEMENT)
+    assert agreement.max_abs == 0
+    assert agreement.top1 == 100
+    assert agreement.max_lsb in ((None,) if quant.act_bits == 32 else (0,))
+    for node in deployed.nodes:
+        if "weight" in node and node["bits"] < 32:
+            codes = deployed.codes(node)
+            assert codes.dtype == torch.int16
+            assert node["low"] <= codes.min()
+            assert codes.max() <= node["high"]
+
+
+def test_compare_sees_a_difference() -> None:
+    """The check can fail: one code more in one layer is found."""
+    net = trained(MODES[2], QUANTS[0])
+    deployed = freeze(net, DESCRIPTION)
+    deployed.blocks_1__weight_value[0, 0, 1, 1] += 1.0
+    agreement = compare(net, deployed, [torch.randn(5, 3, 12, 11)], AGREEMENT)
+    assert agreement.max_abs > 0
+    assert agreement.max_lsb is not None
+    assert agreement.max_lsb >= 1
+
+
+def test_equal_nets_give_equal_bytes(tmp_path: Path) -> None:
+    net = trained(MODES[-1], QUANTS[0])
+    for name in ("a", "b"):
+        freeze(net, DESCRIPTION).save(tmp_path / name)
+    for file in ("model.safetensors", "model.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert size_on_disk(tmp_path / "a") == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+
+
+@settings(max_examples=50, deadline=None)
+@given(bits=st.integers(2, 8), count=st.integers(1, 40), seed=st.integers(0, 99))
+def test_packing_is_lossless_and_small(bits: int, count: int, seed: int) -> None:
+    low, high = integer_range(bits, signed=True)
+    codes = torch.randint(low, high + 1, (count,), generator=torch.Generator().manual_seed(seed))
+    packed = pack(codes.float(), bits, low)
+    assert packed.dtype == torch.uint8
+    assert len(packed) == -(-count * packed_bits(bits) // 8)
+    assert torch.equal(unpack(packed, bits, low, [count]).long(), codes)
+
+
+def test_four_bit_weights_take_an_eighth_of_float32(tmp_path: Path) -> None:
+    net = trained(MODES[2], QuantOptions(weight_bits=4, act_bits=4, first_last="same"))
+    deployed = freeze(net, DESCRIPTION)
+    weights = [deployed.stored[node["weight"]] for node in deployed.nodes if "weight" in node]
+    count = sum(torch.Size(node["shape"]).numel() for node in deployed.nodes if "weight" in node)
+    assert sum(tensor.numel() * tensor.element_size() for tensor in weights) == pytest.approx(
+        count / 2, abs=len(weights)
+    )
+    assert parameter_count(deployed) == count + sum(node["shape"][0] for node in deployed.nodes if "weight" in node)
+
+
+def test_damaged_codes_are_found_by_layer(tmp_path: Path) -> None:
+    net = trained(MODES[2], QuantOptions(weight_bits=3, act_bits=4, first_last="same"))
+    freeze(net, DESCRIPTION).save(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    stored["blocks.1.codes"].fill_(0xFF)  # nibble 15 is no code of 3 bits
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(CheckError, match=r"layer blocks_1 stores codes outside -4\.\.3"):
+        DeployedNet.load(tmp_path)
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no intact deployed network"):
+        DeployedNet.load(tmp_path)
+    net = trained(MODES[2], QUANTS[0])
+    freeze(net, DESCRIPTION).save(tmp_path)
+    graph = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(graph | {"format": 99}))
+    with pytest.raises(DataError, match="format 99"):
+        DeployedNet.load(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(graph))
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="no intact deployed network"):
+        DeployedNet.load(tmp_path)
+
+
+def test_a_network_that_computes_outside_modules_is_refused() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flatten = nn.Flatten()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.flatten(x))
+
+    with pytest.raises(ValueError, match="tanh"):
+        freeze(Doubled(), DESCRIPTION)

@@ -1,0 +1,125 @@
+"""LSQ against an independent numpy formula, and the integer grid as a fixed point."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repq_cli.quant.functional import dequantize, integer_range, lsq_fake_quantize, quantize
+from repq_cli.quant.lsq import LSQ
+
+BITS = range(2, 9)
+
+
+def numpy_lsq(v: np.ndarray, s: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Output, d(out)/dv and d(out)/ds of arXiv 1902.08153, eqs. 1-3 and 5, element by element."""
+    ratio = v / s
+    out = np.round(np.clip(ratio, low, high)) * s
+    inside = (ratio > low) & (ratio < high)
+    grad_s = np.where(inside, np.round(ratio) - ratio, np.where(ratio <= low, low, high))
+    return out, inside.astype(v.dtype), grad_s
+
+
+def awkward_values(step: float, low: int, high: int) -> np.ndarray:
+    """Zeros, ties, both ends of the range and beyond, and ordinary values."""
+    rng = np.random.default_rng(0)
+    corners = np.array(
+        [0, -0.0, 0.5, -0.5, 1.5, 2.5, low, high, low - 0.5, high + 0.5, 3 * low - 1, 3 * high, low + 0.5]
+    )
+    return np.concatenate([corners, rng.normal(0, high / 2, 51)]) * step
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("signed", [True, False])
+def test_forward_and_gradients_equal_numpy(bits: int, signed: bool) -> None:
+    codes = integer_range(bits, signed)
+    step = np.float64(0.25)  # a power of two, so that ties are exact
+    values = awkward_values(float(step), *codes)
+    out, grad_v, grad_s = numpy_lsq(values, step, *codes)
+    v = torch.tensor(values, requires_grad=True)
+    s = torch.tensor(step, requires_grad=True)
+    direction = torch.randn(len(values), dtype=torch.float64)
+    y = lsq_fake_quantize(v, s, codes, grad_scale=0.125)
+    got_v, got_s = torch.autograd.grad((y * direction).sum(), [v, s])
+    np.testing.assert_array_equal(y.detach().numpy(), out)
+    np.testing.assert_allclose(got_v.numpy(), grad_v * direction.numpy(), rtol=1e-14)
+    np.testing.assert_allclose(got_s.item(), 0.125 * (grad_s * direction.numpy()).sum(), rtol=1e-12)
+
+
+def test_gradients_per_channel_equal_numpy_row_by_row() -> None:
+    codes = integer_range(3, True)
+    v = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    s = torch.tensor([0.1, 0.3, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    direction = torch.randn_like(v)
+    y = lsq_fake_quantize(v, s.view(-1, 1, 1, 1), codes, grad_scale=0.5)
+    got_v, got_s = torch.autograd.grad((y * direction).sum(), [v, s])
+    for row in range(4):
+        out, grad_v, grad_s = numpy_lsq(v[row].detach().numpy(), s[row].item(), *codes)
+        np.testing.assert_allclose(y[row].detach().numpy(), out, rtol=1e-14)
+        np.testing.assert_allclose(got_v[row].numpy(), grad_v * direction[row].numpy(), rtol=1e-14)
+        np.testing.assert_allclose(got_s[row].item(), 0.5 * (grad_s * direction[row].numpy()).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_the_integer_grid_is_a_fixed_point(bits: int, signed: bool, channels: int | None) -> None:
+    quantizer = LSQ(bits, signed, channels)
+    with torch.no_grad():
+        quantizer.raw_step.copy_(torch.rand_like(quantizer.raw_step) + 0.01)
+    grid = torch.arange(quantizer.codes.low, quantizer.codes.high + 1).float().repeat(3, 1)
+    values = grid * quantizer.step_for(grid)
+    assert torch.equal(quantizer(values), values)
+    assert torch.equal(quantizer.integers(values), grid)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.integers(2, 8),
+    signed=st.booleans(),
+    step=st.floats(2**-13, 10, width=32),
+    seed=st.integers(0, 1000),
+)
+def test_fake_quantization_is_integers_times_step_bit_for_bit(bits: int, signed: bool, step: float, seed: int) -> None:
+    codes = integer_range(bits, signed)
+    v = torch.randn(200, generator=torch.Generator().manual_seed(seed)) * 5
+    s = torch.tensor(step)
+    integers = quantize(v, s, codes)
+    torch.testing.assert_close(lsq_fake_quantize(v, s, codes), dequantize(integers, s), atol=0, rtol=0)
+    assert torch.equal(integers, integers.round())
+    assert integers.min() >= codes.low
+    assert integers.max() <= codes.high
+
+
+def test_steps_are_positive_by_construction() -> None:
+    quantizer = LSQ(4, True, 4)
+    with torch.no_grad():
+        quantizer.raw_step.copy_(torch.tensor([0.5, -0.5, 0.0, -1e-12]))
+    assert torch.equal(quantizer.step(), torch.tensor([0.5, 0.5, 1e-8, 1e-8]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "per_sample", "count"),
+    [((8, 3, 5, 5), None, True, 75), ((8, 3, 5, 5), None, False, 600), ((8, 3, 5, 5), 8, False, 75)],
+)
+def test_gradient_scale_counts_the_elements_that_share_a_step(
+    shape: tuple[int, ...], channels: int | None, per_sample: bool, count: int
+) -> None:
+    quantizer = LSQ(4, True, channels, per_sample=per_sample)
+    v = torch.randn(shape) * 3
+    (grad,) = torch.autograd.grad(quantizer(v).sum(), [quantizer.raw_step])
+    step = quantizer.raw_step.detach().clone().requires_grad_()
+    view = step if channels is None else step.view(-1, 1, 1, 1)
+    (unscaled,) = torch.autograd.grad(lsq_fake_quantize(v, view, quantizer.codes).sum(), [step])
+    torch.testing.assert_close(grad, unscaled / math.sqrt(count * 7))
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_other_widths_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"2 to 8 bits, not for bits={bits}"):
+        LSQ(bits, True)

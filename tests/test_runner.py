@@ -1,0 +1,377 @@
+"""Whole runs: every mode leaves the folder of the contract, seeds decide everything, and stopped runs go on exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+
+from repq_cli.cli import main
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.errors import Interrupted
+from repq_cli.train import stage
+from repq_cli.train.interrupt import StopRequest
+
+Run = Callable[..., tuple[int, Path | None]]
+
+
+def row_of(folder: Path | None) -> dict[str, Any]:
+    assert folder is not None
+    return json.loads((folder / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def results(folder: Path | None) -> dict[str, Any]:
+    """What has to be equal in equal runs."""
+    row = row_of(folder)
+    return {key: row[key] for key in ("metric", "metrics", "checks", "size", "cost", "quant")}
+
+
+MODES = ["plain", "merged", "repq", "repq_bn", "repq_bnest"]
+
+
+@pytest.mark.parametrize("mode", [*MODES, "merged mode.merged_bn=reinsert", "plain mode.plain_bn=folded"])
+def test_every_mode_runs_to_the_end(mode: str, run_repq: Run) -> None:
+    code, folder = run_repq("train", *TINY, "quant=w4a4", *f"mode={mode}".split())
+    assert code == 0
+    row = row_of(folder)
+    assert row["status"] == "done"
+    assert row["mode"] == mode.split()[0]
+    assert row["rep"] == "repvgg"
+    assert row["metric"]["deployed"] == row["metric"]["qat"]
+    assert row["checks"]["freeze_max_abs"] == 0
+    assert row["checks"]["freeze_max_lsb"] == 0
+    assert row["checks"]["freeze_top1_agreement"] == 100
+    assert row["checks"]["merge_max_abs"] < 1e-3
+    assert row["quant"] == {
+        "weight_method": "lsq",
+        "act_method": "lsq",
+        "weight_bits": 4,
+        "act_bits": 4,
+        "granularity": "channel",
+        "first_last": 8,
+        "residual": "int",
+    }
+
+
+def test_a_run_leaves_the_folder_of_the_contract(run_repq: Run) -> None:
+    arguments = [*(a for a in TINY if not a.startswith("runtime.tensorboard")), "quant=w4a4"]
+    code, folder = run_repq("train", *arguments)
+    assert code == 0
+    assert folder is not None
+    assert folder.name.endswith("-repvgg_a0-repq_bnest-w4a4")
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("tb/")}
+    assert len(events) == 1
+    assert names - events == {
+        ".lock",
+        "config.yaml",
+        "summary.json",
+        "env.json",
+        "metrics.jsonl",
+        "train.log",
+        "checkpoints/last.pt",
+        "checkpoints/previous.pt",
+        "checkpoints/best.pt",
+        "checkpoints/fp.pt",
+        "deploy/model.json",
+        "deploy/model.safetensors",
+    }
+    row = row_of(folder)
+    assert set(row) == {
+        *("status", "model", "rep", "mode", "data", "task", "seed", "command_line", "quant", "metric", "metrics"),
+        *("checks", "size", "cost", "time", "lineage"),
+    }
+    assert row["size"]["bytes_packed"] == sum(path.stat().st_size for path in (folder / "deploy").iterdir())
+    assert set(row["time"]) == {"fp_seconds", "fp_step_ms", "qat_seconds", "qat_step_ms", "peak_memory_bytes"}
+    assert {entry["engine"] for entry in row["metrics"]} == {"fp", "fake", "deployed"}
+    assert {"fp_cache", "torch_version", "started", "finished"} <= set(row["lineage"])
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {entry["stage"] for entry in entries} == {"fp", "qat"}
+    assert all("val_top1" in entry or "lr" in entry for entry in entries)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["mode"]["name"] == "repq_bnest"
+    assert "packages" in json.loads((folder / "env.json").read_text())
+    deployed = (folder / "deploy/model.json").read_text() + str(
+        (folder / "deploy/model.safetensors").read_bytes()[:4000]
+    )
+    assert folder.name not in deployed
+    net = DeployedNet.load(folder / "deploy")
+    assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_the_same_seed_gives_the_same_results_and_bytes(run_repq: Run) -> None:
+    _, first = run_repq("train", *TINY, "quant=w4a4", "seed=3")
+    _, second = run_repq("train", *TINY, "quant=w4a4", "seed=3")
+    _, other = run_repq("train", *TINY, "quant=w4a4", "seed=4")
+    assert first is not None
+    assert second is not None
+    assert first != second
+    assert results(first) == results(second)
+    name = "deploy/model.safetensors"
+    assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert other is not None
+    assert (first / name).read_bytes() != (other / name).read_bytes()
+
+
+def test_qat_is_the_same_whether_fp_was_trained_here_or_loaded(run_repq: Run) -> None:
+    _, trained = run_repq("train", *TINY, "quant=w4a4")
+    assert trained is not None
+    for source in (trained, trained / "checkpoints/fp.pt"):
+        code, loaded = run_repq("train", *TINY, "quant=w4a4", f"fp.checkpoint={source}")
+        assert code == 0
+        assert results(loaded) == results(trained)
+        assert row_of(loaded)["lineage"]["fp_run"] == str(source)
+        assert row_of(loaded)["lineage"]["fp_cache"] == row_of(trained)["lineage"]["fp_cache"]
+
+
+def losses(folder: Path, stage_name: str) -> list[float]:
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if entry["stage"] == stage_name and "loss" in entry]
+
+
+def test_golden_losses(run_repq: Run) -> None:
+    """A change that should not alter numbers keeps these ten losses; one that should says so and renews them."""
+    _, folder = run_repq("train", *TINY, "quant=w4a4", "runtime.log_every=2")
+    assert folder is not None
+    golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
+    got = {name: losses(folder, name)[:5] for name in ("fp", "qat")}
+    for name in ("fp", "qat"):
+        assert got[name] == pytest.approx(golden[name], rel=1e-3), got
+
+
+class StopAfter(StopRequest):
+    """A signal that comes after a number of checks for it."""
+
+    left = 0
+
+    def __bool__(self) -> bool:
+        StopAfter.left -= 1
+        if StopAfter.left == 0:
+            self.signal_number = signal.SIGINT
+        return super().__bool__()
+
+
+@pytest.mark.parametrize("steps", [7, 19, 26, 38])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    steps: int, run_repq: Run, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in FP or QAT, in the middle of an epoch or at its end: equal metrics, log, and deployed bytes."""
+    _, unbroken = run_repq("train", *TINY, "quant=w4a4")
+    assert unbroken is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
+        StopAfter.left = steps
+        code, stopped = run_repq("train", *TINY, "quant=w4a4")
+    assert code == 130
+    assert stopped is not None
+    assert row_of(stopped)["status"] == "interrupted"
+    assert f"resume={stopped.relative_to(in_folder)}" in capsys.readouterr().out
+    assert main(["train", f"resume={stopped}"]) == 0
+    assert row_of(stopped)["status"] == "done"
+    assert results(stopped) == results(unbroken)
+    name = "deploy/model.safetensors"
+    assert (stopped / name).read_bytes() == (unbroken / name).read_bytes()
+    assert (stopped / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
+
+
+def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "repq_cli.cli", *arguments],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(path: Callable[[], Path | None], process: subprocess.Popen[str]) -> Path:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = path()
+        if found is not None:
+            return found
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError("nothing happened")
+
+
+def test_a_process_killed_in_qat_goes_on_exactly(in_folder: Path, run_repq: Run) -> None:
+    arguments = ["train", *TINY, "quant=w4a4", "qat.epochs=4", "hydra.run.dir=killed"]
+    _, unbroken = run_repq(*arguments[:-1])
+    process = spawn(in_folder, *arguments)
+    wait_for(lambda: _three_qat_entries(in_folder / "killed"), process)
+    process.kill()
+    process.communicate()
+    assert not (in_folder / "killed/summary.json").exists()
+    assert main(["train", "resume=killed"]) == 0
+    assert results(in_folder / "killed") == results(unbroken)
+
+
+def _three_qat_entries(folder: Path) -> Path | None:
+    path = folder / "metrics.jsonl"
+    return path if path.exists() and path.read_text().count('"stage": "qat"') >= 3 else None
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_a_checkpoint_and_their_exit_code(number: int, code: int, in_folder: Path) -> None:
+    process = spawn(in_folder, "train", *TINY, "quant=w4a4", "qat.epochs=50", "hydra.run.dir=stopped")
+    wait_for(lambda: _three_qat_entries(in_folder / "stopped"), process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    assert "resume=stopped" in output
+    assert row_of(in_folder / "stopped")["status"] == "interrupted"
+    assert (in_folder / "stopped/checkpoints/last.pt").exists()
+
+
+def test_resume_auto_finds_the_unfinished_run_of_the_same_configuration(
+    run_repq: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
+        StopAfter.left = 5
+        _, stopped = run_repq("train", *TINY, "quant=w4a4")
+    assert main(["train", *TINY, "quant=w2a2", "resume=auto"]) == 2
+    assert "no unfinished run of this configuration" in capsys.readouterr().err
+    assert main(["train", *TINY, "quant=w4a4", "resume=auto"]) == 0
+    assert row_of(stopped)["status"] == "done"
+
+
+def test_resuming_a_finished_run_says_so(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    _, folder = run_repq("train", *TINY)
+    before = row_of(folder)
+    assert main(["train", f"resume={folder}", "verbosity=normal"]) == 0
+    assert "already done" in capsys.readouterr().out
+    assert row_of(folder) == before
+
+
+def test_resume_takes_only_runtime_keys(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    _, folder = run_repq("train", *TINY)
+    assert main(["train", f"resume={folder}", "qat.epochs=3"]) == 2
+    assert "qat.epochs=3 cannot be changed by resume=" in capsys.readouterr().err
+    assert main(["train", f"resume={folder}", "runtime.log_every=5"]) == 0
+    assert main(["train", "resume=nowhere"]) == 2
+    assert "resume=nowhere is no run folder" in capsys.readouterr().err
+
+
+def test_a_net_that_stops_being_finite_ends_with_exit_4_and_keeps_its_checkpoint(
+    run_repq: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.training_step
+    calls = []
+
+    def poisoned(net: torch.nn.Module, *arguments: Any) -> tuple[float, float]:
+        calls.append(None)
+        if len(calls) == 25:
+            with torch.no_grad():
+                net.get_submodule("taps.2").raw_step.fill_(torch.nan)  # type: ignore[operator]
+        return real(net, *arguments)
+
+    monkeypatch.setattr(stage, "training_step", poisoned)
+    code, folder = run_repq("train", *TINY, "quant=w4a4")
+    assert code == 4
+    assert "the step of layer 'taps.2' is not finite" in capsys.readouterr().err
+    row = row_of(folder)
+    assert row["status"] == "failed"
+    assert "taps.2" in row["error"]
+    assert folder is not None
+    last = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    assert all(torch.isfinite(tensor).all() for tensor in last["net"].values())
+
+
+def test_a_deployed_net_that_differs_is_exit_4(
+    run_repq: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = DeployedNet.load.__func__  # type: ignore[attr-defined]
+
+    def damaged(cls: type, folder: Path) -> DeployedNet:
+        net = real(cls, folder)
+        net.blocks_1__weight_value.mul_(1.5)
+        return net  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(DeployedNet, "load", classmethod(damaged))
+    code, folder = run_repq("train", *TINY, "quant=w4a4")
+    assert code == 4
+    assert "differs from the trained one" in capsys.readouterr().err
+    assert row_of(folder)["status"] == "failed"
+
+
+def test_checkpoints_that_do_not_fit_are_refused(
+    run_repq: Run, capsys: pytest.CaptureFixture[str], in_folder: Path
+) -> None:
+    _, folder = run_repq("train", *TINY)
+    assert folder is not None
+    cases = {
+        (f"fp.checkpoint={folder}", "mode=plain"): r"has rep repvgg and this run rep none",
+        (f"fp.checkpoint={folder}", "model=repvgg_b0"): r"has model repvgg_a0 and this run model repvgg_b0",
+        (f"fp.checkpoint={folder}", "model.width=0.25"): r"is of another net",
+        (f"fp.checkpoint={folder}", "data.size=16"): r"has input 1x32x32 and this run input 1x16x16",
+        (f"fp.checkpoint={folder}/checkpoints/best.pt",): r"holds a qat net, and QAT starts from an FP net",
+        ("fp.checkpoint=nowhere",): r"There is no checkpoint nowhere",
+    }
+    for arguments, sentence in cases.items():
+        kept = [a for a in TINY if not any(a.lstrip("+").startswith(b.split("=")[0] + "=") for b in arguments)]
+        code, _ = run_repq("train", *kept, *arguments)
+        assert code == 3, arguments
+        assert sentence in capsys.readouterr().err
+    broken = in_folder / "broken.pt"
+    broken.write_bytes((folder / "checkpoints/fp.pt").read_bytes()[:-100])
+    assert run_repq("train", *TINY, f"fp.checkpoint={broken}")[0] == 3
+    assert "truncated" in capsys.readouterr().err
+
+
+def test_two_processes_cannot_work_in_one_folder(
+    run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from filelock import FileLock
+
+    (in_folder / "mine").mkdir()
+    with FileLock(in_folder / "mine/.lock"):
+        assert main(["train", *TINY, "hydra.run.dir=mine"]) == 3
+    assert "Another process is working in" in capsys.readouterr().err
+
+
+def test_freezing_statistics_late_and_no_qat_epochs_are_legal(run_repq: Run) -> None:
+    code, folder = run_repq("train", *TINY, "mode=repq_bn", "qat.epochs=2", "mode.freeze_bn_after=1")
+    assert code == 0
+    code, folder = run_repq("train", *TINY, "qat.epochs=0", "quant=w8a8")
+    assert code == 0
+    assert "qat_seconds" not in row_of(folder)["time"]
+
+
+def test_fp32_runs_both_stages_in_float(run_repq: Run) -> None:
+    code, folder = run_repq("train", *TINY, "quant=fp32", "mode=repq_bn")
+    assert code == 0
+    row = row_of(folder)
+    assert "freeze_max_lsb" not in row["checks"]
+    assert row["cost"]["bops"] == row["cost"]["macs"] * 32 * 32
+
+
+def test_image_folders_train(run_repq: Run, in_folder: Path) -> None:
+    from test_data import write_folder
+
+    root = write_folder(in_folder / "images", ("train", "val", "test"), size=(16, 16))
+    data = ["data=image_folder", f"data.root={root}", "data.batch_size=4"]
+    code, folder = run_repq("train", *TINY, *data)
+    assert code == 0
+    assert row_of(folder)["data"] == "images"
+    shutil.rmtree(root / "train/cat")
+    assert run_repq("train", *TINY, *data)[0] == 3
+
+
+def test_a_second_interrupt_is_not_an_exception_that_a_sweep_swallows() -> None:
+    assert not issubclass(Interrupted, Exception)

@@ -1,0 +1,141 @@
+"""Batch-norm statistics: RepQ-BN is batch norm, RepQ-BNEst's mean is exact, and what each estimate drops."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomise
+
+from repq_cli.reparam.algebra import Geometry
+from repq_cli.reparam.block import Block
+from repq_cli.reparam.repvgg import repvgg_block
+from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, RunningStatistics
+
+GEOMETRIES = [
+    Geometry(4, 4),
+    Geometry(4, 6, stride=2),
+    Geometry(4, 4, groups=2),
+    Geometry(4, 6, stride=2, groups=2),
+    Geometry(4, 6, padding=0),
+    Geometry(4, 6, padding=0, stride=2, groups=2),
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_repq_bn_without_quantization_is_train_mode_batch_norm(geometry: Geometry) -> None:
+    """Outputs, gradients of the input and of every parameter, and the running statistics (arXiv 2311.05317, Alg. 1)."""
+    block = randomise(repvgg_block(geometry)).double().train()
+    reference = copy.deepcopy(block)
+    x = torch.randn(5, 4, 7, 9, dtype=torch.float64, requires_grad=True)
+    expected = reference(x)
+    direction = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * direction).sum(), [x, *reference.parameters()])
+
+    statistics = BatchStatistics(x, geometry)
+    weight, bias = block.merged(statistics)
+    y = F.conv2d(x, weight, bias, geometry.stride, geometry.padding, 1, geometry.groups)
+    got = torch.autograd.grad((y * direction).sum(), [x, *block.parameters()])
+    statistics.update_running()
+
+    torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(dict(block.named_buffers()), dict(reference.named_buffers()), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_offset_estimate_of_the_mean_is_exact(stride: int, padding: int, groups: int) -> None:
+    geometry = Geometry(4, 4, stride=stride, padding=padding, groups=groups)
+    block = repvgg_block(geometry).double()
+    x = torch.randn(3, 4, 9, 8, dtype=torch.float64) + 2
+    exact, estimated = BatchStatistics(x, geometry), EstimatedStatistics(x, geometry)
+    block.merged(exact)
+    block.merged(estimated)
+    for (_, true), (_, estimate) in zip(exact.seen, estimated.seen, strict=True):
+        torch.testing.assert_close(estimate.mean, true.mean, atol=1e-12, rtol=1e-12)
+
+
+def test_estimated_variance_is_exact_for_an_identity_and_for_uncorrelated_inputs() -> None:
+    geometry = Geometry(4, 4)
+    block = repvgg_block(geometry).double()
+    x = torch.randn(4000, 4, 3, 3, dtype=torch.float64)
+    exact, estimated = BatchStatistics(x, geometry), EstimatedStatistics(x, geometry)
+    block.merged(exact)
+    block.merged(estimated)
+    pairs = {id(norm): (true, estimate) for (norm, true), (_, estimate) in zip(exact.seen, estimated.seen, strict=True)}
+    true, estimate = pairs[id(block.branches["identity"].norm)]
+    torch.testing.assert_close(estimate.var, true.var, atol=1e-12, rtol=1e-12)
+    for true, estimate in pairs.values():
+        torch.testing.assert_close(estimate.var, true.var, atol=0, rtol=0.1)
+
+
+def test_estimate_matches_its_formula_in_numpy() -> None:
+    """``var = sum W^2 v`` with the moments of what each tap sees, by loops."""
+    geometry = Geometry(2, 3, stride=2)
+    x = torch.randn(3, 2, 5, 6, dtype=torch.float64)
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    padded = F.pad(x, (1, 1, 1, 1)).numpy()
+    out_h, out_w = 3, 3
+    expected_var = [0.0] * 3
+    for o in range(3):
+        for i in range(2):
+            for a in range(3):
+                for b in range(3):
+                    seen = padded[:, i, a : a + 2 * out_h : 2, b : b + 2 * out_w : 2]
+                    expected_var[o] += float(weight[o, i, a, b]) ** 2 * seen.var()
+    norm = torch.nn.BatchNorm2d(3)
+    var = EstimatedStatistics(x, geometry)(norm, weight).var
+    torch.testing.assert_close(var, torch.tensor(expected_var, dtype=torch.float64), atol=1e-12, rtol=1e-12)
+
+
+def test_channel_estimator_uses_whole_channel_moments() -> None:
+    geometry = Geometry(2, 3)
+    x = torch.randn(3, 2, 5, 6, dtype=torch.float64) + 1
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    norm = torch.nn.BatchNorm2d(3)
+    mean, var = EstimatedStatistics(x, geometry, "channel")(norm, weight)
+    torch.testing.assert_close(mean, weight.sum((2, 3)) @ x.mean((0, 2, 3)))
+    torch.testing.assert_close(var, weight.square().sum((2, 3)) @ x.var((0, 2, 3), correction=0))
+
+
+def test_estimated_kernel_is_invariant_to_the_scale_of_its_weights() -> None:
+    """With eps 0 the estimate is a quadratic form of W: the gradient has no component along W."""
+    geometry = Geometry(3, 4)
+    block = Block(geometry, {"dense": repvgg_block(geometry).branches["dense"]}).double()
+    norm, weight = block.branches["dense"].norm, block.branches["dense"].conv.weight
+    norm.eps = 0.0
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    merged, bias = block.merged(EstimatedStatistics(x, geometry))
+    loss = F.conv2d(x, merged, bias, padding=1).pow(3).sum()
+    (grad,) = torch.autograd.grad(loss, weight)
+    along = (grad * weight).sum((1, 2, 3))
+    torch.testing.assert_close(along, torch.zeros_like(along), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("statistics", [BatchStatistics, EstimatedStatistics])
+def test_detached_statistics_give_the_input_no_gradient(statistics: type) -> None:
+    geometry = Geometry(3, 4)
+    block = repvgg_block(geometry)
+    x = torch.randn(4, 3, 6, 6, requires_grad=True)
+    weight, bias = block.merged(statistics(x, geometry, detach=True))
+    assert torch.autograd.grad(weight.sum() + bias.sum(), x, allow_unused=True) == (None,)
+    weight, bias = block.merged(statistics(x, geometry, detach=False))
+    assert torch.autograd.grad(weight.sum() + bias.sum(), x)[0].abs().sum() > 0
+
+
+def test_merging_alone_changes_no_running_statistics() -> None:
+    geometry = Geometry(3, 4)
+    block = randomise(repvgg_block(geometry))
+    before = copy.deepcopy(block.state_dict())
+    block.merged(BatchStatistics(torch.randn(2, 3, 4, 4), geometry))
+    block.merged(RunningStatistics())
+    assert all(torch.equal(value, block.state_dict()[key]) for key, value in before.items())
+
+
+def test_one_value_per_channel_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        BatchStatistics(torch.randn(1, 3, 1, 1), Geometry(3, 4))

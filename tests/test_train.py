@@ -1,0 +1,217 @@
+"""Parts of training: rates, groups, checkpoints, and what happens when numbers stop being numbers."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_net
+from torch import nn
+
+from repq_cli.errors import CheckError, DataError, Interrupted
+from repq_cli.files import write_atomically
+from repq_cli.modes.compose import calibrate, compose
+from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.options import QuantOptions
+from repq_cli.tasks.classification import Classification
+from repq_cli.train import checkpoint
+from repq_cli.train.checkpoint import RunCheckpoints
+from repq_cli.train.engine import EpochTotals, training_step
+from repq_cli.train.environment import pick_device
+from repq_cli.train.interrupt import stop_request
+from repq_cli.train.log import RunLog, logger, logging_to
+from repq_cli.train.optim import learning_rate, make_optimizer, parameter_groups
+from repq_cli.train.options import OptimOptions, ScheduleOptions
+
+
+def test_cosine_starts_at_the_peak_and_ends_at_the_final_rate() -> None:
+    rates = [learning_rate(ScheduleOptions("cosine", 0, 0.1), 2.0, step, 100, 10) for step in range(101)]
+    assert rates[0] == 2.0
+    assert rates[50] == pytest.approx((2.0 + 0.2) / 2)
+    assert rates[100] == pytest.approx(0.2)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_warm_up_rises_linearly_below_the_peak() -> None:
+    rates = [learning_rate(ScheduleOptions("constant", 0.4), 1.0, step, 100, 10) for step in range(6)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_only_kernels_decay() -> None:
+    net = compose(tiny_net(), ModeOptions("repq_bn"), QuantOptions(weight_bits=4, act_bits=4))
+    decayed, free = parameter_groups(net, 0.1)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    assert all(names[id(p)].endswith(("conv.weight", "linear.weight")) for p in decayed["params"])
+    assert {names[id(p)].rpartition(".")[2] for p in free["params"]} == {"weight", "bias", "raw_step"}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_optimisers(name: str, kind: type) -> None:
+    assert isinstance(make_optimizer(nn.Linear(2, 2), OptimOptions(name), 0.1), kind)
+
+
+def quantized() -> nn.Module:
+    net = compose(tiny_net(), ModeOptions("repq_bn"), QuantOptions(weight_bits=4, act_bits=4))
+    calibrate(net, torch.randn(4, 3, 12, 11), "min_error")
+    return net.train()
+
+
+def step_with(net: nn.Module, x: torch.Tensor) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    training_step(net, (x, torch.zeros(len(x), dtype=torch.long)), Classification(), optimizer, 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ("weight", r"the kernel\.block\.branches\.dense\.conv\.weight of layer 'blocks\.2' is not finite"),
+        ("step", r"the step of layer 'taps\.3' is not finite"),
+        ("input", "the input batch itself is not finite"),
+    ],
+)
+def test_a_loss_that_is_not_finite_names_the_layer(broken: str, sentence: str) -> None:
+    net, x = quantized(), torch.randn(4, 3, 12, 11)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with torch.no_grad():
+        if broken == "weight":
+            net.blocks[2].kernel.block.branches["dense"].conv.weight[0] = torch.inf
+        elif broken == "step":
+            net.taps[3].raw_step.fill_(torch.nan)
+        else:
+            x[0] = torch.nan
+    with pytest.raises(CheckError, match=sentence):
+        step_with(net, x)
+    name = "blocks.0.kernel.block.branches.dense.conv.weight"
+    assert torch.equal(before[name], net.state_dict()[name]), "no update is made with a loss that is not finite"
+
+
+def test_an_overflow_names_the_layer_whose_output_it_is() -> None:
+    net, x = tiny_net().train(), torch.randn(4, 3, 12, 11)
+    with torch.no_grad():
+        net.classifier.weight.fill_(3e38)
+    with pytest.raises(CheckError, match="the output of layer 'classifier' is the first"):
+        step_with(net, x)
+
+
+def test_totals_of_an_epoch() -> None:
+    totals = EpochTotals()
+    totals.add(1.0, 50.0)
+    totals.add(3.0, 100.0)
+    assert (totals.mean_loss, totals.mean_score) == (2.0, 75.0)
+
+
+def test_gradient_clipping_bounds_the_update() -> None:
+    net = nn.Linear(4, 2)
+    before = net.weight.clone()
+    batch = (torch.randn(8, 4) * 1e4, torch.zeros(8, dtype=torch.long))
+    training_step(net, batch, Classification(), torch.optim.SGD(net.parameters(), 1.0), 1.0, clip_norm=1e-3)
+    assert (net.weight - before).norm() <= 1.001e-3
+
+
+def test_checkpoints_are_whole_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"net": {"w": torch.ones(3)}, "epoch": 2})
+    assert checkpoint.load(path)["epoch"] == 2
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"a\.pt is truncated or not one of repq's"):
+        checkpoint.load(path)
+    with pytest.raises(DataError, match="There is no checkpoint"):
+        checkpoint.load(tmp_path / "b.pt")
+    torch.save({"something": "else"}, path)
+    with pytest.raises(DataError, match="not one of repq's"):
+        checkpoint.load(path)
+
+
+def test_a_lost_last_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.create()
+    assert checkpoints.load_last() is None
+    checkpoints.save_last({"epoch": 1})
+    checkpoints.save_last({"epoch": 2})
+    loaded = checkpoints.load_last()
+    assert loaded is not None
+    assert loaded["epoch"] == 2
+    checkpoints.last.write_bytes(b"half")
+    loaded = checkpoints.load_last()
+    assert loaded is not None
+    assert loaded["epoch"] == 1
+    checkpoints.last.unlink()
+    assert checkpoints.load_last() == loaded
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_request() as stop:
+        stop.check()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop
+        with pytest.raises(Interrupted) as caught:
+            stop.check()
+        assert caught.value.exit_code == 143
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=False, quiet=True)
+    log.write({"step": 1})
+    offset = log.offset()
+    log.write({"step": 2})
+    log.rewind(offset, step=1)
+    log.write({"step": 3})
+    assert log.path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_tensorboard_gets_scalars_and_histograms(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=True, quiet=True)
+    log.scalars({"fp/loss": 1.5}, 3)
+    log.histograms({"fp/w": torch.randn(10)}, 3)
+    log.close()
+    (events,) = (tmp_path / "tb").iterdir()
+    assert b"fp/loss" in events.read_bytes()
+
+
+def test_the_log_goes_to_file_and_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path, tensorboard=False, quiet=True)
+    with logging_to(tmp_path / "train.log", "normal"):
+        log.epoch_line("first", last=False)
+        log.epoch_line("second, at once", last=False)
+        log.epoch_line("last", last=True)
+    assert capsys.readouterr().out == "first\nlast\n"
+    text = (tmp_path / "train.log").read_text()
+    assert all(word in text for word in ("first", "second", "last"))
+    assert logger.handlers == []
+    with logging_to(tmp_path / "train.log", "quiet"):
+        logger.info("not shown")
+        logger.warning("shown")
+    assert capsys.readouterr().out == "shown\n"
+    logging.getLogger("repq").info("nobody listens")
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
+    with pytest.raises(ValueError, match=r"runtime\.device=warp is not available here"):
+        pick_device("warp")
