@@ -97,8 +97,8 @@ def data(config: dict[str, Any]) -> Any:
 def experiment(config: dict[str, Any]) -> Any:
     """Everything a run needs. ``config`` is validated and its mode resolved."""
     from repq_cli.tasks.classification import Classification
+    from repq_cli.train.experiment import Experiment
     from repq_cli.train.fp_key import fp_key
-    from repq_cli.train.runner import Experiment
 
     loaded = data(config)
     batch_size = config["data"]["batch_size"]

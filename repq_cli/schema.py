@@ -91,12 +91,12 @@ def report(problems: list[Problem]) -> ConfigError:
 TargetArguments = Callable[[str, str, list[str]], dict[str, Any]]
 
 
-def validate(config: dict[str, Any], target_arguments: TargetArguments) -> list[Problem]:
-    """Every unknown key, wrong type, value out of range and illegal combination of a composed configuration."""
+def validate(config: dict[str, Any], target_arguments: TargetArguments, combinations: bool = True) -> list[Problem]:
+    """Every unknown key, wrong type, value out of range and (if asked) illegal combination of a configuration."""
     problems = list(_section("", config, annotations_of(Config), config, target_arguments))
     wrong = {problem.key.partition(".")[0] for problem in problems}
     for sections, rule in COMBINATIONS:
-        if not wrong & sections:
+        if combinations and not wrong & sections:
             problems += rule(config)
     return problems
 

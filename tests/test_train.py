@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_net
 from torch import nn
 
-from repq_cli.errors import CheckError, DataError, Interrupted
+from repq_cli.errors import CheckError, ConfigError, DataError, Interrupted
 from repq_cli.files import write_atomically
 from repq_cli.modes.compose import calibrate, compose
 from repq_cli.modes.options import ModeOptions
@@ -213,5 +213,5 @@ def test_the_log_goes_to_file_and_terminal(tmp_path: Path, capsys: pytest.Captur
 def test_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
-    with pytest.raises(ValueError, match=r"runtime\.device=warp is not available here"):
+    with pytest.raises(ConfigError, match=r"runtime\.device=warp is not available here"):
         pick_device("warp")

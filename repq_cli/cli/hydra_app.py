@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from repq_cli.cli.folders import register_resolvers
@@ -17,12 +18,26 @@ from repq_cli.errors import RepqError
 CONFIGS = "repq_cli.configs"
 
 
+_kept: list[Exception] = []
+
+
+def _run_job(job: Callable[[], float | None]) -> float | None:
+    """Keep a single run's error for ``run_app``, since Hydra would print a line of its own; a sweep's jobs do raise."""
+    try:
+        return job()
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        _kept.append(error)
+        return None
+
+
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="train")
-def train_app(config: DictConfig) -> float:
+def train_app(config: DictConfig) -> float | None:
     """One training run in the folder that Hydra made; returns the deployed metric for sweepers."""
     from repq_cli.cli.jobs import train_job
 
-    return train_job(plain(config), HydraConfig.get().runtime.output_dir)
+    return _run_job(lambda: train_job(plain(config), HydraConfig.get().runtime.output_dir))
 
 
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="info")
@@ -30,7 +45,7 @@ def info_app(config: DictConfig) -> None:
     """Print what the configuration assembles."""
     from repq_cli.cli.jobs import info_job
 
-    info_job(plain(config))
+    _run_job(lambda: info_job(plain(config)))
 
 
 APPS = {"train": train_app, "info": info_app}
@@ -67,6 +82,8 @@ def run_app(command: str, arguments: list[str]) -> int:
             return int(stop.code or 0) if not isinstance(stop.code, str) else 1
         except Exception as error:
             raise ours_behind(error) or error from None
+    if _kept:
+        raise _kept.pop()
     return 0
 
 

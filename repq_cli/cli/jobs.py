@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from repq_cli.cli.hydra_app import CONFIGS, plain
 from repq_cli.errors import DataError
 from repq_cli.files import write_atomically
 from repq_cli.modes.compose import compose as compose_mode
+from repq_cli.modes.describe import HEADER, describe_activations, describe_layers
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.report.row import failure, write_row
@@ -87,11 +89,28 @@ def info_job(config: dict[str, Any]) -> None:
     merged = compose_mode(net, ModeOptions("merged"), QuantOptions(weight_bits=32, act_bits=32))
     print(f"{config['model']['name']}, rep {config['rep']['name']}, mode {config['mode']['name']}")
     print(f"{data_info.name}: {'x'.join(map(str, data_info.shape))}, {data_info.num_classes} classes\n")
-    print(quantized)
+    print(_columns([HEADER, *describe_layers(quantized)]))
+    print("\nactivation tensors")
+    for width, lines in itertools.groupby(describe_activations(quantized), key=lambda line: line[1]):
+        names = [name for name, _ in lines]
+        print(f"  {names[0] if len(names) == 1 else f'{names[0]} to {names[-1]}'}: {width}")
     print(f"\nparameters in training  {_count(net):>12,}")
     print(f"parameters merged       {_count(merged):>12,}\n")
     for key, value in environment().items():
         print(f"{key:<10} {_flat(value)}")
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of words under each other, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numbers = len(widths) - 2
+    return "\n".join(
+        "  ".join(
+            word.rjust(width) if index >= numbers else word.ljust(width)
+            for index, (word, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
 
 
 def _count(net: torch.nn.Module) -> int:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -98,12 +101,10 @@ class Checker:
         """The command line in the form that Hydra wants. Raises ConfigError with every problem."""
         with initialize_config_module(CONFIGS, version_base="1.3"):
             self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
-            if self.search_path:
-                compose(self.config_name, overrides=self.search_path)
+            self._require_model()
             overrides = self._fit_form(list(self._parse()))
             groups = [override for override in overrides if self._is_group(override)]
             values = [override for override in overrides if not self._is_group(override)]
-            self._require_model(groups)
             groups = [override for override in groups if self._group_is_legal(override)]
             tree = self._compose([_choices(override)[0] for override in groups])
             if tree is not None:
@@ -144,35 +145,38 @@ class Checker:
             return set()
         found = set()
         for choice in _values(override):
-            loaded = self._load(f"experiment/{choice}.yaml")
-            for entry in loaded:
+            for entry in self._defaults_of(f"experiment/{choice}.yaml"):
                 found |= {key.lstrip("/") for key in entry} if isinstance(entry, dict) else set()
         return found & set(APPENDED_GROUPS)
 
-    def _load(self, path: str) -> list[Any]:
-        """The defaults list of a configuration file."""
-        source = GlobalHydra.instance().hydra.config_loader.repository  # type: ignore[union-attr]
-        result = source.load_config(path)
-        if result is None:
-            return []
-        return [
-            {default.get_group_path(): None} for default in result.defaults_list or [] if default.is_group_default()
-        ]
+    def _defaults_of(self, name: str) -> list[Any]:
+        """The defaults list of a configuration file, or an empty one where there is no such file."""
+        folders = [Path(self.line.config_dir)] if self.line.config_dir else []
+        for path in [*(folder / name for folder in folders), files(CONFIGS).joinpath(name)]:
+            if path.is_file():
+                return (yaml.safe_load(path.read_text()) or {}).get("defaults", [])
+        return []
+
+    def _options(self, group: str) -> list[str]:
+        """The options of a group, those of ``--config-dir`` included."""
+        options = set(self.loader.get_group_options(group))
+        if self.line.config_dir:
+            options |= {path.stem for path in (Path(self.line.config_dir) / group).glob("*.yaml")}
+        return sorted(options)
 
     def _is_group(self, override: Override) -> bool:
         key = override.key_or_group
-        return "." not in key and bool(self.loader.get_group_options(key))
+        return "." not in key and bool(self._options(key))
 
-    def _require_model(self, groups: list[Override]) -> None:
-        given = any(override.key_or_group == "model" for override in groups)
-        if given or any("model" in self._brought(override) for override in groups):
-            return
-        models = ", ".join(self.loader.get_group_options("model"))
-        self.problems.append(Problem("+model", "???", f"has to be named: one of {models}"))
+    def _require_model(self) -> None:
+        """Without a model there is nothing to compose, and nothing else worth saying yet."""
+        if not any(text.lstrip("+").startswith(("model=", "experiment=")) for text in self.line.overrides):
+            models = ", ".join(self._options("model"))
+            raise report([Problem("+model", "???", f"has to be named: one of {models}")])
 
     def _group_is_legal(self, override: Override) -> bool:
         group = override.key_or_group
-        options = self.loader.get_group_options(group)
+        options = self._options(group)
         wrong = [value for value in _values(override) if str(value).removesuffix(".yaml") not in options]
         for value in wrong:
             near = nearest(value, options)
@@ -213,7 +217,8 @@ class Checker:
             tree = self._compose(candidate)
             if tree is None:
                 continue
-            found = validate(tree, target_arguments)
+            # In a sweep, only some pairs of legal words may be illegal: each job tells of its own.
+            found = validate(tree, target_arguments, combinations=len(candidates) == 1)
             # Without a model, a missing section is no problem of its own.
             self.problems += found if complete else [problem for problem in found if problem.value != "???"]
 

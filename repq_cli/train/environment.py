@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from repq_cli.errors import ConfigError
+
 PACKAGES = ("repq", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "scikit-learn", "safetensors")
 
 
@@ -56,7 +58,7 @@ def _cpu() -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is an accelerator if there is one, else the CPU. Raises ValueError for a device that is not there."""
+    """``auto`` is an accelerator if there is one, else the CPU. Raises ConfigError for a device that is not there."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -64,7 +66,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"runtime.device={name} is not available here: use runtime.device=auto or cpu.") from error
+        raise ConfigError(f"runtime.device={name} is not available here: use runtime.device=auto or cpu.") from error
     return device
 
 

@@ -1,73 +1,25 @@
-"""A whole run: FP, QAT, freeze, check, evaluate, row."""
+"""A whole run in its folder: lock, logs, and a row whatever happens."""
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
 
-from repq_cli.data.base import Data
-from repq_cli.deploy.check import Agreement, compare
-from repq_cli.deploy.cost import cost, parameter_count
-from repq_cli.deploy.freeze import freeze
-from repq_cli.deploy.network import DeployedNet, size_on_disk
-from repq_cli.errors import CheckError, DataError, Interrupted
+from repq_cli.errors import DataError, Interrupted
 from repq_cli.files import write_json
-from repq_cli.modes.compose import calibrate, compose, freeze_statistics
-from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
-from repq_cli.quant.options import QuantOptions
 from repq_cli.report.closing import closing_table
 from repq_cli.report.row import Row, failure, read_row, write_row
-from repq_cli.seeds import derive_seed
-from repq_cli.train import checkpoint
-from repq_cli.train.checkpoint import RunCheckpoints, fp_checkpoint
-from repq_cli.train.engine import Task, evaluate
-from repq_cli.train.environment import environment, git_state, peak_memory_bytes, pick_device
+from repq_cli.train.checkpoint import RunCheckpoints
+from repq_cli.train.environment import environment, git_state, pick_device
+from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
-from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
-from repq_cli.train.stage import Stage, StageTrainer, Surroundings
-
-STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated between the stages
-MERGE_TOLERANCE = 1e-4  # of float32 merging, relative to the largest output
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything a run needs, built from the configuration. ``rep`` is what was asked for; Plain does not use it."""
-
-    model: str
-    rep: str
-    make_net: Callable[[], nn.Module]
-    data: Data
-    batch_size: int
-    task: Task
-    quant: QuantOptions
-    mode: ModeOptions
-    fp: StageOptions
-    qat: StageOptions
-    optim: OptimOptions
-    schedule: ScheduleOptions
-    runtime: RuntimeOptions
-    seed: int
-    verbosity: str
-    fp_key: str
-
-    @property
-    def signature(self) -> dict[str, str]:
-        """What a checkpoint's net must agree in to be loaded here."""
-        rep = "none" if self.mode.name == "plain" else self.rep
-        shape = "x".join(map(str, self.data.info.shape))
-        return {"model": self.model, "rep": rep, "input": shape, "classes": str(self.data.info.num_classes)}
+from repq_cli.train.pipeline import Run, now
+from repq_cli.train.stage import Surroundings
 
 
 def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
@@ -126,10 +78,6 @@ def _prepare(experiment: Experiment, run_dir: Path) -> torch.device:
     return pick_device(experiment.runtime.device)
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 def _opening_row(experiment: Experiment) -> Row:
     git = git_state()
     return {
@@ -147,175 +95,6 @@ def _opening_row(experiment: Experiment) -> Row:
             "fp_run": experiment.fp.checkpoint,
             "git_commit": git and git["commit"],
             "torch_version": torch.__version__,
-            "started": _now(),
+            "started": now(),
         },
     }
-
-
-class Run:
-    """The steps of a run, in order; ``row`` is filled in as they succeed."""
-
-    def __init__(self, experiment: Experiment, around: Surroundings, run_dir: Path, row: Row) -> None:
-        self.experiment, self.around, self.run_dir, self.row = experiment, around, run_dir, row
-        self.time: dict[str, float | None] = {}
-        self.row["time"] = self.time
-
-    def carry_out(self, resume: bool) -> None:
-        """FP, QAT, freeze, check, evaluate."""
-        saved = self.around.checkpoints.load_last() if resume else None
-        fp_net = self.fp_stage(saved)
-        self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
-        qat_net = self.qat_stage(fp_net, saved)
-        deployed, agreement = self.deploy(qat_net)
-        self.row["checks"] |= {
-            "freeze_max_lsb": agreement.max_lsb,
-            "freeze_max_abs": agreement.max_abs,
-            "freeze_top1_agreement": agreement.top1,
-        }
-        self.measure(fp_net, qat_net, deployed)
-        self.row["lineage"]["finished"] = _now()
-        write_row(self.run_dir, self.row)
-
-    def fp_stage(self, saved: dict[str, Any] | None) -> nn.Module:
-        """The FP net: trained here, or loaded."""
-        experiment, checkpoints = self.experiment, self.around.checkpoints
-        torch.manual_seed(derive_seed(experiment.seed, "fp"))
-        net = experiment.make_net().to(self.around.device)
-        if saved is not None and saved["stage"] == "qat":
-            self._load(net, checkpoints.fp)
-            return net
-        if experiment.fp.checkpoint is not None:
-            self._load(net, fp_checkpoint(experiment.fp.checkpoint))
-            logger.info("FP weights from %s", experiment.fp.checkpoint)
-        else:
-            self._fit(Stage("fp", experiment.fp), net, saved)
-        content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
-        checkpoint.save(checkpoints.fp, {**content, "time": dict(self.time)})
-        return net
-
-    def _load(self, net: nn.Module, path: Path) -> None:
-        """FP weights of another (or this) run; DataError says what does not fit."""
-        content = checkpoint.load(path)
-        if content.get("stage") != "fp":
-            raise DataError(
-                f"The checkpoint {path} holds a {content.get('stage')} net, and QAT starts from an FP net: "
-                f"use the same run's checkpoints/fp.pt."
-            )
-        for key, wanted in self.experiment.signature.items():
-            found = content["signature"].get(key)
-            if found != wanted:
-                raise DataError(
-                    f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "
-                    f"use a checkpoint of the same net, or change the configuration to {key} {found}."
-                )
-        try:
-            net.load_state_dict(content["net"])
-        except RuntimeError as error:
-            raise DataError(f"The checkpoint {path} is of another net than the configuration's: {error}") from error
-        self.time.update(content.get("time", {}))
-
-    def _fit(self, stage: Stage, net: nn.Module, saved: dict[str, Any] | None) -> None:
-        trainer = StageTrainer(stage, net, self.around, self.experiment.signature)
-        if saved is not None and saved["stage"] == stage.name:
-            trainer.restore(saved)
-            logger.info("%s goes on after epoch %d, step %d", stage.name.upper(), trainer.epoch, trainer.step)
-        trainer.fit()
-        if trainer.seconds:
-            self.time[f"{stage.name}_seconds"] = round(trainer.seconds, 3)
-            self.time[f"{stage.name}_step_ms"] = trainer.timer.median_ms()
-
-    def first_batches(self) -> Iterator[Tensor]:
-        """The batches that QAT will start with: for statistics and steps."""
-        around = self.around
-        seed = derive_seed(around.seed, "qat", 0)
-        batches = around.data.train.training_batches(around.batch_size, seed)
-        return (x.to(around.device) for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
-
-    def merge_check(self, fp_net: nn.Module) -> float:
-        """Largest difference of the outputs before and after merging, on one batch; CheckError if it is no rounding."""
-        merged = compose(fp_net, ModeOptions("merged"), QuantOptions(weight_bits=32, act_bits=32)).eval()
-        fp_net.eval()
-        with torch.no_grad():
-            x = next(self.first_batches())
-            expected = fp_net(x)
-            difference = (merged(x) - expected).abs().max().item()
-        limit = MERGE_TOLERANCE * max(1.0, expected.abs().max().item())
-        if not difference <= limit:
-            raise CheckError(
-                f"Merging changed the outputs by {difference:g}, more than the {limit:g} that rounding explains: "
-                f"the net has overflowed, or a branch's merge is wrong."
-            )
-        return difference
-
-    def qat_stage(self, fp_net: nn.Module, saved: dict[str, Any] | None) -> nn.Module:
-        """The quantization-aware net: composed, calibrated, trained."""
-        experiment = self.experiment
-        mode, quant = experiment.mode, experiment.quant
-        torch.manual_seed(derive_seed(experiment.seed, "qat"))
-        start = fp_net
-        if mode.name == "repq_bnest" and mode.bnest_init == "rescale":
-            start = to_estimated_statistics(fp_net, self.first_batches(), mode.estimator)
-        elif mode.name == "merged" and mode.merged_bn == "reinsert":
-            start = with_reinserted_norms(fp_net, self.first_batches())
-        net = compose(start, mode, quant)
-        calibrate(net, next(self.first_batches()), quant.init)
-        logger.info("Mode %s at %s: steps initialised by %s", mode.name, quant.label, quant.init)
-
-        def on_epoch(epoch: int) -> None:
-            if mode.freeze_bn_after is not None and epoch >= mode.freeze_bn_after:
-                freeze_statistics(net)
-
-        self._fit(Stage("qat", experiment.qat, on_epoch), net, saved)
-        return net
-
-    def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:
-        """Freeze to files, read them back, and prove them equal on the validation split."""
-        experiment, info = self.experiment, self.experiment.data.info
-        description = {
-            "task": experiment.task.name,
-            "input_shape": list(info.shape),
-            "mean": list(info.mean),
-            "std": list(info.std),
-            "classes": list(info.classes),
-        }
-        folder = self.run_dir / "deploy"
-        freeze(qat_net, description).save(folder)
-        deployed = DeployedNet.load(folder).to(self.around.device)
-        images = (x.to(self.around.device) for x, _ in experiment.data.val.batches(256))
-        agreement = compare(qat_net, deployed, images, experiment.task.agreement)
-        if agreement.max_abs != 0:
-            raise CheckError(
-                f"The deployed net differs from the trained one by {agreement.max_abs:g} "
-                f"({agreement.top1:.2f} % of answers equal): {folder} must not be shipped."
-            )
-        return deployed, agreement
-
-    def measure(self, fp_net: nn.Module, qat_net: nn.Module, deployed: DeployedNet) -> None:
-        """The test split, once; size, cost, memory."""
-        around, task, row = self.around, self.experiment.task, self.row
-        results = {
-            engine: evaluate(net, around.data.test, task, around.device)
-            for engine, net in (("fp", fp_net), ("fake", qat_net), ("deployed", deployed))
-        }
-        row["metric"] = {
-            "name": task.metric,
-            "split": "test",
-            "higher_is_better": task.higher_is_better,
-            "fp": results["fp"],
-            "qat": results["fake"],
-            "deployed": results["deployed"],
-        }
-        name = around.data.info.name
-        row["metrics"] = [
-            {"set": f"{name}/test", "name": task.metric, "engine": engine, "value": value}
-            for engine, value in results.items()
-        ]
-        parameters = parameter_count(deployed)
-        row["size"] = {
-            "params_train": sum(parameter.numel() for parameter in fp_net.parameters()),
-            "params_deployed": parameters,
-            "bytes_fp32": 4 * parameters,
-            "bytes_packed": size_on_disk(self.run_dir / "deploy"),
-        }
-        row["cost"] = cost(deployed.cpu())._asdict()
-        self.time["peak_memory_bytes"] = peak_memory_bytes(around.device)

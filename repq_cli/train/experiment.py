@@ -1,0 +1,43 @@
+"""What a run is: everything that it needs, built from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from repq_cli.data.base import Data
+from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.options import QuantOptions
+from repq_cli.train.engine import Task
+from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run needs, built from the configuration. ``rep`` is what was asked for; Plain does not use it."""
+
+    model: str
+    rep: str
+    make_net: Callable[[], nn.Module]
+    data: Data
+    batch_size: int
+    task: Task
+    quant: QuantOptions
+    mode: ModeOptions
+    fp: StageOptions
+    qat: StageOptions
+    optim: OptimOptions
+    schedule: ScheduleOptions
+    runtime: RuntimeOptions
+    seed: int
+    verbosity: str
+    fp_key: str
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """What a checkpoint's net must agree in to be loaded here."""
+        rep = "none" if self.mode.name == "plain" else self.rep
+        shape = "x".join(map(str, self.data.info.shape))
+        return {"model": self.model, "rep": rep, "input": shape, "classes": str(self.data.info.num_classes)}

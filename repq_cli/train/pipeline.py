@@ -1,0 +1,208 @@
+"""The steps of a run: FP, QAT, freeze, check, evaluate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repq_cli.deploy.check import Agreement, compare
+from repq_cli.deploy.cost import cost, parameter_count
+from repq_cli.deploy.freeze import freeze
+from repq_cli.deploy.network import DeployedNet, size_on_disk
+from repq_cli.errors import CheckError, DataError
+from repq_cli.modes.compose import calibrate, compose, freeze_statistics
+from repq_cli.modes.options import ModeOptions
+from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
+from repq_cli.quant.options import QuantOptions
+from repq_cli.report.row import Row, write_row
+from repq_cli.seeds import derive_seed
+from repq_cli.train import checkpoint
+from repq_cli.train.checkpoint import fp_checkpoint
+from repq_cli.train.engine import EVAL_BATCH, evaluate
+from repq_cli.train.environment import peak_memory_bytes
+from repq_cli.train.experiment import Experiment
+from repq_cli.train.log import logger
+from repq_cli.train.stage import Stage, StageTrainer, Surroundings
+
+STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated between the stages
+MERGE_TOLERANCE = 1e-4  # of float32 merging, relative to the largest output
+
+
+def now() -> str:
+    """The time, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class Run:
+    """The steps of a run, in order; ``row`` is filled in as they succeed."""
+
+    def __init__(self, experiment: Experiment, around: Surroundings, run_dir: Path, row: Row) -> None:
+        self.experiment, self.around, self.run_dir, self.row = experiment, around, run_dir, row
+        self.time: dict[str, float | None] = {}
+        self.row["time"] = self.time
+
+    def carry_out(self, resume: bool) -> None:
+        """FP, QAT, freeze, check, evaluate."""
+        saved = self.around.checkpoints.load_last() if resume else None
+        fp_net = self.fp_stage(saved)
+        self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
+        qat_net = self.qat_stage(fp_net, saved)
+        deployed, agreement = self.deploy(qat_net)
+        self.row["checks"] |= {
+            "freeze_max_lsb": agreement.max_lsb,
+            "freeze_max_abs": agreement.max_abs,
+            "freeze_top1_agreement": agreement.top1,
+        }
+        self.measure(fp_net, qat_net, deployed)
+        self.row["lineage"]["finished"] = now()
+        write_row(self.run_dir, self.row)
+
+    def fp_stage(self, saved: dict[str, Any] | None) -> nn.Module:
+        """The FP net: trained here, or loaded."""
+        experiment, checkpoints = self.experiment, self.around.checkpoints
+        torch.manual_seed(derive_seed(experiment.seed, "fp"))
+        net = experiment.make_net().to(self.around.device)
+        if saved is not None and saved["stage"] == "qat":
+            self._load(net, checkpoints.fp)
+            return net
+        if experiment.fp.checkpoint is not None:
+            self._load(net, fp_checkpoint(experiment.fp.checkpoint))
+            logger.info("FP weights from %s", experiment.fp.checkpoint)
+        else:
+            self._fit(Stage("fp", experiment.fp), net, saved)
+        content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
+        checkpoint.save(checkpoints.fp, {**content, "time": dict(self.time)})
+        return net
+
+    def _load(self, net: nn.Module, path: Path) -> None:
+        """FP weights of another (or this) run; DataError says what does not fit."""
+        content = checkpoint.load(path)
+        if content.get("stage") != "fp":
+            raise DataError(
+                f"The checkpoint {path} holds a {content.get('stage')} net, and QAT starts from an FP net: "
+                f"use the same run's checkpoints/fp.pt."
+            )
+        for key, wanted in self.experiment.signature.items():
+            found = content["signature"].get(key)
+            if found != wanted:
+                raise DataError(
+                    f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "
+                    f"use a checkpoint of the same net, or change the configuration to {key} {found}."
+                )
+        try:
+            net.load_state_dict(content["net"])
+        except RuntimeError as error:
+            raise DataError(f"The checkpoint {path} is of another net than the configuration's: {error}") from error
+        self.time.update(content.get("time", {}))
+
+    def _fit(self, stage: Stage, net: nn.Module, saved: dict[str, Any] | None) -> None:
+        trainer = StageTrainer(stage, net, self.around, self.experiment.signature)
+        if saved is not None and saved["stage"] == stage.name:
+            trainer.restore(saved)
+            logger.info("%s goes on after epoch %d, step %d", stage.name.upper(), trainer.epoch, trainer.step)
+        trainer.fit()
+        if trainer.seconds:
+            self.time[f"{stage.name}_seconds"] = round(trainer.seconds, 3)
+            self.time[f"{stage.name}_step_ms"] = trainer.timer.median_ms()
+
+    def first_batches(self) -> Iterator[Tensor]:
+        """The batches that QAT will start with: for statistics and steps."""
+        around = self.around
+        seed = derive_seed(around.seed, "qat", 0)
+        batches = around.data.train.training_batches(around.batch_size, seed)
+        return (x.to(around.device) for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
+
+    def merge_check(self, fp_net: nn.Module) -> float:
+        """Largest difference of the outputs before and after merging, on one batch; CheckError if it is no rounding."""
+        merged = compose(fp_net, ModeOptions("merged"), QuantOptions(weight_bits=32, act_bits=32)).eval()
+        fp_net.eval()
+        with torch.no_grad():
+            x = next(self.first_batches())
+            expected = fp_net(x)
+            difference = (merged(x) - expected).abs().max().item()
+        limit = MERGE_TOLERANCE * max(1.0, expected.abs().max().item())
+        if not difference <= limit:
+            raise CheckError(
+                f"Merging changed the outputs by {difference:g}, more than the {limit:g} that rounding explains: "
+                f"the net has overflowed, or a branch's merge is wrong."
+            )
+        return difference
+
+    def qat_stage(self, fp_net: nn.Module, saved: dict[str, Any] | None) -> nn.Module:
+        """The quantization-aware net: composed, calibrated, trained."""
+        experiment = self.experiment
+        mode, quant = experiment.mode, experiment.quant
+        torch.manual_seed(derive_seed(experiment.seed, "qat"))
+        start = fp_net
+        if mode.name == "repq_bnest" and mode.bnest_init == "rescale":
+            start = to_estimated_statistics(fp_net, self.first_batches(), mode.estimator)
+        elif mode.name == "merged" and mode.merged_bn == "reinsert":
+            start = with_reinserted_norms(fp_net, self.first_batches())
+        net = compose(start, mode, quant)
+        calibrate(net, next(self.first_batches()), quant.init)
+        logger.info("Mode %s at %s: steps initialised by %s", mode.name, quant.label, quant.init)
+
+        def on_epoch(epoch: int) -> None:
+            if mode.freeze_bn_after is not None and epoch >= mode.freeze_bn_after:
+                freeze_statistics(net)
+
+        self._fit(Stage("qat", experiment.qat, on_epoch), net, saved)
+        return net
+
+    def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:
+        """Freeze to files, read them back, and prove them equal on the validation split."""
+        experiment, info = self.experiment, self.experiment.data.info
+        description = {
+            "task": experiment.task.name,
+            "input_shape": list(info.shape),
+            "mean": list(info.mean),
+            "std": list(info.std),
+            "classes": list(info.classes),
+        }
+        folder = self.run_dir / "deploy"
+        freeze(qat_net, description).save(folder)
+        deployed = DeployedNet.load(folder).to(self.around.device)
+        images = (x.to(self.around.device) for x, _ in experiment.data.val.batches(EVAL_BATCH))
+        agreement = compare(qat_net, deployed, images, experiment.task.agreement)
+        if agreement.max_abs != 0:
+            raise CheckError(
+                f"The deployed net differs from the trained one by {agreement.max_abs:g} "
+                f"({agreement.top1:.2f} % of answers equal): {folder} must not be shipped."
+            )
+        return deployed, agreement
+
+    def measure(self, fp_net: nn.Module, qat_net: nn.Module, deployed: DeployedNet) -> None:
+        """The test split, once; size, cost, memory."""
+        around, task, row = self.around, self.experiment.task, self.row
+        results = {
+            engine: evaluate(net, around.data.test, task, around.device)
+            for engine, net in (("fp", fp_net), ("fake", qat_net), ("deployed", deployed))
+        }
+        row["metric"] = {
+            "name": task.metric,
+            "split": "test",
+            "higher_is_better": task.higher_is_better,
+            "fp": results["fp"],
+            "qat": results["fake"],
+            "deployed": results["deployed"],
+        }
+        name = around.data.info.name
+        row["metrics"] = [
+            {"set": f"{name}/test", "name": task.metric, "engine": engine, "value": value}
+            for engine, value in results.items()
+        ]
+        parameters = parameter_count(deployed)
+        row["size"] = {
+            "params_train": sum(parameter.numel() for parameter in fp_net.parameters()),
+            "params_deployed": parameters,
+            "bytes_fp32": 4 * parameters,
+            "bytes_packed": size_on_disk(self.run_dir / "deploy"),
+        }
+        row["cost"] = cost(deployed.cpu())._asdict()
+        self.time["peak_memory_bytes"] = peak_memory_bytes(around.device)

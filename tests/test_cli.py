@@ -1,0 +1,305 @@
+"""The command line as a person meets it: help, completion, every wrong word with the right one, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from repq_cli import __version__
+from repq_cli.cli import COMMANDS, main
+
+Run = Callable[..., tuple[int, Path | None]]
+
+
+def python(code: str, **environment: str) -> str:
+    """Run ``code`` in a new interpreter and return what it prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | environment, timeout=120
+    ).stdout
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+    assert "exit codes" in text
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"repq {__version__}\n"
+    assert main([]) == 2
+    assert "usage: repq COMMAND" in capsys.readouterr().err
+    assert main(["trian"]) == 2
+    assert "There is no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+    assert main(["zzz"]) == 2
+    assert "the commands are train, info" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--help"], ""),
+        (["--version"], ""),
+        (["-sc", "query=bash"], "repq train +model=rep"),
+        (["train", "--help"], ""),
+        (["train", "quant=w4a4"], ""),
+    ],
+)
+def test_help_and_completion_do_not_import_torch(arguments: list[str], line: str) -> None:
+    code = f"import sys; from repq_cli.cli import main; main({arguments!r}); assert 'torch' not in sys.modules"
+    python(code, COMP_LINE=line, COMP_POINT=str(len(line)))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("repq train +model=rep", {"+model=repvgg_a0", "+model=repvgg_a0_cifar", "+model=repvgg_b0"}),
+        ("repq train +model=repvgg_a0 quant=w", {"quant=w2a2", "quant=w4a4", "quant=w8a8"}),
+        ("repq train quant.weight_b", {"quant.weight_bits="}),
+        ("repq info rep=rep", {"rep=repvgg"}),
+        ("repq tr", {"train"}),
+        ("repq unknown mod", set()),
+    ],
+)
+def test_tab_completion(
+    line: str, words: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert main(["-sc", "query=bash"]) == 0
+    assert set(capfd.readouterr().out.split()) == words
+
+
+def test_completion_can_be_installed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["-sc", "install=bash"]) == 0
+    assert "COMP_LINE" in capfd.readouterr().out
+
+
+def test_help_of_a_command_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    text = capfd.readouterr().out
+    for word in ("model: repvgg_a0", "quant: fp32, w2a2", "bnest_init", "Exit codes"):
+        assert word in text
+
+
+def test_cfg_shows_the_composed_configuration_and_makes_no_folder(
+    in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "model=repvgg_a0", "quant=w4a4", "--cfg", "job"]) == 0
+    assert "weight_bits: 4" in capfd.readouterr().out
+    assert list(in_folder.iterdir()) == []
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """What ``repq train`` says of wrong arguments; it must leave nothing behind."""
+    assert main(["train", *arguments]) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert captured.err.startswith("repq: ")
+    assert list(Path.cwd().iterdir()) == []
+    return captured.err
+
+
+def test_a_missing_model_is_said_before_anything_is_composed(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = complaint(capsys, "quant=w4a4")
+    assert text == "repq: +model=??? has to be named: one of repvgg_a0, repvgg_a0_cifar, repvgg_b0.\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("quant=w4b4", "quant=w4b4 must be one of fp32, w2a2, w4a4, w8a8; did you mean 'w4a4'?"),
+        ("mod=plain", "mod=plain is an unknown key; did you mean 'mode'?"),
+        ("lr=0.1", "lr=0.1 is an unknown key; did you mean 'fp.lr'?"),
+        ("+new.key=1", "new.key=1 is an unknown key"),
+        ("++quant.bits=4", "quant.bits=4 is an unknown key; did you mean 'quant.act_bits'?"),
+        ("model.widht=2", "model.widht=2 is an unknown key; did you mean 'model.width'?"),
+        ("quant.weight_bits=3.5", "quant.weight_bits=3.5 must be one of 2, 3, 4, 5, 6, 7, 8, 32; the nearest is 3."),
+        ("quant.act_bits=16", "quant.act_bits=16 must be one of 2, 3, 4, 5, 6, 7, 8, 32; the nearest is 8."),
+        ("quant.residual=itn", "quant.residual=itn must be one of int, fp; did you mean 'int'?"),
+        ("quant.first_last=4", "quant.first_last=4 must be one of 8, fp, same; the nearest is 8."),
+        ("fp.epochs=two", "fp.epochs=two must be a whole number, at least 0."),
+        ("qat.lr=0", "qat.lr=0 must be a number, above 0."),
+        ("qat.lr=-1e-3", "qat.lr=-0.001 must be a number, above 0."),
+        ("data.batch_size=1", "data.batch_size=1 must be a whole number, at least 2."),
+        ("data.size=big", "data.size=big must be a whole number."),
+        ("model.blocks=3", "model.blocks=3 must be a list, each item a whole number."),
+        ("seed=-1", "seed=-1 must be a whole number, at least 0."),
+        ("runtime.tensorboard=maybe", "runtime.tensorboard=maybe must be true or false."),
+        ("mode.freeze_bn_after=soon", "mode.freeze_bn_after=soon must be a whole number or null."),
+        ("optim=adamw optim.betas=[0.9]", "optim.betas=[0.9] must be a list of 2, each item a number."),
+        ("verbosity=loud", "verbosity=loud must be one of quiet, normal, debug."),
+        ("~seed", "~seed= cannot be removed; set it instead."),
+        ("quant=[", "quant=[ cannot be read"),
+        ("nonsense", "nonsense= cannot be read"),
+        ("rep=orepa", "rep=orepa must be one of none, repvgg"),
+        ("data=image_folder", "data.root=??? has to be set: it must be text."),
+        ("model._target_=os.system", "model._target_=os.system may only name something below repq_cli., torch.optim."),
+        ("model._target_=repq_cli.nothing.there", "names nothing that can be imported"),
+        ("fp.lr=${nothing}", "cannot be composed"),
+        ("quant=7", "quant=7 must be one of"),
+        ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint."),
+        ("qat.checkpoint=x", "qat.checkpoint=x is an unknown key"),
+        ("hydra/launcher=nothing", "hydra/launcher=nothing must be one of"),
+    ],
+)
+def test_every_mistake_is_one_sentence_with_the_right_word(
+    argument: str, sentence: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in complaint(capsys, "+model=repvgg_a0", *argument.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["rep=none", "mode=merged"], "mode=merged has nothing to merge with rep=none; use mode=plain"),
+        (["rep.batch_norm=false", "mode=repq_bn"], "mode=repq_bn needs batch norm, which rep=repvgg has none of"),
+        (["fp.epochs=0"], "fp.epochs=0 leaves QAT without FP weights"),
+        (["model.blocks=[1,2]"], "model.blocks and model.widths take 4 numbers"),
+        (["model.num_classes=3"], "model.num_classes=3 is less than the 10 classes of digits"),
+        (["data.size=4"], "data.size=4 is smaller than the digits themselves"),
+        (["data.batch_size=5000"], "data.batch_size=5000 is larger than the training split of 1259 images"),
+        (["runtime.device=warp"], "runtime.device=warp is not available here"),
+    ],
+)
+def test_combinations_that_cannot_work_say_why(
+    arguments: list[str], sentence: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "+model=repvgg_a0", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert error.startswith("repq: ")
+
+
+def test_all_problems_come_in_one_message(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = complaint(
+        capsys, "+model=repvgg_a0", "mod=x", "quant.weight_bits=3.5", "fp.epochs=-1", "rep=none", "mode=merged"
+    )
+    assert text.startswith("repq: 4 problems in the configuration:\n")
+    for key in ("mod=x", "quant.weight_bits=3.5", "fp.epochs=-1", "mode=merged"):
+        assert f"\n  {key}" in text
+
+
+def test_problems_of_a_sweep_are_found_before_it_starts(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = complaint(capsys, "-m", "+model=repvgg_a0", "quant=w4a4,w3a3", "seed=0,one", "mode=repq,mergd")
+    assert "quant=w3a3" in text
+    assert "seed=one" in text
+    assert "did you mean 'merged'?" in text
+
+
+def test_an_unwritable_output_folder_is_exit_3(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (in_folder / "outputs").write_text("a file in the way")
+    assert main(["train", *TINY]) == 3
+    error = capsys.readouterr().err
+    assert "cannot be made" in error
+    assert "hydra.run.dir=DIR" in error
+    assert "Traceback" not in error
+
+
+def test_missing_data_is_exit_3(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, "data=cifar10", "data.root=nowhere"]) == 3
+    assert "data.root=nowhere holds no intact CIFAR10" in capsys.readouterr().err
+
+
+def test_a_traceback_only_on_request(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert main(["train", "quant=w4a4"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model"),
+    [
+        (["model=repvgg_b0"], "repvgg_b0"),
+        (["+model=repvgg_b0"], "repvgg_b0"),
+        (["++model=repvgg_b0"], "repvgg_b0"),
+        (["experiment=cifar10_repvgg_a0"], "repvgg_a0_cifar"),
+        (["+experiment=cifar10_repvgg_a0"], "repvgg_a0_cifar"),
+        (["experiment=cifar10_repvgg_a0", "model=repvgg_b0"], "repvgg_b0"),
+        (["+model=repvgg_b0", "+experiment=cifar10_repvgg_a0"], "repvgg_b0"),
+        (["+experiment=cifar10_repvgg_a0", "+model=repvgg_b0"], "repvgg_b0"),
+        (["model=repvgg_b0", "sweep=bits"], "repvgg_b0"),
+        (["+sweep=bits", "+experiment=cifar10_repvgg_a0"], "repvgg_a0_cifar"),
+        (["+model=repvgg_a0", "rep=none", "sweep=bits", "+experiment=cifar10_repvgg_a0"], "repvgg_a0"),
+    ],
+)
+def test_model_experiment_and_sweep_with_and_without_plus(
+    arguments: list[str], model: str, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments, "--cfg", "job"]) == 0
+    assert f"name: {model}\n" in capfd.readouterr().out
+
+
+def test_a_configuration_folder_of_the_users_is_searched_too(
+    in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (in_folder / "mine/quant").mkdir(parents=True)
+    (in_folder / "mine/quant/w6a6.yaml").write_text("weight_bits: 6\nact_bits: 6\n")
+    arguments = ["train", "+model=repvgg_a0", "--config-dir", str(in_folder / "mine")]
+    assert main([*arguments, "quant=w6a6", "--cfg", "job"]) == 0
+    assert "weight_bits: 6" in capfd.readouterr().out
+    assert main([*arguments, "quant=w6b6"]) == 2
+    assert "did you mean 'w6a6'?" in capfd.readouterr().err
+
+
+def test_a_plugin_package_may_be_named(in_folder: Path, monkeypatch: pytest.MonkeyPatch, run_repq: Run) -> None:
+    (in_folder / "my_package.py").write_text(
+        "from repq_cli.reparam.repvgg import repvgg_block\n\n\ndef block(geometry, activation=None):\n"
+        "    return repvgg_block(geometry, activation)\n"
+    )
+    monkeypatch.syspath_prepend(str(in_folder))
+    assert run_repq("train", *TINY, "rep._target_=my_package.block")[0] == 2
+    assert run_repq("train", *TINY, "rep._target_=my_package.block", "plugins=[my_package]")[0] == 0
+
+
+def test_a_sweep_leaves_a_row_per_job_and_goes_on_after_a_failure(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``rep=none`` with ``mode=merged`` is legal word by word; only that job of the sweep fails."""
+    code = main(["train", "-m", *TINY, "quant=w4a4", "rep=none,repvgg", "mode=merged,plain"])
+    captured = capsys.readouterr()
+    assert code == 1
+    rows = [json.loads(path.read_text()) for path in sorted(in_folder.glob("outputs/sweep/*/*/summary.json"))]
+    assert [(row["rep"], row["mode"], row["status"]) for row in rows] == [
+        ("none", "merged", "failed"),
+        ("none", "plain", "done"),
+        ("repvgg", "merged", "done"),
+        ("repvgg", "plain", "done"),
+    ]
+    assert "nothing to merge" in rows[0]["error"]
+    assert "3 of 4 runs done" in captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_two_runs_of_one_second_get_two_folders(in_folder: Path) -> None:
+    from repq_cli.cli.folders import reserve
+
+    made = {reserve(Path("outputs/train"), "a") for _ in range(4)}
+    assert len(made) == 4
+    assert all(path.is_dir() for path in made)
+
+
+def test_info_shows_the_network(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "+model=repvgg_a0", "quant=w4a4"]) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "repvgg_a0, rep repvgg, mode repq_bnest",
+        "7,839,818",
+        "7,040,330",
+        "dense + point + identity",
+        "torch",
+    ):
+        assert word in text
+    assert list(in_folder.iterdir()) == []
+    assert main(["info", "+model=repvgg_a0", "quant=w4b4"]) == 2

@@ -1,0 +1,107 @@
+"""Every YAML composes, validates and builds; every experiment runs a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import repq_cli.configs
+import torch
+import yaml
+
+from repq_cli import build
+from repq_cli.cli.folders import register_resolvers
+from repq_cli.cli.jobs import compose_plain
+from repq_cli.data.base import Data, DataInfo, InMemory, Split
+from repq_cli.modes.compose import calibrate, compose
+from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.options import QuantOptions
+from repq_cli.schema import Config, validate
+from repq_cli.train.engine import training_step
+from repq_cli.train.fp_key import fp_key
+from repq_cli.train.optim import make_optimizer
+from repq_cli.typecheck import annotations_of
+
+ROOT = Path(repq_cli.configs.__file__).parent
+GROUPS = sorted(path.relative_to(ROOT) for path in ROOT.glob("*/*.yaml") if path.parent.name != "hydra")
+OVERRIDES = {"data/image_folder.yaml": ["data.root=x"]}
+
+
+def composed(path: Path) -> dict[str, Any]:
+    """The tree with this one option chosen."""
+    register_resolvers()
+    group, option = path.parent.name, path.stem
+    prefix = "+" if group in ("model", "experiment", "sweep") else ""
+    model = [] if group in ("model", "experiment") else ["+model=repvgg_a0"]
+    return compose_plain([f"{prefix}{group}={option}", *model, *OVERRIDES.get(path.as_posix(), [])])
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=lambda path: path.as_posix())
+def test_every_option_composes_and_validates(path: Path) -> None:
+    config = composed(path)
+    assert validate(config, build.target_arguments) == []
+    assert config["mode"]["name"] != "auto"
+
+
+@pytest.mark.parametrize("path", [path for path in GROUPS if path.parent.name in ("model", "rep")], ids=str)
+def test_every_network_builds_and_answers(path: Path) -> None:
+    config = composed(path)
+    info = random_data().info
+    net = build.network_maker(config, info)()
+    assert net.eval()(torch.randn(2, *info.shape)).shape == (2, info.num_classes)
+
+
+def random_data() -> Data:
+    info = DataInfo("random", (3, 32, 32), tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3, "none")
+    split = Split(InMemory(torch.randint(0, 255, (20, 3, 32, 32), dtype=torch.uint8)), torch.arange(20) % 10, info)
+    return Data(info, split, split, split)
+
+
+@pytest.mark.parametrize("path", [path for path in GROUPS if path.parent.name == "experiment"], ids=str)
+def test_every_experiment_runs_a_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed(path)
+    config["data"]["batch_size"] = 10
+    monkeypatch.setattr(build, "data", lambda config: random_data())
+    experiment = build.experiment(config)
+    net = compose(experiment.make_net(), experiment.mode, experiment.quant)
+    (x, y) = next(experiment.data.train.training_batches(10, 0))
+    calibrate(net, x, experiment.quant.init)
+    optimizer = make_optimizer(net, experiment.optim, experiment.qat.lr)
+    loss, _ = training_step(net.train(), (x, y), experiment.task, optimizer, experiment.qat.lr, None)
+    assert loss > 0
+
+
+def test_yaml_defaults_are_those_of_the_dataclasses() -> None:
+    """Two places hold a default only where they agree."""
+    tree = yaml.safe_load((ROOT / "train.yaml").read_text())
+    assert tree["seed"] == Config.__dataclass_fields__["seed"].default
+    for section, options in (("quant", QuantOptions()), ("mode", ModeOptions())):
+        for key, value in tree[section].items():
+            assert getattr(options, key) == value, f"{section}.{key}"
+
+
+def test_every_documented_key_exists() -> None:
+    config = composed(Path("model/repvgg_a0.yaml"))
+    for section, kind in annotations_of(Config).items():
+        if isinstance(config[section], dict) and "_target_" not in config[section]:
+            unknown = set(config[section]) - set(annotations_of(kind))
+            assert not unknown, f"{section}: {unknown}"
+
+
+def test_the_fp_key_depends_on_what_determines_the_fp_stage() -> None:
+    def key(*overrides: str) -> str:
+        return fp_key(compose_plain(["+model=repvgg_a0", *overrides]))
+
+    base = key("quant=w4a4", "mode=repq_bn")
+    assert base == key("quant=w2a2", "mode=merged") == key("qat.epochs=1", "runtime.log_every=3")
+    others = [
+        key("mode=plain"),
+        key("seed=1"),
+        key("fp.epochs=3"),
+        key("rep=none"),
+        key("model.width=0.5"),
+        key("data.crop=1"),
+        key("optim=adamw"),
+    ]
+    assert len({base, *others}) == 7  # rep=none and mode=plain share their FP stage
