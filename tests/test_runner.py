@@ -345,6 +345,16 @@ def test_two_processes_cannot_work_in_one_folder(
     assert "Another process is working in" in capsys.readouterr().err
 
 
+def test_a_folder_that_holds_a_run_is_not_used_again(
+    run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *TINY, "hydra.run.dir=mine"]) == 0
+    before = {path: path.read_bytes() for path in (in_folder / "mine").rglob("*") if path.is_file()}
+    assert main(["train", *TINY, "hydra.run.dir=mine"]) == 2
+    assert "mine holds a run already: go on with it by resume=mine" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in (in_folder / "mine").rglob("*") if path.is_file()}
+
+
 def test_freezing_statistics_late_and_no_qat_epochs_are_legal(run_repq: Run) -> None:
     code, folder = run_repq("train", *TINY, "mode=repq_bn", "qat.epochs=2", "mode.freeze_bn_after=1")
     assert code == 0

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 
 from repq_cli import build
 from repq_cli.cli.hydra_app import CONFIGS, plain
-from repq_cli.errors import DataError
+from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import write_atomically
 from repq_cli.modes.compose import compose as compose_mode
 from repq_cli.modes.describe import HEADER, describe_activations, describe_layers
@@ -39,6 +39,8 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
 def train_job(config: dict[str, Any], run_dir: str) -> float:
     """One run in its folder; its deployed metric."""
     folder = _shown(Path(run_dir))
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} holds a run already: go on with it by resume={folder}, or name another folder.")
     try:
         config = _checked(config)
         write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())

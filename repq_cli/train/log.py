@@ -57,6 +57,15 @@ def logging_to(path: Path, verbosity: str) -> Iterator[None]:
             handler.close()
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}): free some space.") from error
+
+
 class RunLog:
     """Numbers of a run over time: one JSON object a line, and the same in TensorBoard."""
 
@@ -80,25 +89,24 @@ class RunLog:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be written ({error.strerror}): free some space.") from error
+        with _writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Scalars for TensorBoard."""
-        writer = self._open_writer()
-        if writer is not None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
+        with _writing(self.tb_dir):
+            writer = self._open_writer()
+            if writer is not None:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, step)
 
     def histograms(self, tensors: dict[str, Tensor], step: int) -> None:
         """Histograms for TensorBoard."""
-        writer = self._open_writer()
-        if writer is not None:
-            for name, tensor in tensors.items():
-                writer.add_histogram(name, tensor, step)
+        with _writing(self.tb_dir):
+            writer = self._open_writer()
+            if writer is not None:
+                for name, tensor in tensors.items():
+                    writer.add_histogram(name, tensor, step)
 
     def epoch_line(self, line: str, last: bool) -> None:
         """One epoch in words: always in train.log, and on the terminal unless the last line is only seconds old."""
@@ -111,7 +119,8 @@ class RunLog:
     def close(self) -> None:
         """Flush TensorBoard."""
         if self._writer is not None:
-            self._writer.close()
+            with _writing(self.tb_dir):
+                self._writer.close()
 
     def _open_writer(self, purge_step: int | None = None) -> SummaryWriter | None:
         if self._writer is None and self._tensorboard:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,14 +26,7 @@ from repq_cli.train.stage import Surroundings
 
 def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
     """Carry out a run in ``run_dir`` and return its row, which also stands in summary.json, whatever happens."""
-    lock = FileLock(run_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DataError(f"Another process is working in {run_dir}: wait for it, or choose another folder.") from None
-    except OSError as error:
-        raise DataError(f"{run_dir} cannot be written ({error.strerror}): choose another folder.") from error
-    with lock, logging_to(run_dir / "train.log", experiment.verbosity), stop_request() as stop:
+    with _alone_in(run_dir), logging_to(run_dir / "train.log", experiment.verbosity), stop_request() as stop:
         done = read_row(run_dir) if resume else None
         if done is not None and done["status"] == "done":
             logger.info("%s is already done:\n%s", run_dir, closing_table(done))
@@ -40,6 +35,7 @@ def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
         row = _opening_row(experiment)
         try:
             device = _prepare(experiment, run_dir)
+            logger.info("%s\n%s", _title(experiment, device), run_dir)
             around = Surroundings(
                 experiment.data,
                 experiment.batch_size,
@@ -63,8 +59,34 @@ def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
             raise
         finally:
             log.close()
-        logger.info("%s\n%s", run_dir, closing_table(row))
+        logger.info("%s\n  %s", closing_table(row), run_dir)
         return row
+
+
+@contextmanager
+def _alone_in(run_dir: Path) -> Iterator[None]:
+    """Hold the folder's lock; DataError if another process does."""
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"Another process is working in {run_dir}: wait for it, or choose another folder.") from None
+    except OSError as error:
+        raise DataError(f"{run_dir} cannot be written ({error.strerror}): choose another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _title(experiment: Experiment, device: torch.device) -> str:
+    """What is about to happen, in a line."""
+    data = experiment.data
+    return (
+        f"{experiment.model}, rep {experiment.rep}, mode {experiment.mode.name}, {experiment.quant.label}, on "
+        f"{data.info.name} ({len(data.train)} images to train, {len(data.val)} to validate, {len(data.test)} to test), "
+        f"{device}, seed {experiment.seed}"
+    )
 
 
 def _prepare(experiment: Experiment, run_dir: Path) -> torch.device:
