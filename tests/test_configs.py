@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from repq_cli import build
-from repq_cli.cli.folders import register_resolvers
 from repq_cli.cli.jobs import compose_plain
 from repq_cli.data.base import Data, DataInfo, InMemory, Split
 from repq_cli.modes.compose import calibrate, compose
@@ -30,7 +29,6 @@ OVERRIDES = {"data/image_folder.yaml": ["data.root=x"]}
 
 def composed(path: Path) -> dict[str, Any]:
     """The tree with this one option chosen."""
-    register_resolvers()
     group, option = path.parent.name, path.stem
     prefix = "+" if group in ("model", "experiment", "sweep") else ""
     model = [] if group in ("model", "experiment") else ["+model=repvgg_a0"]

@@ -148,7 +148,8 @@ def test_golden_losses(run_repq: Run) -> None:
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
     got = {name: losses(folder, name)[:5] for name in ("fp", "qat")}
     for name in ("fp", "qat"):
-        assert got[name] == pytest.approx(golden[name], rel=1e-3), got
+        # Processors sum in different orders, and rounding to 4 bit makes small differences larger.
+        assert got[name] == pytest.approx(golden[name], rel=1e-3 if name == "fp" else 2e-2), got
 
 
 class StopAfter(StopRequest):

@@ -51,7 +51,9 @@ def sweep(line: CommandLine) -> int:
     if failure is not None and not failed:
         raise failure
     for row in failed:
-        print(f"failed: {row.get('model')} {row.get('mode')} {row.get('quant')}: {row['error']}")
+        quant = row.get("quant", {})
+        bits = f"w{quant.get('weight_bits')}a{quant.get('act_bits')}"
+        print(f"failed: {row.get('model')}, rep {row.get('rep')}, mode {row.get('mode')}, {bits}: {row['error']}")
     if rows:
         print(f"{len(rows) - len(failed)} of {len(rows)} runs done, rows in {reserved_sweeps[-1]}")
     return 1 if failed else code

@@ -17,6 +17,8 @@ from repq_cli.errors import RepqError
 
 CONFIGS = "repq_cli.configs"
 
+register_resolvers()  # at import, because a launcher's worker processes import the apps and nothing else
+
 
 _kept: list[Exception] = []
 
@@ -74,7 +76,6 @@ def _hydra_process(command: str, arguments: list[str]) -> Iterator[None]:
 
 def run_app(command: str, arguments: list[str]) -> int:
     """Run a Hydra app with ``arguments``; what goes wrong inside comes out as the exception that it is."""
-    register_resolvers()
     with _hydra_process(command, arguments):
         try:
             APPS[command]()

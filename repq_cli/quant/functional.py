@@ -31,7 +31,7 @@ def dequantize(codes: Tensor, step: Tensor) -> Tensor:
 
 
 class _LSQ(torch.autograd.Function):
-    """The closed-form gradients of LSQ: one pass over the tensor instead of autograd's seven."""
+    """The closed-form gradients of LSQ, without boolean masks: on a CPU those cost several times an arithmetic pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, codes: IntegerRange, grad_scale: float) -> Tensor:
@@ -45,12 +45,11 @@ class _LSQ(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         ratio, quantized = ctx.saved_tensors
-        inside = (ratio > ctx.codes.low) & (ratio < ctx.codes.high)
-        grad_values = grad * inside
-        # d(out)/d(step) is round(v/s) - v/s inside and the end of the range outside: code - inside * ratio.
-        per_value = grad * quantized - grad_values * ratio
-        grad_step = per_value.sum_to_size(ctx.step_shape) * ctx.grad_scale
-        return grad_values, grad_step, None, None
+        # The gradient where low < ratio < high, both ends excluded, else 0.
+        inside = torch.ops.aten.hardtanh_backward(grad, ratio, *ctx.codes)
+        # d(out)/d(step) is round(v/s) - v/s inside and the end of the range outside: the code, less the ratio if inside.
+        per_value = (grad * quantized).addcmul_(inside, ratio, value=-1)
+        return inside, per_value.sum_to_size(ctx.step_shape) * ctx.grad_scale, None, None
 
 
 def lsq_fake_quantize(values: Tensor, step: Tensor, codes: IntegerRange, grad_scale: float = 1.0) -> Tensor:

@@ -18,7 +18,7 @@ def closing_table(row: Row) -> str:
         (f"{metric['name']} ({metric['split']})", _three(metric, unit)),
         ("size", f"{_bytes(size['bytes_packed'])} deployed, {_bytes(size['bytes_fp32'])} in float32"),
         ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
-        ("cost", f"{cost['macs'] / 1e9:.3f} GMACs, {cost['bops'] / 1e9:.3f} GBOPs"),
+        ("cost", f"{_scaled(cost['macs'])}MACs, {_scaled(cost['bops'])}BOPs for one image"),
         ("time", _time(time)),
         ("deployed = trained", _proof(row["checks"])),
     ]
@@ -35,6 +35,18 @@ def _three(metric: Row, unit: str) -> str:
 
 
 NETS = {"fp": "FP", "qat": "QAT", "deployed": "deployed"}
+
+
+def _scaled(count: float) -> str:
+    """Three significant digits and the SI prefix.
+
+    >>> _scaled(1_361_451_000), _scaled(999)
+    ('1.36 G', '999 ')
+    """
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {prefix}"
+    return f"{count:g} "
 
 
 def _bytes(count: int) -> str:

@@ -147,12 +147,13 @@ class StageTrainer:
         totals = self.totals
         entry = {"train_loss": totals.mean_loss, f"train_{metric}": totals.mean_score, f"val_{metric}": score}
         log.write({"stage": name, "step": self.step, "epoch": self.epoch, **entry})
-        steps = {f"{name}/step_size/{key}": step.mean().item() for key, step in step_sizes(self.net).items()}
-        log.scalars({f"{name}/{key}": value for key, value in entry.items()} | steps, self.step)
+        steps = step_sizes(self.net)
+        means = {f"{name}/step_size/{key}": step.mean().item() for key, step in steps.items()}
+        log.scalars({f"{name}/{key}": value for key, value in entry.items()} | means, self.step)
         layers = {key: layer for key, layer in self.net.named_modules() if isinstance(layer, QuantLayer)}
-        log.histograms(
-            {f"{name}/merged_weight/{key}": layer.merged_weight() for key, layer in layers.items()}, self.step
-        )
+        weights = {f"{name}/merged_weight/{key}": layer.merged_weight() for key, layer in layers.items()}
+        per_channel = {f"{name}/step_sizes/{key}": step for key, step in steps.items() if step.dim() > 0}
+        log.histograms(weights | per_channel, self.step)
         epochs = self.stage.options.epochs
         log.epoch_line(
             f"{name.upper():>4} epoch {self.epoch + 1:>3}/{epochs}  loss {totals.mean_loss:.4f}  "
