@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Range:
-    """From ``low`` to ``high`` (None: no bound); ``open_low`` excludes ``low`` itself."""
+    """Finite numbers from ``low`` to ``high`` (None: no bound); ``open_low``, ``open_high`` exclude the ends."""
 
     low: float
     high: float | None = None
     open_low: bool = False
+    open_high: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` is inside.
@@ -20,9 +22,12 @@ class Range:
         (True, False)
         """
         above = value > self.low if self.open_low else value >= self.low
-        return above and (self.high is None or value <= self.high)
+        below = self.high is None or (value < self.high if self.open_high else value <= self.high)
+        return math.isfinite(value) and above and below
 
     def __str__(self) -> str:
         if self.high is None:
             return f"{'above' if self.open_low else 'at least'} {self.low:g}"
-        return f"from {self.low:g} to {self.high:g}"
+        if self.open_low and self.open_high:
+            return f"between {self.low:g} and {self.high:g}"
+        return f"from {self.low:g} to {self.high:g}" + (" (excluded)" if self.open_high else "")

@@ -105,6 +105,8 @@ def experiment(config: dict[str, Any]) -> Any:
     loaded.train.steps(batch_size)  # says so if a batch is larger than the data
     optim = OptimOptions(**config["optim"])
     return Experiment(
+        config=config,
+        data_name=config["data"]["name"],
         model=config["model"]["name"],
         rep=config["rep"]["name"],
         make_net=network_maker(config, loaded.info),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises DataError with the reason (full disk, read-only folder); the old file stays.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.partial")  # one name: what a killed process left is written over
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                temporary.unlink()
+            raise
+    except OSError as error:
         raise DataError(
             f"{path} cannot be written ({error.strerror}): free some space or choose another folder."
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,10 +62,8 @@ def run_repq(in_folder: Path) -> Callable[..., tuple[int, Path | None]]:
     from repq_cli.cli import main
 
     seen: set[Path] = set()
-    names = itertools.count()
 
     def run(command: str, *arguments: str) -> tuple[int, Path | None]:
-        next(names)
         code = main([command, *arguments])
         folders = {path for path in in_folder.glob("outputs/train/*") if path.is_dir()}
         new = sorted(folders - seen)

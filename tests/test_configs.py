@@ -102,4 +102,6 @@ def test_the_fp_key_depends_on_what_determines_the_fp_stage() -> None:
         key("data.crop=1"),
         key("optim=adamw"),
     ]
-    assert len({base, *others}) == 7  # rep=none and mode=plain share their FP stage
+    assert others[0] == others[3], "rep=none and mode=plain have one FP stage"
+    assert len({base, *others}) == 7
+    assert key("data=cifar10", "data.root=a") == key("data=cifar10", "data.root=b")

@@ -319,7 +319,10 @@ def test_checkpoints_that_do_not_fit_are_refused(
     cases = {
         (f"fp.checkpoint={folder}", "mode=plain"): r"has rep repvgg and this run rep none",
         (f"fp.checkpoint={folder}", "model=repvgg_b0"): r"has model repvgg_a0 and this run model repvgg_b0",
-        (f"fp.checkpoint={folder}", "model.width=0.25"): r"is of another net",
+        (
+            f"fp.checkpoint={folder}",
+            "model.width=0.25",
+        ): "its blocks.0.branches.dense.conv.weight has shape [8, 1, 3, 3]",
         (f"fp.checkpoint={folder}", "data.size=16"): r"has input 1x32x32 and this run input 1x16x16",
         (f"fp.checkpoint={folder}/checkpoints/best.pt",): r"holds a qat net, and QAT starts from an FP net",
         ("fp.checkpoint=nowhere",): r"There is no checkpoint nowhere",
@@ -379,7 +382,7 @@ def test_image_folders_train(run_repq: Run, in_folder: Path) -> None:
     data = ["data=image_folder", f"data.root={root}", "data.batch_size=4"]
     code, folder = run_repq("train", *TINY, *data)
     assert code == 0
-    assert row_of(folder)["data"] == "images"
+    assert row_of(folder)["data"] == "image_folder"
     shutil.rmtree(root / "train/cat")
     assert run_repq("train", *TINY, *data)[0] == 3
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra import compose, initialize_config_module
 
 from repq_cli import build
 from repq_cli.cli.hydra_app import CONFIGS, plain
-from repq_cli.errors import ConfigError, DataError
-from repq_cli.files import write_atomically
+from repq_cli.errors import DataError
 from repq_cli.modes.compose import compose as compose_mode
 from repq_cli.modes.describe import HEADER, describe_activations, describe_layers
 from repq_cli.modes.options import ModeOptions
@@ -39,16 +37,13 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
 def train_job(config: dict[str, Any], run_dir: str) -> float:
     """One run in its folder; its deployed metric."""
     folder = _shown(Path(run_dir))
-    if (folder / "config.yaml").exists():
-        raise ConfigError(f"{folder} holds a run already: go on with it by resume={folder}, or name another folder.")
     try:
-        config = _checked(config)
-        write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
-        experiment = build.experiment(config)
+        experiment = build.experiment(_checked(config))
     except Exception as error:
         # A sweep is judged by its rows, so that even a job that could not start leaves one.
-        asked = {"model": config["model"].get("name"), "rep": config["rep"].get("name"), "mode": config["mode"]["name"]}
-        write_row(folder, failure(error) | asked | {"quant": config["quant"], "seed": config["seed"]})
+        if not (folder / "config.yaml").exists():
+            asked = {section: config[section].get("name") for section in ("model", "rep", "mode")}
+            write_row(folder, failure(error) | asked | {"quant": config["quant"], "seed": config["seed"]})
         raise
     row = run(experiment, folder)
     return float(row["metric"]["deployed"])

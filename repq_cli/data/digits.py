@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 
+from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, InMemory, Split, channel_statistics, stratified_split
 
 
-def load(size: int = 32, crop: int = 3) -> Data:
+def load(size: Annotated[int, Range(8)] = 32, crop: Annotated[int, Range(0, 64)] = 3) -> Data:
     """8x8 digits made ``size`` pixels wide (bilinear). Splits are fixed: 20 % test, 10 % validation, by class.
 
     ``crop``: training images are shifted by up to so many pixels. Source: UCI ML hand-written digits (CC BY 4.0).
     """
     from sklearn.datasets import load_digits
 
-    if size < 8:
-        raise ValueError(f"data.size={size} is smaller than the digits themselves: use 8 or more.")
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     large = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_statistics, stratified_split
 from repq_cli.errors import DataError
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def load(
     root: str,
-    size: int | None = None,
-    val_fraction: float = 0.1,
-    crop: int = 4,
+    size: Annotated[int, Range(1)] | None = None,
+    val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.1,
+    crop: Annotated[int, Range(0, 64)] = 4,
     mirror: bool = True,
     grey: bool = False,
-    cache_mib: int = 4096,
-    workers: int = 2,
+    cache_mib: Annotated[int, Range(0)] = 4096,
+    workers: Annotated[int, Range(0, 256)] = 2,
 ) -> Data:
     """Images below ``root/train``, ``root/val`` and ``root/test``, one folder per class.
 
@@ -41,7 +44,7 @@ def load(
     evaluation = [name for name in ("val", "test") if (top / name).is_dir()]
     if not evaluation:
         raise DataError(f"data.root={root} has neither 'val' nor 'test' beside 'train': add one with the same classes.")
-    classes = tuple(sorted(folder.name for folder in (top / "train").iterdir() if folder.is_dir()))
+    classes = tuple(sorted(folder.name for folder in (top / "train").iterdir() if _is_class(folder)))
     if len(classes) < 2:
         raise DataError(f"{top / 'train'} needs at least two class folders, and has {len(classes)}.")
     files = {name: _list(top / name, classes) for name in ("train", *evaluation)}
@@ -77,8 +80,8 @@ class Decoder:
     def __call__(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as opened:
-                image = opened.convert("L" if self.grey else "RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+                image = _eight_bit(opened).convert("L" if self.grey else "RGB")
+        except UNREADABLE as error:
             raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
         if self.resize:
             image = self._fit(image)
@@ -100,6 +103,13 @@ class Decoder:
         return image.crop((left, top, left + width, top + height))
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey images scaled to 8 bit, where Pillow's own conversion would clip them to white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+
+
 class Subset:
     """Some of the images."""
 
@@ -114,7 +124,7 @@ class Subset:
         return self.images.read([self.indices[batch] for batch in batches])
 
 
-class Files(Dataset[Tensor]):
+class Files(Dataset["Tensor | str"]):
     """Images that are decoded when they are read."""
 
     def __init__(self, paths: list[Path], decode: Decoder, workers: int) -> None:
@@ -123,31 +133,56 @@ class Files(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.decode(self.paths[index])
+    def __getitem__(self, index: int) -> Tensor | str:
+        """The image, or what is wrong with it: an exception would reach the user wrapped in a worker's traceback."""
+        try:
+            return self.decode(self.paths[index])
+        except DataError as error:
+            return str(error)
 
     def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each batch of indices, decoded ahead by worker processes, in order."""
         # The loader draws a base seed for its workers; from a generator of its own, it leaves training's alone.
         generator = torch.Generator().manual_seed(0)
         sampler = [batch.tolist() for batch in batches]
-        return iter(DataLoader(self, batch_sampler=sampler, num_workers=self.workers, generator=generator))
+        loader = DataLoader(
+            self, batch_sampler=sampler, num_workers=self.workers, generator=generator, collate_fn=_collate
+        )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise DataError(batch)
+            yield batch
+
+
+def _collate(images: list[Tensor | str]) -> Tensor | str:
+    """A batch, or the first complaint."""
+    complaints = [image for image in images if isinstance(image, str)]
+    return complaints[0] if complaints else torch.stack([image for image in images if isinstance(image, Tensor)])
 
 
 def _list(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     """Every image below ``folder`` with its label, in a fixed order."""
-    strangers = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in classes)
+    strangers = sorted(entry.name for entry in folder.iterdir() if _is_class(entry) and entry.name not in classes)
     if strangers:
         raise DataError(
             f"{folder} has the class '{strangers[0]}', which train/ does not have: add it there or remove it."
         )
     listed = []
     for label, name in enumerate(classes):
-        paths = sorted(path for path in (folder / name).glob("**/*") if path.suffix.lower() in EXTENSIONS)
+        paths = sorted(path for path in (folder / name).glob("**/*") if _is_image(path))
         if not paths:
             raise DataError(f"The class folder {folder / name} has no images ({', '.join(EXTENSIONS)}): add some.")
         listed += [(path, label) for path in paths]
     return listed
+
+
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _is_image(path: Path) -> bool:
+    """By its ending; hidden files are left by desktops and editors."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def _only_size(files: dict[str, list[tuple[Path, int]]]) -> tuple[int, int]:
@@ -156,14 +191,14 @@ def _only_size(files: dict[str, list[tuple[Path, int]]]) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except (OSError, UnidentifiedImageError) as error:
+    except UNREADABLE as error:
         raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
 
 
 def _images(paths: list[Path], decode: Decoder, cache_mib: int, workers: int) -> Images:
     files = Files(paths, decode, workers)
     size = len(paths) * (1 if decode.grey else 3) * decode.size[0] * decode.size[1]
-    return InMemory(torch.stack([files[index] for index in range(len(files))])) if size <= cache_mib << 20 else files
+    return InMemory(torch.stack([decode(path) for path in paths])) if size <= cache_mib << 20 else files
 
 
 def _sample(images: Images) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, InMemory, Split, channel_statistics, stratified_split
 from repq_cli.errors import DataError
@@ -20,9 +21,9 @@ def load(
     dataset: Literal["MNIST", "FashionMNIST", "CIFAR10"],
     root: str = "data",
     download: bool = False,
-    size: int = 32,
-    val_fraction: float = 0.1,
-    crop: int = 4,
+    size: Annotated[int, Range(1)] = 32,
+    val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.1,
+    crop: Annotated[int, Range(0, 64)] = 4,
     mirror: bool = False,
 ) -> Data:
     """A torchvision dataset in memory; 28x28 images are zero-padded to ``size``. Validation is held out of training.

@@ -38,21 +38,21 @@ def compare(
     hooks = [quantizer.register_forward_hook(remember(name)) for name, quantizer in by_node.items()]
     was_training = net.training
     net.eval()
-    lsb: list[float] = []
-    differences: list[float] = []
+    lsb: list[Tensor] = []
+    differences: list[Tensor] = []
     same: list[Tensor] = []
     try:
         for x in batches:
             expected = net(x)
             values = deployed.run(x)
             outputs = values[deployed.graph["output"]]
-            lsb += [
-                ((values[name] - tensor).abs().max() / by_node[name].step()).item() for name, tensor in seen.items()
-            ]
-            differences.append((outputs - expected).abs().max().item())
+            lsb += [(values[name] - tensor).abs().max() / by_node[name].step() for name, tensor in seen.items()]
+            differences.append((outputs - expected).abs().max())
             same.append(agreement(outputs, expected))
     finally:
         for hook in hooks:
             hook.remove()
         net.train(was_training)
-    return Agreement(max(lsb) if lsb else None, max(differences), torch.cat(same).mean().item())
+    # The maximum of a tensor is NaN if one of its values is; Python's own would pass over it.
+    max_lsb = torch.stack(lsb).max().item() if lsb else None
+    return Agreement(max_lsb, torch.stack(differences).max().item(), torch.cat(same).mean().item())

@@ -18,10 +18,10 @@ ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Identity: "none"}
 
 
 class _Tracer(fx.Tracer):
-    """Stops at every module that becomes an operation of its own."""
+    """Stops at every module that becomes an operation of its own, and at every one of torch's layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (QuantLayer, Quantizer, *SIMPLE_OPS))
+        return isinstance(m, (QuantLayer, Quantizer)) or super().is_leaf_module(m, module_qualified_name)
 
 
 @torch.no_grad()
@@ -74,9 +74,19 @@ def _operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
         if isinstance(module, QuantConv):
             node["multiplier"] = store("multiplier", frozen.multiplier)
             node |= {"stride": module.stride, "padding": module.padding, "groups": module.groups}
-            node["activation"] = ACTIVATIONS[type(module.activation)]
+            node["activation"] = _known(ACTIVATIONS, path, module.activation)
         return node
     if isinstance(module, Quantizer):
         low, high = module.codes
         return {"op": "quantize", "bits": module.bits, "low": low, "high": high, "step": store("step", module.step())}
-    return {"op": SIMPLE_OPS[type(module)]}
+    if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
+        raise ValueError(f"The layer {path} pools to {module.output_size}; only global pooling has a deployed form.")
+    return {"op": _known(SIMPLE_OPS, path, module)}
+
+
+def _known(names: dict[type[nn.Module], str], path: str, module: nn.Module) -> str:
+    """The deployed name of a module's kind; ValueError where it has none."""
+    if type(module) not in names:
+        legal = ", ".join(kind.__name__ for kind in names)
+        raise ValueError(f"The {type(module).__name__} of layer {path} has no deployed form; these have: {legal}.")
+    return names[type(module)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
+from repq_cli.bounds import Range
 from repq_cli.models.tap import Tap
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import MakeBlock
@@ -45,10 +47,10 @@ def repvgg(
     make_block: MakeBlock,
     in_channels: int,
     num_classes: int,
-    blocks: list[int],
-    widths: list[float],
-    strides: list[int],
-    width: float = 1.0,
+    blocks: list[Annotated[int, Range(1)]],
+    widths: list[Annotated[float, Range(0, None, open_low=True)]],
+    strides: list[Annotated[int, Range(1)]],
+    width: Annotated[float, Range(0, None, open_low=True)] = 1.0,
 ) -> RepVGG:
     """RepVGG with ``blocks[s]`` blocks in stage s, each stage ``widths[s] * width`` times its base width.
 
@@ -59,11 +61,6 @@ def repvgg(
         raise ValueError(
             f"RepVGG has four stages behind its stem: model.blocks and model.widths take 4 numbers and model.strides "
             f"takes 5, not {len(blocks)}, {len(widths)} and {len(strides)}."
-        )
-    if min(blocks) < 1 or min(strides) < 1 or min(widths) <= 0 or width <= 0:
-        raise ValueError(
-            f"model.blocks={blocks} and model.strides={strides} take whole numbers from 1, model.widths={widths} and "
-            f"model.width={width} numbers above 0."
         )
     scales = [scale * width for scale in widths]
     channels = [in_channels, max(1, round(min(64, 64 * scales[0])))]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from repq_cli.bounds import Range
 
 MODES = ("plain", "merged", "repq", "repq_bn", "repq_bnest")
 
@@ -26,7 +28,7 @@ class ModeOptions:
     name: Literal["auto", "plain", "merged", "repq", "repq_bn", "repq_bnest"] = "auto"
     stats_input: Literal["fp", "quant"] = "fp"
     detach_stats: bool = False
-    freeze_bn_after: int | None = None
+    freeze_bn_after: Annotated[int, Range(0)] | None = None
     estimator: Literal["offset", "channel"] = "offset"
     bnest_init: Literal["rescale", "none"] = "rescale"
     plain_bn: Literal["unfolded", "folded"] = "unfolded"

@@ -47,7 +47,7 @@ class _LSQ(torch.autograd.Function):
         ratio, quantized = ctx.saved_tensors
         # The gradient where low < ratio < high, both ends excluded, else 0.
         inside = torch.ops.aten.hardtanh_backward(grad, ratio, *ctx.codes)
-        # d(out)/d(step) is round(v/s) - v/s inside and the end of the range outside: the code, less the ratio if inside.
+        # d(out)/d(step) is round(v/s) - v/s inside, the end of the range outside: the code, less the ratio if inside.
         per_value = (grad * quantized).addcmul_(inside, ratio, value=-1)
         return inside, per_value.sum_to_size(ctx.step_shape) * ctx.grad_scale, None, None
 

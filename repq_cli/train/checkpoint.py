@@ -40,8 +40,8 @@ class RunCheckpoints:
     """The checkpoints of one run.
 
     last.pt      all that is needed to go on; previous.pt is the one before, in case last.pt is lost
-    best.pt      the stage's net with the best validation score
-    fp.pt        the net that QAT started from
+    fp.pt        the FP net with the best validation score, from which QAT starts
+    best.pt      the quantization-aware net with the best validation score
     """
 
     def __init__(self, run_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +19,8 @@ from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions
 class Experiment:
     """Everything a run needs, built from the configuration. ``rep`` is what was asked for; Plain does not use it."""
 
+    config: dict[str, Any]
+    data_name: str
     model: str
     rep: str
     make_net: Callable[[], nn.Module]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,11 +27,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Terminal(logging.Handler):
-    """Prints above a progress bar rather than through it."""
+    """Prints above a progress bar rather than through it; a terminal that is gone ends no training."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        if sys.stdout is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 @contextmanager
@@ -72,7 +76,7 @@ class RunLog:
     def __init__(self, run_dir: Path, tensorboard: bool, quiet: bool) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.tb_dir = run_dir / "tb"
-        self.show_bar = sys.stderr.isatty() and not quiet
+        self.show_bar = sys.stderr is not None and sys.stderr.isatty() and not quiet
         self._tensorboard = tensorboard
         self._writer: SummaryWriter | None = None
         self._last_line = 0.0
@@ -82,10 +86,10 @@ class RunLog:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def rewind(self, offset: int, step: int) -> None:
-        """Forget what was logged after a checkpoint, since it will be logged again."""
+        """Forget what was logged after a checkpoint at ``step``, since it will be logged again."""
         if self.path.exists():
             os.truncate(self.path, min(offset, self.offset()))
-        self._open_writer(purge_step=step)
+        self._open_writer(purge_step=step + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""

@@ -29,7 +29,10 @@ class OptimOptions:
     name: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Range(0, 1)] = 0.9
     nesterov: bool = True
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Range(0, 1, open_high=True)], Annotated[float, Range(0, 1, open_high=True)]] = (
+        0.9,
+        0.999,
+    )
     weight_decay: Annotated[float, Range(0)] = 1e-4
     label_smoothing: Annotated[float, Range(0, 1)] = 0.0
     clip_norm: Annotated[float, Range(0, None, open_low=True)] | None = None
@@ -53,6 +56,6 @@ class RuntimeOptions:
     """
 
     device: str = "auto"
-    threads: Annotated[int, Range(1)] | None = None
+    threads: Annotated[int, Range(1, 1024)] | None = None
     log_every: Annotated[int, Range(1)] = 10
     tensorboard: bool = True

@@ -50,15 +50,19 @@ class Run:
     def carry_out(self, resume: bool) -> None:
         """FP, QAT, freeze, check, evaluate."""
         saved = self.around.checkpoints.load_last() if resume else None
+        if saved is None:
+            self.around.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
         fp_net = self.fp_stage(saved)
         self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
         qat_net = self.qat_stage(fp_net, saved)
+        self.around.stop.check()
         deployed, agreement = self.deploy(qat_net)
         self.row["checks"] |= {
             "freeze_max_lsb": agreement.max_lsb,
             "freeze_max_abs": agreement.max_abs,
             "freeze_top1_agreement": agreement.top1,
         }
+        self.around.stop.check()
         self.measure(fp_net, qat_net, deployed)
         self.row["lineage"]["finished"] = now()
         write_row(self.run_dir, self.row)
@@ -70,18 +74,17 @@ class Run:
         net = experiment.make_net().to(self.around.device)
         if saved is not None and saved["stage"] == "qat":
             self._load(net, checkpoints.fp)
-            return net
-        if experiment.fp.checkpoint is not None:
-            self._load(net, fp_checkpoint(experiment.fp.checkpoint))
+            self.time |= saved["earlier"]
+        elif experiment.fp.checkpoint is not None:
+            content = self._load(net, fp_checkpoint(experiment.fp.checkpoint))
+            checkpoint.save(checkpoints.fp, content)
             logger.info("FP weights from %s", experiment.fp.checkpoint)
         else:
-            self._fit(Stage("fp", experiment.fp), net, saved)
-        content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
-        checkpoint.save(checkpoints.fp, {**content, "time": dict(self.time)})
+            self._fit(Stage("fp", experiment.fp, checkpoints.fp), net, saved)
         return net
 
-    def _load(self, net: nn.Module, path: Path) -> None:
-        """FP weights of another (or this) run; DataError says what does not fit."""
+    def _load(self, net: nn.Module, path: Path) -> dict[str, Any]:
+        """Load FP weights of another (or this) run and return the checkpoint; DataError says what does not fit."""
         content = checkpoint.load(path)
         if content.get("stage") != "fp":
             raise DataError(
@@ -89,20 +92,25 @@ class Run:
                 f"use the same run's checkpoints/fp.pt."
             )
         for key, wanted in self.experiment.signature.items():
-            found = content["signature"].get(key)
+            found = content.get("signature", {}).get(key)
             if found != wanted:
                 raise DataError(
                     f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "
                     f"use a checkpoint of the same net, or change the configuration to {key} {found}."
                 )
-        try:
-            net.load_state_dict(content["net"])
-        except RuntimeError as error:
-            raise DataError(f"The checkpoint {path} is of another net than the configuration's: {error}") from error
-        self.time.update(content.get("time", {}))
+        wanted_shapes = {key: list(tensor.shape) for key, tensor in net.state_dict().items()}
+        found_shapes = {key: list(tensor.shape) for key, tensor in content["net"].items()}
+        for key in [*wanted_shapes, *found_shapes]:
+            if wanted_shapes.get(key) != found_shapes.get(key):
+                raise DataError(
+                    f"The checkpoint {path} is of another net: its {key} has shape {found_shapes.get(key)} and this "
+                    f"run's {wanted_shapes.get(key)}; use the model.* keys that it was trained with."
+                )
+        net.load_state_dict(content["net"])
+        return content
 
     def _fit(self, stage: Stage, net: nn.Module, saved: dict[str, Any] | None) -> None:
-        trainer = StageTrainer(stage, net, self.around, self.experiment.signature)
+        trainer = StageTrainer(stage, net, self.around, self.experiment.signature, dict(self.time))
         if saved is not None and saved["stage"] == stage.name:
             trainer.restore(saved)
             logger.info("%s goes on after epoch %d, step %d", stage.name.upper(), trainer.epoch, trainer.step)
@@ -152,7 +160,10 @@ class Run:
             if mode.freeze_bn_after is not None and epoch >= mode.freeze_bn_after:
                 freeze_statistics(net)
 
-        self._fit(Stage("qat", experiment.qat, on_epoch), net, saved)
+        around = self.around
+        fp_epochs = 0 if experiment.fp.checkpoint is not None else experiment.fp.epochs
+        offset = fp_epochs * around.data.train.steps(around.batch_size)
+        self._fit(Stage("qat", experiment.qat, around.checkpoints.best, offset, on_epoch), net, saved)
         return net
 
     def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:
@@ -192,7 +203,7 @@ class Run:
             "qat": results["fake"],
             "deployed": results["deployed"],
         }
-        name = around.data.info.name
+        name = self.experiment.data_name
         row["metrics"] = [
             {"set": f"{name}/test", "name": task.metric, "engine": engine, "value": value}
             for engine, value in results.items()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 
-from repq_cli.errors import DataError, Interrupted
-from repq_cli.files import write_json
+from repq_cli.errors import ConfigError, DataError, Interrupted
+from repq_cli.files import write_atomically, write_json
 from repq_cli.report.closing import closing_table
 from repq_cli.report.row import Row, failure, read_row, write_row
 from repq_cli.train.checkpoint import RunCheckpoints
-from repq_cli.train.environment import environment, git_state, pick_device
+from repq_cli.train.environment import environment, pick_device
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
@@ -25,14 +28,20 @@ from repq_cli.train.stage import Surroundings
 
 
 def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
-    """Carry out a run in ``run_dir`` and return its row, which also stands in summary.json, whatever happens."""
+    """Carry out a run in ``run_dir`` and return its row, which also stands in summary.json, whatever happens.
+
+    Raises ConfigError if ``run_dir`` holds a run that is not to be resumed, DataError if another process works in it.
+    """
     with _alone_in(run_dir), logging_to(run_dir / "train.log", experiment.verbosity), stop_request() as stop:
+        if not resume:
+            _refuse_used(run_dir)
+            write_atomically(run_dir / "config.yaml", yaml.safe_dump(experiment.config, sort_keys=False).encode())
         done = read_row(run_dir) if resume else None
         if done is not None and done["status"] == "done":
             logger.info("%s is already done:\n%s", run_dir, closing_table(done))
             return done
         log = RunLog(run_dir, experiment.runtime.tensorboard, experiment.verbosity == "quiet")
-        row = _opening_row(experiment)
+        row = _opening_row(experiment, _env(run_dir))
         try:
             device = _prepare(experiment, run_dir)
             logger.info("%s\n%s", _title(experiment, device), run_dir)
@@ -90,33 +99,46 @@ def _title(experiment: Experiment, device: torch.device) -> str:
 
 
 def _prepare(experiment: Experiment, run_dir: Path) -> torch.device:
-    """Device and threads; env.json."""
+    """Device and threads."""
     if experiment.runtime.threads is not None:
         torch.set_num_threads(experiment.runtime.threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    write_json(run_dir / "env.json", environment())
     RunCheckpoints(run_dir).create()
     return pick_device(experiment.runtime.device)
 
 
-def _opening_row(experiment: Experiment) -> Row:
-    git = git_state()
+def _refuse_used(run_dir: Path) -> None:
+    if (run_dir / "config.yaml").exists():
+        raise ConfigError(f"{run_dir} holds a run already: go on with it by resume={run_dir}, or name another folder.")
+
+
+def _env(run_dir: Path) -> dict[str, Any]:
+    """env.json, written when the run starts; a resumed run keeps the command and the time of its start."""
+    path = run_dir / "env.json"
+    if not path.exists():
+        write_json(path, {"command_line": " ".join(sys.argv), "started": now(), **environment()})
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def _opening_row(experiment: Experiment, env: dict[str, Any]) -> Row:
+    git = env["git"]
     return {
         "status": "done",
         "model": experiment.model,
         "rep": experiment.rep,
         "mode": experiment.mode.name,
-        "data": experiment.data.info.name,
+        "data": experiment.data_name,
         "task": experiment.task.name,
         "seed": experiment.seed,
-        "command_line": " ".join(sys.argv),
+        "command_line": env["command_line"],
         "quant": {key: value for key, value in asdict(experiment.quant).items() if key not in ("act_n", "init")},
         "lineage": {
             "fp_cache": experiment.fp_key,
             "fp_run": experiment.fp.checkpoint,
             "git_commit": git and git["commit"],
             "torch_version": torch.__version__,
-            "started": now(),
+            "started": env["started"],
         },
     }

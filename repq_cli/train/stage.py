@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from repq_cli.data.base import Data
+from repq_cli.errors import CheckError
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import step_sizes
 from repq_cli.seeds import derive_seed
@@ -26,10 +28,16 @@ from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage is data: a name, a length and a rate. ``on_epoch`` runs before each epoch with its number."""
+    """A stage is data: a name, a length and a rate, and where its best net is kept.
+
+    ``offset``: training steps of the stages before it, so that one TensorBoard axis holds all of them.
+    ``on_epoch`` runs before each epoch with its number.
+    """
 
     name: str
     options: StageOptions
+    best: Path
+    offset: int = 0
     on_epoch: Callable[[int], None] = lambda epoch: None
 
 
@@ -53,8 +61,16 @@ class Surroundings:
 class StageTrainer:
     """Trains ``net`` for one stage and ends with its best weights by validation."""
 
-    def __init__(self, stage: Stage, net: nn.Module, around: Surroundings, signature: dict[str, str]) -> None:
-        self.stage, self.net, self.around, self.signature = stage, net, around, signature
+    def __init__(
+        self,
+        stage: Stage,
+        net: nn.Module,
+        around: Surroundings,
+        signature: dict[str, str],
+        earlier: dict[str, float | None],
+    ) -> None:
+        """``signature`` identifies the net in checkpoints, ``earlier`` are the times of the stages before."""
+        self.stage, self.net, self.around, self.signature, self.earlier = stage, net, around, signature, earlier
         self.optimizer = make_optimizer(net, around.optim, stage.options.lr)
         self.steps_per_epoch = around.data.train.steps(around.batch_size)
         self.steps = self.steps_per_epoch * stage.options.epochs
@@ -70,6 +86,11 @@ class StageTrainer:
         """Training steps done in this stage."""
         return self.epoch * self.steps_per_epoch + self.totals.steps
 
+    @property
+    def global_step(self) -> int:
+        """Training steps done in the run."""
+        return self.stage.offset + self.step
+
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from ``saved``, the content of last.pt."""
         self.net.load_state_dict(saved["net"])
@@ -77,7 +98,7 @@ class StageTrainer:
         self.epoch, self.totals = saved["epoch"], EpochTotals(**saved["totals"])
         self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
         self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
-        self.around.log.rewind(saved["metrics_bytes"], self.step)
+        self.around.log.rewind(saved["metrics_bytes"], self.global_step)
 
     def fit(self) -> None:
         """Train to the end, then load the best weights. Raises Interrupted, after a checkpoint, if asked to stop."""
@@ -100,7 +121,7 @@ class StageTrainer:
                 self.seconds = before + time.perf_counter() - started
                 self._end_epoch(bar)
         if self.best_score is not None:
-            self.net.load_state_dict(checkpoint.load(around.checkpoints.best)["net"])
+            self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
 
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
         around, options = self.around, self.stage.options
@@ -130,8 +151,8 @@ class StageTrainer:
         )
         if better:  # of equals the later one: it has trained longer
             self.best_score, self.best_epoch = score, self.epoch
-            content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self.net.state_dict()}
-            checkpoint.save(around.checkpoints.best, {**content, "signature": self.signature})
+            content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self._finite_state()}
+            checkpoint.save(self.stage.best, {**content, "signature": self.signature})
         self._log_epoch(score)
         self.epoch, self.totals = self.epoch + 1, EpochTotals()
         self._save_last()
@@ -140,7 +161,7 @@ class StageTrainer:
     def _log_step(self, loss: float, lr: float) -> None:
         name = self.stage.name
         self.around.log.write({"stage": name, "step": self.step, "epoch": self.epoch, "loss": loss, "lr": lr})
-        self.around.log.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.step)
+        self.around.log.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.global_step)
 
     def _log_epoch(self, score: float) -> None:
         name, log, metric, task = self.stage.name, self.around.log, self.around.task.metric, self.around.task
@@ -149,11 +170,11 @@ class StageTrainer:
         log.write({"stage": name, "step": self.step, "epoch": self.epoch, **entry})
         steps = step_sizes(self.net)
         means = {f"{name}/step_size/{key}": step.mean().item() for key, step in steps.items()}
-        log.scalars({f"{name}/{key}": value for key, value in entry.items()} | means, self.step)
+        log.scalars({f"{name}/{key}": value for key, value in entry.items()} | means, self.global_step)
         layers = {key: layer for key, layer in self.net.named_modules() if isinstance(layer, QuantLayer)}
         weights = {f"{name}/merged_weight/{key}": layer.merged_weight() for key, layer in layers.items()}
         per_channel = {f"{name}/step_sizes/{key}": step for key, step in steps.items() if step.dim() > 0}
-        log.histograms(weights | per_channel, self.step)
+        log.histograms(weights | per_channel, self.global_step)
         epochs = self.stage.options.epochs
         log.epoch_line(
             f"{name.upper():>4} epoch {self.epoch + 1:>3}/{epochs}  loss {totals.mean_loss:.4f}  "
@@ -161,17 +182,29 @@ class StageTrainer:
             last=self.epoch + 1 == epochs,
         )
 
+    def _finite_state(self) -> dict[str, Any]:
+        """The net's tensors; CheckError, before anything is overwritten, if one of them is not finite."""
+        state = self.net.state_dict()
+        for key, tensor in state.items():
+            if not torch.isfinite(tensor).all():
+                raise CheckError(
+                    f"After step {self.step} of {self.stage.name.upper()}, {key} is not finite. The last good "
+                    f"checkpoint is kept; a lower learning rate or optim.clip_norm usually helps."
+                )
+        return state
+
     def _save_last(self) -> None:
         self.around.checkpoints.save_last(
             {
                 "stage": self.stage.name,
                 "epoch": self.epoch,
                 "totals": asdict(self.totals),
-                "net": self.net.state_dict(),
+                "net": self._finite_state(),
                 "optimizer": self.optimizer.state_dict(),
                 "best_score": self.best_score,
                 "best_epoch": self.best_epoch,
                 "seconds": self.seconds,
+                "earlier": self.earlier,
                 "step_seconds": self.timer.seconds,
                 "metrics_bytes": self.around.log.offset(),
                 "signature": self.signature,
