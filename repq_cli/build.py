@@ -29,7 +29,7 @@ def resolve(target: str, plugins: list[str]) -> Callable[..., Any]:
     """The function or class that ``target`` names, if it is one of ours, of torch.optim, or of a plugin."""
     allowed = (*ALLOWED, *(f"{plugin}." for plugin in plugins))
     if not target.startswith(allowed):
-        raise ConfigError(f"may only name something below {', '.join(allowed)}; add your package to plugins=[…]")
+        raise ConfigError(f"may only name something below {', '.join(allowed)}; add your package to plugins=[...]")
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)

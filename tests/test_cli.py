@@ -130,12 +130,15 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("qat.lr=0", "qat.lr=0 must be a number, above 0."),
         ("qat.lr=-1e-3", "qat.lr=-0.001 must be a number, above 0."),
         ("data.batch_size=1", "data.batch_size=1 must be a whole number, at least 2."),
-        ("data.size=big", "data.size=big must be a whole number."),
-        ("model.blocks=3", "model.blocks=3 must be a list, each item a whole number."),
+        ("data.size=big", "data.size=big must be a whole number, at least 8."),
+        ("model.blocks=3", "model.blocks=3 must be a list, each item a whole number, at least 1."),
         ("seed=-1", "seed=-1 must be a whole number, at least 0."),
         ("runtime.tensorboard=maybe", "runtime.tensorboard=maybe must be true or false."),
-        ("mode.freeze_bn_after=soon", "mode.freeze_bn_after=soon must be a whole number or null."),
-        ("optim=adamw optim.betas=[0.9]", "optim.betas=[0.9] must be a list of 2, each item a number."),
+        ("mode.freeze_bn_after=soon", "mode.freeze_bn_after=soon must be a whole number, at least 0 or null."),
+        (
+            "optim=adamw optim.betas=[0.9]",
+            "optim.betas=[0.9] must be a list of 2, each item a number, from 0 to 1 (excluded).",
+        ),
         ("verbosity=loud", "verbosity=loud must be one of quiet, normal, debug."),
         ("~seed", "~seed= cannot be removed; set it instead."),
         ("quant=[", "quant=[ cannot be read"),
@@ -149,23 +152,35 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint."),
         ("qat.checkpoint=x", "qat.checkpoint=x is an unknown key"),
         ("hydra/launcher=nothing", "hydra/launcher=nothing must be one of"),
+        ("quant=w4a4,w2a2", "quant=w4a4,w2a2 names several values, which is a sweep: add -m"),
+        ("seed=range(0,3)", "seed=range(0,3) names several values, which is a sweep: add -m"),
+        ("rep.batch_norm=false", "rep.batch_norm=false comes with the choice of rep=; choose another one"),
+        ("model.name=a/b", "model.name=a/b comes with the choice of model=; choose another one"),
+        ("~quant", "~quant= cannot be removed; choose another option."),
+        ("data=null", "data=null must be one of"),
+        ("data.size=4", "data.size=4 must be a whole number, at least 8."),
+        ("data.crop=-1", "data.crop=-1 must be a whole number, from 0 to 64."),
+        ("fp.lr=inf", "fp.lr=inf must be a number, above 0."),
+        ("model.width=nan", "model.width=nan must be a number, above 0."),
+        ("model.strides=[0,1,1,1,1]", "must be a list, each item a whole number, at least 1."),
+        ("runtime.threads=100000000", "runtime.threads=100000000 must be a whole number, from 1 to 1024 or null."),
+        ("-m fp.lr=interval(0,1)", "is an interval, for which a sweeper is needed"),
+        ("--config-name zzz", "The flag --config-name cannot be used"),
     ],
 )
 def test_every_mistake_is_one_sentence_with_the_right_word(
     argument: str, sentence: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sentence in complaint(capsys, "+model=repvgg_a0", *argument.split())
+    assert sentence in complaint(capsys, "+model=repvgg_a0", *argument.split(" "))
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["rep=none", "mode=merged"], "mode=merged has nothing to merge with rep=none; use mode=plain"),
-        (["rep.batch_norm=false", "mode=repq_bn"], "mode=repq_bn needs batch norm, which rep=repvgg has none of"),
         (["fp.epochs=0"], "fp.epochs=0 leaves QAT without FP weights"),
         (["model.blocks=[1,2]"], "model.blocks and model.widths take 4 numbers"),
         (["model.num_classes=3"], "model.num_classes=3 is less than the 10 classes of digits"),
-        (["data.size=4"], "data.size=4 is smaller than the digits themselves"),
         (["data.batch_size=5000"], "data.batch_size=5000 is larger than the training split of 1259 images"),
         (["runtime.device=warp"], "runtime.device=warp is not available here"),
     ],
@@ -178,6 +193,11 @@ def test_combinations_that_cannot_work_say_why(
     assert sentence in error
     assert "Traceback" not in error
     assert error.startswith("repq: ")
+
+
+def test_a_value_with_spaces_is_answered_with_its_quotes(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = complaint(capsys, "+model=repvgg_a0", "data=image_folder", "data.root=my (dir)")
+    assert """quoted like 'data.root="my (dir)"'""" in text
 
 
 def test_all_problems_come_in_one_message(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +300,50 @@ def test_a_sweep_leaves_a_row_per_job_and_goes_on_after_a_failure(
     assert "nothing to merge" in rows[0]["error"]
     assert "3 of 4 runs done" in captured.out
     assert "Traceback" not in captured.err
+
+
+def test_batch_norm_modes_need_batch_norm() -> None:
+    from repq_cli import build
+    from repq_cli.cli.jobs import compose_plain
+    from repq_cli.schema import validate
+
+    config = compose_plain(["+model=repvgg_a0", "mode=repq_bn"])
+    config["rep"]["batch_norm"] = False
+    (problem,) = validate(config, build.target_arguments)
+    assert str(problem).startswith("mode=repq_bn needs batch norm, which rep=repvgg has none of")
+
+
+def test_a_sweep_may_glob_and_name_its_folder(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "-m", *TINY, "rep=none", "quant=glob(w*,exclude=[w8a8,w2a2])", "mode=merged,plain"]
+    assert main([*arguments, "hydra.sweep.dir=mine"]) == 1
+    captured = capsys.readouterr()
+    assert "1 of 2 runs done, rows in mine" in captured.out
+    assert "failed: mine/0 (repvgg_a0, rep none, mode merged)" in captured.out
+
+
+@pytest.mark.parametrize("folder", ["/proc/nope", "file"])
+def test_a_run_folder_that_cannot_be_made_is_exit_3(
+    folder: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (in_folder / "file").write_text("in the way")
+    assert main(["train", *TINY, f"hydra.run.dir={folder}"]) == 3
+    error = capsys.readouterr().err
+    assert "cannot be used" in error
+    assert "Traceback" not in error
+
+
+def test_a_reader_that_leaves_early_is_no_error(in_folder: Path) -> None:
+    command = f"{sys.executable} -m repq_cli.cli info +model=repvgg_a0 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_training_goes_on_without_a_terminal(in_folder: Path) -> None:
+    arguments = " ".join(f"'{argument}'" for argument in [*TINY, "verbosity=normal", "hydra.run.dir=mine"])
+    command = f"{sys.executable} -m repq_cli.cli train {arguments} >&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((in_folder / "mine/summary.json").read_text())["status"] == "done"
 
 
 def test_two_runs_of_one_second_get_two_folders(in_folder: Path) -> None:

@@ -177,6 +177,26 @@ def test_broken_image_folders_are_named(tmp_path: Path) -> None:
         image_folder.load(str(root))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_found_by_a_worker_is_one_sentence(tmp_path: Path, workers: int) -> None:
+    root = write_folder(tmp_path)
+    (root / "train/cat/3.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"^The image \S+3\.png cannot be decoded: remove or replace it\.$"):
+        image_folder.load(str(root), size=8, cache_mib=0, workers=workers)
+
+
+def test_16_bit_images_are_scaled_and_hidden_files_passed_over(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, size=(8, 8))
+    deep = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)
+    Image.fromarray(deep).save(root / "test/cat/0.png")
+    (root / "train/.ipynb_checkpoints").mkdir()
+    (root / "test/.cache").mkdir()
+    (root / "train/cat/._0.png").write_bytes(b"left by a desktop")
+    data = image_folder.load(str(root), grey=True)
+    assert data.info.classes == ("cat", "dog")
+    np.testing.assert_array_equal(data.test.images.images[0, 0].numpy(), (deep / 257).round().astype(np.uint8))
+
+
 @pytest.mark.parametrize("dataset", ["MNIST", "FashionMNIST", "CIFAR10"])
 def test_missing_torchvision_data_is_not_downloaded(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"holds no intact {dataset}: .*data\.download=true"):

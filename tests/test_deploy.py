@@ -95,6 +95,13 @@ def test_compare_sees_a_difference() -> None:
     assert agreement.max_lsb >= 1
 
 
+def test_compare_is_not_fooled_by_a_nan_in_a_later_batch() -> None:
+    net = trained(MODES[2], QUANTS[0])
+    batches = [torch.randn(2, 3, 12, 11), torch.full((2, 3, 12, 11), torch.nan)]
+    agreement = compare(net, freeze(net, DESCRIPTION), batches, AGREEMENT)
+    assert agreement.max_abs != 0
+
+
 def test_equal_nets_give_equal_bytes(tmp_path: Path) -> None:
     net = trained(MODES[-1], QUANTS[0])
     for name in ("a", "b"):
@@ -163,3 +170,12 @@ def test_a_network_that_computes_outside_modules_is_refused() -> None:
 
     with pytest.raises(ValueError, match="tanh"):
         freeze(Doubled(), DESCRIPTION)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [(nn.MaxPool2d(2), "MaxPool2d of layer 0 has no deployed form"), (nn.AdaptiveAvgPool2d(2), "layer 0 pools to 2")],
+)
+def test_a_layer_without_a_deployed_form_is_named(layer: nn.Module, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        freeze(nn.Sequential(layer), DESCRIPTION)

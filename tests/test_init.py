@@ -37,7 +37,10 @@ def squared_error(values: Tensor, step: Tensor, codes: IntegerRange) -> float:
 def exhaustive(values: Tensor, codes: IntegerRange) -> float:
     """The least error over a fine grid of steps, on all values."""
     widest = max(values.max().item() / codes.high, values.min().item() / min(codes.low, -1))
-    return min(squared_error(values, step, codes) for step in torch.logspace(-3.5, 0.1, 500) * widest)
+    return min(
+        squared_error(values, step, codes)
+        for step in torch.logspace(-3.5, 0.1, 500 if len(values) > 9999 else 6000) * widest
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
@@ -47,6 +50,15 @@ def test_min_error_is_within_one_percent_of_the_optimum(name: str, bits: int) ->
     codes = integer_range(bits, signed=bool((values < 0).any()))
     step = min_error_step(values.unsqueeze(0), codes)
     assert squared_error(values, step, codes) <= 1.01 * exhaustive(values, codes)
+
+
+@pytest.mark.parametrize("count", [27, 432, 864])
+def test_min_error_finds_the_ragged_optimum_of_short_rows_at_8_bit(count: int) -> None:
+    """Rows of a first layer: many levels for few values."""
+    codes = integer_range(8, True)
+    rows = torch.randn(6, count, generator=torch.Generator().manual_seed(count))
+    for row, step in zip(rows, min_error_step(rows, codes), strict=True):
+        assert squared_error(row, step, codes) <= 1.01 * exhaustive(row, codes)
 
 
 @pytest.mark.parametrize(("bits", "step"), [(2, 1.05), (3, 0.60), (4, 0.339), (8, 0.0298)])

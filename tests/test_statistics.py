@@ -127,6 +127,27 @@ def test_detached_statistics_give_the_input_no_gradient(statistics: type) -> Non
     assert torch.autograd.grad(weight.sum() + bias.sum(), x)[0].abs().sum() > 0
 
 
+def test_estimated_running_statistics_move_by_momentum_and_are_unbiased() -> None:
+    geometry = Geometry(3, 4, stride=2)
+    block = randomise(repvgg_block(geometry)).double()
+    x = torch.randn(5, 3, 7, 7, dtype=torch.float64)
+    count = 5 * 4 * 4
+    statistics = EstimatedStatistics(x, geometry)
+    before = {id(norm): (norm.running_mean.clone(), norm.running_var.clone()) for norm in norms(block)}
+    block.merged(statistics)
+    statistics.update_running()
+    assert len(statistics.seen) == 2
+    for norm, (mean, var) in statistics.seen:
+        old_mean, old_var = before[id(norm)]
+        torch.testing.assert_close(norm.running_mean, 0.9 * old_mean + 0.1 * mean)
+        torch.testing.assert_close(norm.running_var, 0.9 * old_var + 0.1 * var * count / (count - 1))
+        assert norm.num_batches_tracked == 1
+
+
+def norms(block: Block) -> list[torch.nn.BatchNorm2d]:
+    return [module for module in block.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+
 def test_merging_alone_changes_no_running_statistics() -> None:
     geometry = Geometry(3, 4)
     block = randomise(repvgg_block(geometry))

@@ -34,7 +34,7 @@ COMMANDS = {
 USAGE = """\
 repq trains re-parameterised convolutional networks so that they ship as low-bit integers.
 
-usage: repq COMMAND [key=value | group=option] …
+usage: repq COMMAND [key=value | group=option] ...
        repq --help | --version | COMMAND --help
 
 commands:
@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``repq`` and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return dispatch(arguments)
+        code = dispatch(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a broken pipe is still caught
+        return code
     except RepqError as error:
         return complain(error, error.exit_code)
     except Interrupted as interruption:
@@ -68,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("repq: stopped before there was anything to keep.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         return complain(error, 1)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from repq_cli.cli.folders import OUTPUTS, reserved_sweeps
+from repq_cli.cli.folders import OUTPUTS, reserve
 from repq_cli.cli.hydra_app import run_app
 from repq_cli.cli.overrides import Checker, CommandLine
-from repq_cli.errors import ConfigError, RepqError
-from repq_cli.report.row import read_row
+from repq_cli.errors import ConfigError, DataError, RepqError
+from repq_cli.report.row import ROW, read_row
 
 
 def info(arguments: list[str]) -> int:
@@ -23,7 +23,7 @@ def train(arguments: list[str]) -> int:
     line = CommandLine.parse(arguments)
     if line.only_shows:
         return run_app("train", fit_shown(line))
-    resume = [override for override in line.overrides if override.startswith("resume=")]
+    resume = [override for override in line.overrides if override.lstrip("+").startswith("resume=")]
     if resume:
         line.overrides = [override for override in line.overrides if override not in resume]
         return resume_run(resume[-1].partition("=")[2], line)
@@ -41,22 +41,24 @@ def fit_shown(line: CommandLine) -> list[str]:
 
 def sweep(line: CommandLine) -> int:
     """Run every job of a sweep; the rows that they leave decide the exit code."""
+    named = [override.partition("=")[2] for override in line.overrides if override.startswith("hydra.sweep.dir=")]
+    folder = Path(named[-1]) if named else reserve(OUTPUTS / "sweep", "train")
+    arguments = line.arguments if named else [*line.arguments, f"hydra.sweep.dir={folder}"]
+    before = set(folder.rglob(ROW))
     failure: Exception | None = None
     try:
-        code = run_app("train", line.arguments)
-    except Exception as error:
-        failure, code = error, 1
-    rows = [read_row(path.parent) for folder in reserved_sweeps for path in sorted(folder.glob("*/summary.json"))]
-    failed = [row for row in rows if row is not None and row["status"] == "failed"]
+        run_app("train", arguments)
+    except Exception as error:  # of the first job that failed; the others have run
+        failure = error
+    new = sorted(set(folder.rglob(ROW)) - before)
+    rows = {path.parent: row for path in new if (row := read_row(path.parent)) is not None}
+    failed = {path: row for path, row in rows.items() if row["status"] != "done"}
     if failure is not None and not failed:
         raise failure
-    for row in failed:
-        quant = row.get("quant", {})
-        bits = f"w{quant.get('weight_bits')}a{quant.get('act_bits')}"
-        print(f"failed: {row.get('model')}, rep {row.get('rep')}, mode {row.get('mode')}, {bits}: {row['error']}")
-    if rows:
-        print(f"{len(rows) - len(failed)} of {len(rows)} runs done, rows in {reserved_sweeps[-1]}")
-    return 1 if failed else code
+    for path, row in failed.items():
+        print(f"failed: {path} ({row.get('model')}, rep {row.get('rep')}, mode {row.get('mode')}): {row['error']}")
+    print(f"{len(rows) - len(failed)} of {len(rows)} runs done, rows in {folder}")
+    return 1 if failed else 0
 
 
 def resume_run(target: str, line: CommandLine) -> int:
@@ -65,14 +67,22 @@ def resume_run(target: str, line: CommandLine) -> int:
 
     from repq_cli.cli.jobs import resume_job
 
+    changes = line.overrides
     if target == "auto":
         target = str(_newest_like(line))
-        line.overrides = []
+        changes = [text for text in changes if text.startswith(("runtime.", "verbosity="))]
     folder = Path(target)
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"resume={target} is no run folder: it holds no config.yaml; name one below {OUTPUTS}/train.")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    for override in line.overrides:
+        raise ConfigError(f"resume={target} is no run folder: it holds no config.yaml; name one below {OUTPUTS}.")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        if not isinstance(config, dict) or not isinstance(config.get("runtime"), dict):
+            raise ValueError("it is no configuration of a run")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{folder / 'config.yaml'} cannot be read ({error}): restore it, or start a new run."
+        ) from error
+    for override in changes:
         _apply(override, config)
     resume_job(config, folder)
     return 0

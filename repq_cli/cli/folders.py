@@ -13,9 +13,6 @@ from repq_cli.quant.options import QuantOptions
 
 OUTPUTS = Path("outputs")
 
-# The sweep folder of this process, for deciding the exit code from its rows.
-reserved_sweeps: list[Path] = []
-
 
 def reserve(parent: Path, name: str) -> Path:
     """Make ``parent/name``, or ``name-2``, ``name-3``, … where that is taken; making it is what reserves it."""
@@ -46,9 +43,7 @@ def run_dir(model: str, rep: str, batch_norm: bool, mode: str, weight_bits: int,
 
 def sweep_dir() -> str:
     """``outputs/sweep/<stamp>-train``."""
-    folder = reserve(OUTPUTS / "sweep", "train")
-    reserved_sweeps.append(folder)
-    return str(folder)
+    return str(reserve(OUTPUTS / "sweep", "train"))
 
 
 def register_resolvers() -> None:

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from repq_cli.cli.folders import register_resolvers
-from repq_cli.errors import RepqError
+from repq_cli.errors import ConfigError, DataError, RepqError
 
 CONFIGS = "repq_cli.configs"
 
@@ -81,6 +83,11 @@ def run_app(command: str, arguments: list[str]) -> int:
             APPS[command]()
         except SystemExit as stop:
             return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ours_behind(error) or ConfigError(f"Hydra refuses the arguments: {error}") from None
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise DataError(f"The run folder{where} cannot be used: {error.strerror}; choose another folder.") from None
         except Exception as error:
             raise ours_behind(error) or error from None
     if _kept:

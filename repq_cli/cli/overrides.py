@@ -27,6 +27,9 @@ from repq_cli.schema import Problem, report, validate
 from repq_cli.typecheck import nearest
 
 APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
+INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+CONFIG_NAMES = ("--config-name", "-cn", "--config-path", "-cp")
+SET_BY_CHOICE = ("model.name", "rep.name", "rep.batch_norm", "data.name", "mode.name", "optim.name", "schedule.name")
 FLAGS_WITH_VALUE = (
     "--config-dir",
     "-cd",
@@ -56,10 +59,17 @@ class CommandLine:
         rest = iter(arguments)
         for argument in rest:
             if not argument.startswith("-"):
-                line.overrides.append(argument)
+                if argument not in INFO_TOPICS:
+                    line.overrides.append(argument)
                 continue
+            if argument in CONFIG_NAMES:
+                raise ConfigError(
+                    f"The flag {argument} cannot be used: a command has one configuration; see --config-dir."
+                )
             line.flags.append(argument)
-            if argument in FLAGS_WITH_VALUE:
+            if argument in ("--info", "-i"):  # Hydra's only flag with a value that may be left out
+                line.flags += [value for value in arguments if value in INFO_TOPICS]
+            elif argument in FLAGS_WITH_VALUE:
                 value = next(rest, None)
                 if value is None:
                     raise ConfigError(f"The flag {argument} takes a value; see --hydra-help.")
@@ -101,8 +111,9 @@ class Checker:
         """The command line in the form that Hydra wants. Raises ConfigError with every problem."""
         with initialize_config_module(CONFIGS, version_base="1.3"):
             self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
+            parsed = list(self._parse())
             self._require_model()
-            overrides = self._fit_form(list(self._parse()))
+            overrides = self._fit_form(parsed)
             groups = [override for override in overrides if self._is_group(override)]
             values = [override for override in overrides if not self._is_group(override)]
             groups = [override for override in groups if self._group_is_legal(override)]
@@ -115,26 +126,34 @@ class Checker:
         return CommandLine(self.line.flags, [override.input_line or "" for override in overrides], self.line.config_dir)
 
     def _parse(self) -> Iterator[Override]:
-        parser = OverridesParser.create()
+        parser = OverridesParser.create(config_loader=self.loader)
         for text in self.line.overrides:
+            key, _, value = text.partition("=")
             try:
-                yield parser.parse_override(text)
+                override = parser.parse_overrides([text])[0]
             except HydraException:
-                key, _, value = text.partition("=")
+                example = f"'{key}=\"{value}\"'" if value else "seed=1"
                 self.problems.append(
-                    Problem(key, value, "cannot be read: it takes key=value, with quotes around special characters")
+                    Problem(key, value, f"cannot be read: it takes key=value without spaces, quoted like {example}")
                 )
+                continue
+            if override.is_sweep_override() and not self.line.multirun:
+                self.problems.append(Problem(key, value, "names several values, which is a sweep: add -m"))
+            elif not override.is_sweep_override() or override.is_discrete_sweep():
+                yield override
+            else:
+                self.problems.append(Problem(key, value, "is an interval, for which a sweeper is needed; list values"))
 
     def _fit_form(self, overrides: list[Override]) -> list[Override]:
         """``model=``, ``experiment=`` and ``sweep=`` with or without ``+``, whichever Hydra wants."""
         brought = {key for override in overrides for key in self._brought(override)}
-        parser = OverridesParser.create()
+        parser = OverridesParser.create(config_loader=self.loader)
         fitted = []
         for override in overrides:
             if override.key_or_group in APPENDED_GROUPS and override.type is not None:
                 prefix = "" if override.key_or_group in brought else "+"
                 text = (override.input_line or "").lstrip("+")
-                override = parser.parse_override(prefix + text)
+                override = parser.parse_overrides([prefix + text])[0]
             fitted.append(override)
         # An option is known by what its experiment brings only once the experiment has been added.
         return sorted(fitted, key=lambda override: override.key_or_group != "experiment")
@@ -172,11 +191,14 @@ class Checker:
         """Without a model there is nothing to compose, and nothing else worth saying yet."""
         if not any(text.lstrip("+").startswith(("model=", "experiment=")) for text in self.line.overrides):
             models = ", ".join(self._options("model"))
-            raise report([Problem("+model", "???", f"has to be named: one of {models}")])
+            raise report([*self.problems, Problem("+model", "???", f"has to be named: one of {models}")])
 
     def _group_is_legal(self, override: Override) -> bool:
         group = override.key_or_group
         options = self._options(group)
+        if override.is_delete():
+            self.problems.append(Problem(f"~{group}", _text(override), "cannot be removed; choose another option"))
+            return False
         wrong = [value for value in _values(override) if str(value).removesuffix(".yaml") not in options]
         for value in wrong:
             near = nearest(value, options)
@@ -201,6 +223,12 @@ class Checker:
                 self.problems.append(Problem(key, _text(override), f"is an unknown key{_nearest_key(key, tree)}"))
                 return False
             node = node[part]
+        if key in SET_BY_CHOICE:
+            group = key.partition(".")[0]
+            self.problems.append(
+                Problem(key, _text(override), f"comes with the choice of {group}=; choose another one")
+            )
+            return False
         if override.is_delete():
             self.problems.append(Problem(f"~{key}", _text(override), "cannot be removed; set it instead"))
             return False
@@ -228,7 +256,7 @@ def _values(override: Override) -> list[Any]:
     if override.is_sweep_override():
         return [value.strip("'\"") for value in override.sweep_string_iterator()]
     value = override.value()
-    return list(value) if isinstance(value, list) else [] if value is None else [value]
+    return list(value) if isinstance(value, list) else ["null" if value is None else value]
 
 
 def _choices(override: Override) -> list[str]:

@@ -81,8 +81,7 @@ def _search(rows: Tensor, weights: Tensor | None, codes: IntegerRange) -> Tensor
         best, least = torch.where(better, fitted, best), torch.where(better, error, least)
         return torch.where(fitted > 0, fitted, step)
 
-    # Optima of clustered values are narrow: neighbours of the coarse grid are 2 % apart where a step is likely.
-    for factor in [*torch.logspace(-3, -1.5, 24).tolist(), *torch.logspace(-1.5, 0.08, 184).tolist()]:
+    for factor in [*torch.logspace(-3, -1.5, 24).tolist(), *torch.logspace(-1.5, 0.08, _points(rows, codes)).tolist()]:
         consider(widest * factor)
     basin = best
     for factor in torch.linspace(0.98, 1.02, 32).tolist():
@@ -91,6 +90,14 @@ def _search(rows: Tensor, weights: Tensor | None, codes: IntegerRange) -> Tensor
     for _ in range(4):
         step = consider(step)
     return best
+
+
+def _points(rows: Tensor, codes: IntegerRange) -> int:
+    """How fine the grid has to be where the best step is likely: 184 points are 2 % apart.
+
+    With many levels the error of a short row is ragged in the step, since single values decide it; long rows average.
+    """
+    return 184 * (min(max(4096 // rows.shape[1], 1), 24) if codes.high > 15 else 1)
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ class QuantOptions:
     weight_bits, act_bits: 2..8, or 32 for no quantization.
     granularity: one weight step per output ``channel`` (default) or per ``tensor`` (LSQ's own); activations: tensor.
     first_last: the first and the last layer's weights and inputs at ``8`` bit, in ``fp``, or the ``same`` as the rest.
-    residual: shortcuts read the codes (``int``) or the tensor before its quantizer (``fp``, LSQ's own placement).
+    residual: shortcuts read the codes (``int``) or the tensor before its quantizer (``fp``, LSQ's own placement);
+        without effect in networks that have no shortcuts once they are merged, such as RepVGG.
     act_n: the N of the activations' gradient scale: the ``features`` of one sample, or ``numel`` of the batch.
     init: initial steps by ``min_error`` (least squared error) or by ``lsq``'s rule.
     """
