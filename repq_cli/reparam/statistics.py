@@ -112,12 +112,9 @@ class EstimatedStatistics(_Observed):
             centre = self.geometry.kernel_size // 2
             return self._remember(norm, Moments(self.tap_mean[:, centre, centre], self.tap_var[:, centre, centre]))
         groups = self.geometry.groups
-        # Products and sums, not matrix-vector products: the same numbers, a quarter of the time on a CPU.
         grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
-        mean, var = (self._centred(table, weight).reshape(groups, 1, -1) for table in (self.tap_mean, self.tap_var))
-        return self._remember(
-            norm, Moments((grouped * mean).sum(2).flatten(), (grouped * (grouped * var)).sum(2).flatten())
-        )
+        mean, var = (self._centred(table, weight).reshape(groups, -1, 1) for table in (self.tap_mean, self.tap_var))
+        return self._remember(norm, Moments((grouped @ mean).flatten(), (grouped.square() @ var).flatten()))
 
     def _centred(self, table: Tensor, weight: Tensor) -> Tensor:
         """The taps of ``table`` ``[I, k, k]`` under a smaller, centred kernel."""
