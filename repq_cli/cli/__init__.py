@@ -41,7 +41,7 @@ commands:
 {commands}
 
 try:
-  repq train +model=repvgg_a0 quant=w4a4                        four minutes on two cores, no download
+  repq train +model=repvgg_a0 quant=w4a4                        minutes on two cores, no download
   repq train -m +model=repvgg_a0 mode=merged,repq_bnest quant=w4a4,w2a2
   repq info +model=repvgg_b0 quant=w4a4
 
