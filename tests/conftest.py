@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,3 +73,14 @@ def run_repq(in_folder: Path) -> Callable[..., tuple[int, Path | None]]:
         return code, new[-1] if new else None
 
     return run
+
+
+def row_of(folder: Path | None) -> dict[str, Any]:
+    assert folder is not None
+    return json.loads((folder / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def results(folder: Path | None) -> dict[str, Any]:
+    """What has to be equal in equal runs."""
+    row = row_of(folder)
+    return {key: row[key] for key in ("metric", "metrics", "checks", "size", "cost", "quant")}

@@ -96,6 +96,12 @@ def test_cfg_shows_the_composed_configuration_and_makes_no_folder(
     assert list(in_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("flags", [["--info", "config"], ["--info"], ["--cfg=job"], ["-c", "hydra"], ["--hydra-help"]])
+def test_hydras_own_flags_keep_working(flags: list[str], in_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "+model=repvgg_a0", *flags]) == 0
+    assert capfd.readouterr().out != ""
+
+
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
     """What ``repq train`` says of wrong arguments; it must leave nothing behind."""
     assert main(["train", *arguments]) == code
@@ -165,6 +171,8 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("model.strides=[0,1,1,1,1]", "must be a list, each item a whole number, at least 1."),
         ("runtime.threads=100000000", "runtime.threads=100000000 must be a whole number, from 1 to 1024 or null."),
         ("-m fp.lr=interval(0,1)", "is an interval, for which a sweeper is needed"),
+        ("-m --cfg job", "cannot be used with -m or -r"),
+        ("--config-dir", "The flag --config-dir takes a value"),
         ("--config-name zzz", "The flag --config-name cannot be used"),
     ],
 )

@@ -1,14 +1,9 @@
-"""Whole runs: every mode leaves the folder of the contract, seeds decide everything, and stopped runs go on exactly."""
+"""Whole runs: every mode leaves the folder of the contract, and the seed decides everything."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,26 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, results, row_of
 
 from repq_cli.cli import main
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.errors import Interrupted
 from repq_cli.train import stage
-from repq_cli.train.interrupt import StopRequest
 
 Run = Callable[..., tuple[int, Path | None]]
-
-
-def row_of(folder: Path | None) -> dict[str, Any]:
-    assert folder is not None
-    return json.loads((folder / "summary.json").read_text())  # type: ignore[no-any-return]
-
-
-def results(folder: Path | None) -> dict[str, Any]:
-    """What has to be equal in equal runs."""
-    row = row_of(folder)
-    return {key: row[key] for key in ("metric", "metrics", "checks", "size", "cost", "quant")}
 
 
 MODES = ["plain", "merged", "repq", "repq_bn", "repq_bnest"]
@@ -152,123 +134,6 @@ def test_golden_losses(run_repq: Run) -> None:
         assert got[name] == pytest.approx(golden[name], rel=1e-3 if name == "fp" else 2e-2), got
 
 
-class StopAfter(StopRequest):
-    """A signal that comes after a number of checks for it."""
-
-    left = 0
-
-    def __bool__(self) -> bool:
-        StopAfter.left -= 1
-        if StopAfter.left == 0:
-            self.signal_number = signal.SIGINT
-        return super().__bool__()
-
-
-@pytest.mark.parametrize("steps", [7, 19, 26, 38])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    steps: int, run_repq: Run, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Stopped in FP or QAT, in the middle of an epoch or at its end: equal metrics, log, and deployed bytes."""
-    _, unbroken = run_repq("train", *TINY, "quant=w4a4")
-    assert unbroken is not None
-    with monkeypatch.context() as patch:
-        patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
-        StopAfter.left = steps
-        code, stopped = run_repq("train", *TINY, "quant=w4a4")
-    assert code == 130
-    assert stopped is not None
-    assert row_of(stopped)["status"] == "interrupted"
-    assert f"resume={stopped.relative_to(in_folder)}" in capsys.readouterr().out
-    assert main(["train", f"resume={stopped}"]) == 0
-    assert row_of(stopped)["status"] == "done"
-    assert results(stopped) == results(unbroken)
-    name = "deploy/model.safetensors"
-    assert (stopped / name).read_bytes() == (unbroken / name).read_bytes()
-    assert (stopped / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
-
-
-def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "repq_cli.cli", *arguments],
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for(path: Callable[[], Path | None], process: subprocess.Popen[str]) -> Path:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        found = path()
-        if found is not None:
-            return found
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    raise AssertionError("nothing happened")
-
-
-def test_a_process_killed_in_qat_goes_on_exactly(in_folder: Path, run_repq: Run) -> None:
-    arguments = ["train", *TINY, "quant=w4a4", "qat.epochs=4", "hydra.run.dir=killed"]
-    _, unbroken = run_repq(*arguments[:-1])
-    process = spawn(in_folder, *arguments)
-    wait_for(lambda: _three_qat_entries(in_folder / "killed"), process)
-    process.kill()
-    process.communicate()
-    assert not (in_folder / "killed/summary.json").exists()
-    assert main(["train", "resume=killed"]) == 0
-    assert results(in_folder / "killed") == results(unbroken)
-
-
-def _three_qat_entries(folder: Path) -> Path | None:
-    path = folder / "metrics.jsonl"
-    return path if path.exists() and path.read_text().count('"stage": "qat"') >= 3 else None
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_with_a_checkpoint_and_their_exit_code(number: int, code: int, in_folder: Path) -> None:
-    process = spawn(in_folder, "train", *TINY, "quant=w4a4", "qat.epochs=50", "hydra.run.dir=stopped")
-    wait_for(lambda: _three_qat_entries(in_folder / "stopped"), process)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    assert "resume=stopped" in output
-    assert row_of(in_folder / "stopped")["status"] == "interrupted"
-    assert (in_folder / "stopped/checkpoints/last.pt").exists()
-
-
-def test_resume_auto_finds_the_unfinished_run_of_the_same_configuration(
-    run_repq: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
-        StopAfter.left = 5
-        _, stopped = run_repq("train", *TINY, "quant=w4a4")
-    assert main(["train", *TINY, "quant=w2a2", "resume=auto"]) == 2
-    assert "no unfinished run of this configuration" in capsys.readouterr().err
-    assert main(["train", *TINY, "quant=w4a4", "resume=auto"]) == 0
-    assert row_of(stopped)["status"] == "done"
-
-
-def test_resuming_a_finished_run_says_so(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    _, folder = run_repq("train", *TINY)
-    before = row_of(folder)
-    assert main(["train", f"resume={folder}", "verbosity=normal"]) == 0
-    assert "already done" in capsys.readouterr().out
-    assert row_of(folder) == before
-
-
-def test_resume_takes_only_runtime_keys(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    _, folder = run_repq("train", *TINY)
-    assert main(["train", f"resume={folder}", "qat.epochs=3"]) == 2
-    assert "qat.epochs=3 cannot be changed by resume=" in capsys.readouterr().err
-    assert main(["train", f"resume={folder}", "runtime.log_every=5"]) == 0
-    assert main(["train", "resume=nowhere"]) == 2
-    assert "resume=nowhere is no run folder" in capsys.readouterr().err
-
-
 def test_a_net_that_stops_being_finite_ends_with_exit_4_and_keeps_its_checkpoint(
     run_repq: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,33 +236,6 @@ def test_statistics_stop_after_the_epoch_that_is_asked_for(mode: str, run_repq: 
     assert counts == {"null": {3 * 19}, "1": {2 * 19}}  # 19 steps an epoch: one of FP, then QAT's
 
 
-def test_a_run_killed_between_the_first_files_of_qat_goes_on(run_repq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """best.pt of QAT is there and last.pt still of FP: by an error in between, and by a damaged last.pt."""
-    _, unbroken = run_repq("train", *TINY, "quant=w4a4")
-    real = stage.StageTrainer._log_epoch
-
-    def fails_in_qat(self: stage.StageTrainer, score: float) -> None:
-        if self.stage.name == "qat":
-            raise OSError(28, "No space left on device")
-        real(self, score)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage.StageTrainer, "_log_epoch", fails_in_qat)
-        code, broken = run_repq("train", *TINY, "quant=w4a4")
-    assert code != 0
-    assert broken is not None
-    assert (broken / "checkpoints/best.pt").exists()
-    assert main(["train", f"resume={broken}"]) == 0
-    assert results(broken) == results(unbroken)
-
-    assert unbroken is not None
-    (unbroken / "checkpoints/last.pt").write_bytes(b"damaged")
-    expected = results(unbroken)
-    (unbroken / "summary.json").unlink()
-    assert main(["train", f"resume={unbroken}"]) == 0
-    assert results(unbroken) == expected
-
-
 def test_a_net_that_breaks_in_its_last_step_is_not_saved(
     run_repq: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,39 +256,6 @@ def test_a_net_that_breaks_in_its_last_step_is_not_saved(
     assert "blocks.0.branches.dense.conv.weight is not finite" in capsys.readouterr().err
     assert folder is not None
     assert list((folder / "checkpoints").iterdir()) == []
-
-
-def test_resuming_keeps_the_tensorboard_curves_and_the_first_command(
-    run_repq: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    arguments = [*(a for a in TINY if not a.startswith("runtime.tensorboard")), "quant=w4a4", "runtime.log_every=1"]
-    with monkeypatch.context() as patch:
-        patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
-        StopAfter.left = 30
-        _, folder = run_repq("train", *arguments)
-    started = row_of(folder)["lineage"]["started"]
-    command = row_of(folder)["command_line"]
-    assert main(["train", f"resume={folder}"]) == 0
-    row = row_of(folder)
-    assert (row["lineage"]["started"], row["command_line"]) == (started, command)
-    events = EventAccumulator(str(folder / "tb")) if folder else None
-    assert events is not None
-    events.Reload()
-    assert [event.step for event in events.Scalars("fp/loss")] == list(range(1, 20))
-    assert [event.step for event in events.Scalars("qat/loss")] == list(range(20, 39))
-
-
-def test_a_run_killed_before_its_first_checkpoint_starts_over(run_repq: Run, in_folder: Path) -> None:
-    _, unbroken = run_repq("train", *TINY)
-    assert unbroken is not None
-    killed = in_folder / "killed"
-    (killed / "checkpoints").mkdir(parents=True)
-    shutil.copy(unbroken / "config.yaml", killed)
-    (killed / "metrics.jsonl").write_text('{"stage": "fp", "step": 10}\n')
-    assert main(["train", "resume=killed"]) == 0
-    assert (killed / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
 
 
 def test_no_qat_epochs_are_legal(run_repq: Run) -> None:
@@ -477,7 +282,3 @@ def test_image_folders_train(run_repq: Run, in_folder: Path) -> None:
     assert row_of(folder)["data"] == "image_folder"
     shutil.rmtree(root / "train/cat")
     assert run_repq("train", *TINY, *data)[0] == 3
-
-
-def test_a_second_interrupt_is_not_an_exception_that_a_sweep_swallows() -> None:
-    assert not issubclass(Interrupted, Exception)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.folders import OUTPUTS, reserve
 from repq_cli.cli.hydra_app import run_app
-from repq_cli.cli.overrides import Checker, CommandLine
+from repq_cli.cli.overrides import Checker
 from repq_cli.errors import ConfigError, DataError, RepqError
 from repq_cli.report.row import ROW, read_row
 
@@ -35,6 +36,8 @@ def train(arguments: list[str]) -> int:
 
 def fit_shown(line: CommandLine) -> list[str]:
     """Arguments for ``--cfg`` and the like: checked where a model is named, else as they are."""
+    if line.has("--hydra-help"):  # is about Hydra alone, and trips over a model
+        return line.flags
     named = any(override.lstrip("+").startswith(("model=", "experiment=")) for override in line.overrides)
     return Checker("train", line).check().arguments if named else line.arguments
 

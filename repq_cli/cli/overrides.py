@@ -6,7 +6,6 @@ Hydra stops at the first mistake with exit code 1; here all of them are found, e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,82 +20,13 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from repq_cli.build import target_arguments
+from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import CONFIGS, plain
-from repq_cli.errors import ConfigError
 from repq_cli.schema import Problem, report, validate
 from repq_cli.typecheck import nearest
 
 APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
-INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-CONFIG_NAMES = ("--config-name", "-cn", "--config-path", "-cp")
 SET_BY_CHOICE = ("model.name", "rep.name", "rep.batch_norm", "data.name", "mode.name", "optim.name", "schedule.name")
-FLAGS_WITH_VALUE = (
-    "--config-dir",
-    "-cd",
-    "--package",
-    "-p",
-    "--cfg",
-    "-c",
-    "--config-name",
-    "-cn",
-    "--config-path",
-    "-cp",
-)
-
-
-@dataclass
-class CommandLine:
-    """Arguments of a Hydra command, taken apart."""
-
-    flags: list[str] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-    config_dir: str | None = None
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> CommandLine:
-        """Tell Hydra's flags (and their values) from overrides."""
-        line = cls()
-        rest = iter(arguments)
-        for argument in rest:
-            if not argument.startswith("-"):
-                if argument not in INFO_TOPICS:
-                    line.overrides.append(argument)
-                continue
-            if argument in CONFIG_NAMES:
-                raise ConfigError(
-                    f"The flag {argument} cannot be used: a command has one configuration; see --config-dir."
-                )
-            line.flags.append(argument)
-            if argument in ("--info", "-i"):  # Hydra's only flag with a value that may be left out
-                line.flags += [value for value in arguments if value in INFO_TOPICS]
-            elif argument in FLAGS_WITH_VALUE:
-                value = next(rest, None)
-                if value is None:
-                    raise ConfigError(f"The flag {argument} takes a value; see --hydra-help.")
-                line.flags.append(value)
-                if argument in ("--config-dir", "-cd"):
-                    line.config_dir = value
-        return line
-
-    def has(self, *flags: str) -> bool:
-        """Whether one of ``flags`` is given."""
-        return any(flag.split("=")[0] in flags for flag in self.flags)
-
-    @property
-    def only_shows(self) -> bool:
-        """Whether Hydra is asked to print something rather than to run."""
-        return self.has("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-
-    @property
-    def multirun(self) -> bool:
-        """Whether a sweep is asked for."""
-        swept = any(override.lstrip("+").startswith("sweep=") for override in self.overrides)
-        return swept or self.has("--multirun", "-m") or "hydra.mode=MULTIRUN" in self.overrides
-
-    @property
-    def arguments(self) -> list[str]:
-        """Flags and overrides as Hydra takes them."""
-        return [*self.flags, *self.overrides]
 
 
 class Checker:

@@ -1,0 +1,70 @@
+"""The arguments of a Hydra command, taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from repq_cli.errors import ConfigError
+
+SHOWING = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+WITH_VALUE = ("--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
+CONFIG_NAMES = ("--config-name", "-cn", "--config-path", "-cp")
+INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+@dataclass
+class CommandLine:
+    """Hydra's flags with their values, and overrides."""
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    config_dir: str | None = None
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> CommandLine:
+        """Tell flags (``-c job``, ``--cfg=job``) from overrides. Raises ConfigError for one that cannot be used."""
+        line = cls()
+        rest = list(arguments)
+        while rest:
+            argument = rest.pop(0)
+            if not argument.startswith("-"):
+                line.overrides.append(argument)
+                continue
+            flag, joined, value = argument.partition("=")
+            if flag in CONFIG_NAMES:
+                raise ConfigError(f"The flag {flag} cannot be used: a command has one configuration; see --config-dir.")
+            line.flags.append(argument)
+            if not joined and (
+                flag in WITH_VALUE or (flag in ("--info", "-i") and rest[:1] and rest[0] in INFO_TOPICS)
+            ):
+                if not rest:
+                    raise ConfigError(f"The flag {flag} takes a value; see --hydra-help.")
+                value = rest.pop(0)
+                line.flags.append(value)
+            if flag in ("--config-dir", "-cd"):
+                line.config_dir = value
+        if line.only_shows and line.has("--multirun", "-m", "--run", "-r"):
+            raise ConfigError(
+                "Flags that show something (--cfg, --info) cannot be used with -m or -r: leave those out."
+            )
+        return line
+
+    def has(self, *flags: str) -> bool:
+        """Whether one of ``flags`` is given."""
+        return any(flag.partition("=")[0] in flags for flag in self.flags)
+
+    @property
+    def only_shows(self) -> bool:
+        """Whether Hydra is asked to print something rather than to run."""
+        return self.has(*SHOWING)
+
+    @property
+    def multirun(self) -> bool:
+        """Whether a sweep is asked for."""
+        swept = any(override.lstrip("+").startswith("sweep=") for override in self.overrides)
+        return swept or self.has("--multirun", "-m") or "hydra.mode=MULTIRUN" in self.overrides
+
+    @property
+    def arguments(self) -> list[str]:
+        """Overrides and flags as Hydra takes them: flags last, or ``--info`` would take an override for its topic."""
+        return [*self.overrides, *self.flags]
