@@ -46,13 +46,14 @@ def sweep(line: CommandLine) -> int:
     """Run every job of a sweep; the rows that they leave decide the exit code."""
     named = [override.partition("=")[2] for override in line.overrides if override.startswith("hydra.sweep.dir=")]
     folder = Path(named[-1]) if named else reserve(OUTPUTS / "sweep", "train")
-    arguments = line.arguments if named else [*line.arguments, f"hydra.sweep.dir={folder}"]
+    if not named:
+        line.overrides.append(f"hydra.sweep.dir={folder}")
     before = set(folder.rglob(ROW))
-    failure: Exception | None = None
+    code, failure = 0, None
     try:
-        run_app("train", arguments)
+        code = run_app("train", line.arguments)
     except Exception as error:  # of the first job that failed; the others have run
-        failure = error
+        code, failure = 1, error
     new = sorted(set(folder.rglob(ROW)) - before)
     rows = {path.parent: row for path in new if (row := read_row(path.parent)) is not None}
     failed = {path: row for path, row in rows.items() if row["status"] != "done"}
@@ -61,7 +62,7 @@ def sweep(line: CommandLine) -> int:
     for path, row in failed.items():
         print(f"failed: {path} ({row.get('model')}, rep {row.get('rep')}, mode {row.get('mode')}): {row['error']}")
     print(f"{len(rows) - len(failed)} of {len(rows)} runs done, rows in {folder}")
-    return 1 if failed else 0
+    return 1 if failed else code
 
 
 def resume_run(target: str, line: CommandLine) -> int:
