@@ -127,7 +127,6 @@ def test_every_trained_tensor_gets_a_gradient(mode: str) -> None:
     calibrate(composed, images(dtype=torch.float32), "min_error")
     composed.train()(images(dtype=torch.float32)).square().sum().backward()
     without = [name for name, p in composed.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # The bias in front of a batch norm's mean has no effect, and so no gradient, where nothing else has either.
     assert without == []
 
 
