@@ -66,12 +66,13 @@ def _call(section: str, config: dict[str, Any], known: Any, **provided: Any) -> 
 
 def network_maker(config: dict[str, Any], info: Any) -> Callable[[], Any]:
     """A function that builds the FP network afresh; Plain builds ordinary convolutions whatever ``rep`` says."""
-    rep_config = config
-    if config["mode"]["name"] == "plain":
-        rep_config = config | {"rep": {"_target_": "repq_cli.reparam.plain.plain_block"}}
+    from repq_cli.reparam.plain import only_kernels, plain_block
 
-    def make_block(geometry: Any, activation: Any) -> Any:
-        return _call("rep", rep_config, schema.RepSection, geometry=geometry, activation=activation)
+    def make_any(geometry: Any, activation: Any) -> Any:
+        return _call("rep", config, schema.RepSection, geometry=geometry, activation=activation)
+
+    plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
+    make_block = plain_block if plain else only_kernels(config["rep"]["kernels"], make_any)
 
     classes = config["model"].get("num_classes") or info.num_classes
     if classes < info.num_classes:
@@ -82,16 +83,40 @@ def network_maker(config: dict[str, Any], info: Any) -> Callable[[], Any]:
 
     def make() -> Any:
         channels = info.shape[0]
-        return _call(
+        net = _call(
             "model", config, schema.ModelSection, make_block=make_block, in_channels=channels, num_classes=classes
         )
+        if not plain:
+            _require_blocks(net, config["rep"])
+        return net
 
     return make
+
+
+def _require_blocks(net: Any, rep: dict[str, Any]) -> None:
+    """ConfigError where no convolution has become a block, so that nobody measures an ordinary network by mistake."""
+    from repq_cli.reparam.block import Block
+
+    sizes = {module.geometry.kernel_size for module in net.modules() if isinstance(module, Block)}
+    if not sizes & set(rep["kernels"]):
+        raise ConfigError(
+            f"rep.kernels={rep['kernels']} makes no block of this network, whose kernels are of size "
+            f"{', '.join(map(str, sorted(sizes)))}: name one of them, or use rep=none."
+        )
 
 
 def data(config: dict[str, Any]) -> Any:
     """The dataset."""
     return _call("data", config, schema.DataSection)
+
+
+def data_inputs(config: dict[str, Any]) -> Any:
+    """Shape and classes of the data; read from its files only where they are not known beforehand."""
+    values = config["data"]
+    module_name = values["_target_"].rpartition(".")[0]
+    resolve(values["_target_"], config["plugins"])
+    describe = getattr(importlib.import_module(module_name), "describe", None)
+    return describe(**values) if describe else data(config).info
 
 
 def experiment(config: dict[str, Any]) -> Any:

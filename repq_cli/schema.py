@@ -28,11 +28,16 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class RepSection:
-    """Keys of ``rep`` beside the arguments of its ``_target_``; ``batch_norm``: whether its blocks have any."""
+    """Keys of ``rep`` beside the arguments of its ``_target_``.
+
+    batch_norm: whether its blocks have any.
+    kernels: the sizes of the convolutions that become blocks; all others stay ordinary ones.
+    """
 
     _target_: str
     name: str
     batch_norm: bool
+    kernels: list[Annotated[int, Range(1)]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,10 @@ class DataSection:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole tree. A section with a ``_target_`` also takes that function's arguments."""
+    """The whole tree. A section with a ``_target_`` also takes that function's arguments.
+
+    input_shape: (``repq info`` only) channels, rows and columns of the images to count for, instead of the data's.
+    """
 
     model: ModelSection
     rep: RepSection
@@ -62,6 +70,7 @@ class Config:
     seed: Annotated[int, Range(0)] = 0
     verbosity: Literal["quiet", "normal", "debug"] = "normal"
     plugins: list[str] = dataclasses.field(default_factory=list)
+    input_shape: tuple[Annotated[int, Range(1)], Annotated[int, Range(1)], Annotated[int, Range(1)]] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,8 +160,21 @@ def _mode_fits_block(config: dict[str, Any]) -> Iterator[Problem]:
     mode, rep = config["mode"]["name"], config["rep"]
     if mode == "merged" and rep["name"] == "none":
         yield Problem("mode", mode, "has nothing to merge with rep=none; use mode=plain, or a block such as rep=repvgg")
+    if mode == "branchwise" and rep["name"] == "none":
+        yield Problem(
+            "mode", mode, "has no branches to quantize with rep=none; use mode=plain, or a block such as rep=repvgg"
+        )
     if mode in ("repq_bn", "repq_bnest") and not rep["batch_norm"]:
         yield Problem("mode", mode, f"needs batch norm, which rep={rep['name']} has none of; use mode=repq")
+
+
+def _penalty_fits_block(config: dict[str, Any]) -> Iterator[Problem]:
+    if config["optim"].get("custom_l2") and (config["rep"]["name"] != "repvgg" or config["mode"]["name"] == "plain"):
+        yield Problem(
+            "optim.custom_l2",
+            True,
+            "is the penalty of RepVGG's blocks; it needs rep=repvgg and a mode other than plain",
+        )
 
 
 def _stages_have_weights(config: dict[str, Any]) -> Iterator[Problem]:
@@ -165,6 +187,7 @@ def _stages_have_weights(config: dict[str, Any]) -> Iterator[Problem]:
 # Rules over several sections, each checked where those sections are sound in themselves.
 COMBINATIONS: list[tuple[set[str], Callable[[dict[str, Any]], Iterator[Problem]]]] = [
     ({"mode", "rep"}, _mode_fits_block),
+    ({"mode", "rep", "optim"}, _penalty_fits_block),
     ({"fp", "qat"}, _stages_have_weights),
 ]
 

@@ -116,7 +116,8 @@ def test_a_missing_model_is_said_before_anything_is_composed(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = complaint(capsys, "quant=w4a4")
-    assert text == "repq: +model=??? has to be named: one of repvgg_a0, repvgg_a0_cifar, repvgg_b0.\n"
+    models = "repvgg_a0, repvgg_a0_cifar, repvgg_b0, resnet18, resnet18_cifar"
+    assert text == f"repq: +model=??? has to be named: one of {models}.\n"
 
 
 @pytest.mark.parametrize(
@@ -149,13 +150,13 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("~seed", "~seed= cannot be removed; set it instead."),
         ("quant=[", "quant=[ cannot be read"),
         ("nonsense", "nonsense= cannot be read"),
-        ("rep=orepa", "rep=orepa must be one of none, repvgg"),
+        ("rep=ecbsr", "rep=ecbsr must be one of acnet, dbb, none, orepa, qarepvgg, repvgg"),
         ("data=image_folder", "data.root=??? has to be set: it must be text."),
         ("model._target_=os.system", "model._target_=os.system may only name something below repq_cli., torch.optim."),
         ("model._target_=repq_cli.nothing.there", "names nothing that can be imported"),
         ("fp.lr=${nothing}", "cannot be composed"),
         ("quant=7", "quant=7 must be one of"),
-        ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint."),
+        ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint, format."),
         ("qat.checkpoint=x", "qat.checkpoint=x is an unknown key"),
         ("hydra/launcher=nothing", "hydra/launcher=nothing must be one of"),
         ("quant=w4a4,w2a2", "quant=w4a4,w2a2 names several values, which is a sweep: add -m"),

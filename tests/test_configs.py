@@ -82,7 +82,7 @@ def test_yaml_defaults_are_those_of_the_dataclasses() -> None:
 def test_every_documented_key_exists() -> None:
     config = composed(Path("model/repvgg_a0.yaml"))
     for section, kind in annotations_of(Config).items():
-        if isinstance(config[section], dict) and "_target_" not in config[section]:
+        if isinstance(config.get(section), dict) and "_target_" not in config[section]:
             unknown = set(config[section]) - set(annotations_of(kind))
             assert not unknown, f"{section}: {unknown}"
 

@@ -174,7 +174,7 @@ def test_a_network_that_computes_outside_modules_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("layer", "sentence"),
-    [(nn.MaxPool2d(2), "MaxPool2d of layer 0 has no deployed form"), (nn.AdaptiveAvgPool2d(2), "layer 0 pools to 2")],
+    [(nn.AvgPool2d(2), "AvgPool2d of layer 0 has no deployed form"), (nn.AdaptiveAvgPool2d(2), "layer 0 pools to 2")],
 )
 def test_a_layer_without_a_deployed_form_is_named(layer: nn.Module, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import BLOCKS, CASES, GEOMETRIES, branches
 from conftest import randomise
 from torch import Tensor, nn
 
-from repq_cli.reparam.algebra import Geometry, Kernel, fold_batch_norm, identity_kernel, pad_kernel
+from repq_cli.reparam.acnet import acnet_block
+from repq_cli.reparam.algebra import (
+    Geometry,
+    Kernel,
+    compose_kernels,
+    convolve,
+    depthwise_then_point,
+    fold_batch_norm,
+    identity_kernel,
+    pad_kernel,
+    point_then_average,
+    point_then_conv,
+)
 from repq_cli.reparam.block import Block
-from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch
-from repq_cli.reparam.plain import plain_block
-from repq_cli.reparam.repvgg import repvgg_block
+from repq_cli.reparam.branch import IdentityBranch, ScaledBranch, SumBranch
+from repq_cli.reparam.dbb import dbb_block
+from repq_cli.reparam.orepa import DeepLinearBranch, frequency_prior, orepa_block
+from repq_cli.reparam.plain import only_kernels, plain_block
+from repq_cli.reparam.repvgg import RepVGGBlock, repvgg_blocks
 from repq_cli.reparam.statistics import RunningStatistics
 
-GEOMETRIES = [
-    Geometry(4, 4),
-    Geometry(4, 6, stride=2),
-    Geometry(4, 6, groups=2),
-    Geometry(4, 4, groups=2),
-    Geometry(4, 4, groups=4, stride=2),
-    Geometry(4, 4, padding=0),
-    Geometry(4, 6, padding=0, stride=2),
-    Geometry(4, 4, kernel_size=5, padding=2),
-    Geometry(4, 6, kernel_size=5, padding=1, stride=2),
-    Geometry(4, 6, kernel_size=1, padding=0),
-]
-
-
-def branches(geometry: Geometry) -> dict[str, Branch]:
-    """Every kind of branch that the geometry allows."""
-    found: dict[str, Branch] = {
-        "dense": ConvBranch(geometry),
-        "point": ConvBranch(geometry, (1, 1)),
-        "row": ConvBranch(geometry, (1, geometry.kernel_size)),
-        "column": ConvBranch(geometry, (geometry.kernel_size, 1)),
-        "bias": ConvBranch(geometry, batch_norm=False),
-    }
-    if geometry.keeps_shape:
-        found["identity"] = IdentityBranch(geometry)
-    return found
+KINDS = sorted({kind for geometry in GEOMETRIES for kind in branches(geometry)})
 
 
 def run_merged(block: Block, x: Tensor) -> Tensor:
@@ -49,19 +43,9 @@ def run_merged(block: Block, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, geometry.stride, geometry.padding, 1, geometry.groups)
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("kind", ["dense", "point", "row", "column", "bias", "identity", "all"])
-@pytest.mark.parametrize("size", [(7, 9), (8, 8)], ids=str)
-def test_merged_equals_branches_with_all_gradients(geometry: Geometry, kind: str, size: tuple[int, int]) -> None:
-    available = branches(geometry)
-    if kind != "all" and kind not in available:
-        assert kind == "identity"
-        with pytest.raises(ValueError, match="identity branch needs"):
-            IdentityBranch(geometry)
-        return
-    chosen = available if kind == "all" else {kind: available[kind]}
-    block = randomise(Block(geometry, chosen)).double().eval()
-    x = torch.randn(3, geometry.in_channels, *size, dtype=torch.float64, requires_grad=True)
+def check_merge(block: Block, size: tuple[int, int]) -> None:
+    """Outputs, border included, and the gradients of the input and of every parameter, in float64."""
+    x = torch.randn(3, block.geometry.in_channels, *size, dtype=torch.float64, requires_grad=True)
     inputs = [x, *block.parameters()]
     expected = block(x)
     direction = torch.randn_like(expected)
@@ -72,15 +56,136 @@ def test_merged_equals_branches_with_all_gradients(geometry: Geometry, kind: str
     torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("make", [plain_block, repvgg_block])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_to_conv_is_a_new_module_equal_in_float32(geometry: Geometry, make: object) -> None:
-    block = randomise(make(geometry, nn.ReLU())).eval()  # type: ignore[operator]
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_branch_merges_with_all_gradients(geometry: Geometry, kind: str) -> None:
+    available = branches(geometry)
+    if kind not in available:
+        assert not geometry.keeps_shape or kind == "deep"
+        return
+    block = randomise(Block(geometry, {kind: available[kind]})).double().eval()
+    for size in [(9, 11), (8, 8)]:
+        check_merge(block, size)
+
+
+@pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
+def test_every_block_merges_with_all_gradients(name: str, geometry: Geometry) -> None:
+    block = randomise(BLOCKS[name](geometry)).double().eval()
+    for size in [(9, 11), (8, 8)]:
+        check_merge(block, size)
+
+
+@pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
+def test_to_conv_is_a_new_module_equal_in_float32(name: str, geometry: Geometry) -> None:
+    block = randomise(BLOCKS[name](geometry, nn.ReLU())).eval()
     before = {key: value.clone() for key, value in block.state_dict().items()}
     conv = block.to_conv()
     x = torch.randn(2, geometry.in_channels, 7, 9)
     torch.testing.assert_close(F.relu(conv(x)), block(x), atol=2e-5, rtol=2e-5)
     assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
+
+
+def run_every_branch(module: nn.Module, x: Tensor) -> Tensor:
+    """A linear sum without its short cut: each branch as a convolution of its own."""
+    if isinstance(module, SumBranch):
+        y = sum(run_every_branch(branch, x) for branch in module.branches.values())
+        return y if module.norm is None else module.norm(y)
+    if isinstance(module, DeepLinearBranch):
+        y = F.pad(x, (module.geometry.padding,) * 4)
+        for kernel in module.kernels:
+            y = run_every_branch(kernel, y)
+        stride = module.geometry.stride
+        return module.norm(y[:, :, ::stride, ::stride])
+    if isinstance(module, ScaledBranch):
+        return run_every_branch(module.branch, x) * module.scale.view(-1, 1, 1)
+    return module(x)
+
+
+@pytest.mark.parametrize("geometry", [geometry for name, geometry in CASES if name == "orepa"], ids=str)
+def test_merging_before_the_convolution_is_running_every_branch(geometry: Geometry) -> None:
+    """OREPA trains as one convolution; its branches run one by one give the same outputs and gradients."""
+    block = randomise(orepa_block(geometry)).double().train()
+    (branch,) = block.branches.values()
+    x = torch.randn(3, geometry.in_channels, 9, 11, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *block.parameters()]
+    expected, got = run_every_branch(branch, x), block(x)
+    direction = torch.randn_like(expected)
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+    wanted = torch.autograd.grad((expected * direction).sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad((got * direction).sum(), inputs), wanted, atol=1e-9, rtol=1e-9)
+
+
+def test_identity_branches_say_why_they_cannot_be() -> None:
+    for geometry in (Geometry(4, 4, stride=2), Geometry(4, 6), Geometry(4, 4, padding=0)):
+        with pytest.raises(ValueError, match="identity branch needs output and input of one shape"):
+            IdentityBranch(geometry)
+
+
+@pytest.mark.parametrize(
+    ("make", "geometry", "reason"),
+    [
+        (acnet_block, Geometry(4, 4, kernel_size=1, padding=0), "neither|does not have"),
+        (dbb_block, Geometry(6, 12, groups=12 // 2), None),
+        (dbb_block, Geometry(12, 6, groups=6), "as many outputs as inputs|as many inputs"),
+        (orepa_block, Geometry(4, 4, kernel_size=1, padding=0, groups=2), "1x1 convolutions without groups"),
+        (orepa_block, Geometry(4, 4, kernel_size=7, padding=3, groups=2), "deep linear stem .* has no groups"),
+    ],
+)
+def test_geometries_that_a_block_cannot_have(
+    make: Callable[..., Block], geometry: Geometry, reason: str | None
+) -> None:
+    if reason is None:
+        make(geometry)
+        return
+    with pytest.raises(ValueError, match=reason):
+        make(geometry)
+
+
+# The primitives, against sequences of torch's own layers.
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_point_then_conv_equals_the_sequence_padded_with_the_bias(groups: int) -> None:
+    first = Kernel(torch.randn(6, 4 // groups, 1, 1), torch.randn(6))
+    second = torch.randn(8, 6 // groups, 3, 3)
+    x = torch.randn(2, 4, 7, 5)
+    z = F.conv2d(F.pad(x, (1, 1, 1, 1)), first.weight, first.bias, groups=groups)
+    weight, bias = point_then_conv(first, second, groups)
+    torch.testing.assert_close(
+        F.conv2d(x, weight, bias, padding=1, groups=groups), F.conv2d(z, second, groups=groups), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_point_then_average_equals_the_sequence() -> None:
+    first = Kernel(torch.randn(6, 4, 1, 1), torch.randn(6))
+    x = torch.randn(2, 4, 7, 5)
+    weight, bias = point_then_average(first, 3)
+    expected = F.avg_pool2d(F.conv2d(x, first.weight, first.bias), 3, 1)
+    torch.testing.assert_close(F.conv2d(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_depthwise_then_point_equals_the_sequence(groups: int) -> None:
+    depthwise, point = torch.randn(12, 1, 3, 3), torch.randn(6, 12 // groups, 1, 1)
+    x = torch.randn(2, 4, 7, 5)
+    weight = depthwise_then_point(depthwise, point, 4, groups)
+    expected = F.conv2d(F.conv2d(x, depthwise, groups=4), point, groups=groups)
+    torch.testing.assert_close(F.conv2d(x, weight, groups=groups), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_compose_kernels_equals_the_sequence() -> None:
+    first, second = torch.randn(5, 3, 3, 3).double(), torch.randn(4, 5, 3, 3).double()
+    x = torch.randn(2, 3, 9, 8).double()
+    composed = compose_kernels(first, second)
+    assert composed.shape == (4, 3, 5, 5)
+    torch.testing.assert_close(F.conv2d(x, composed), F.conv2d(F.conv2d(x, first), second), atol=1e-12, rtol=1e-12)
+
+
+def test_convolve_crops_where_a_small_kernel_sits_in_a_large_unpadded_one() -> None:
+    x, weight = torch.randn(2, 4, 9, 8), torch.randn(4, 4, 1, 3)
+    geometry = Geometry(4, 4, kernel_size=3, padding=0)
+    expected = F.conv2d(x, pad_kernel(weight, 3))
+    torch.testing.assert_close(convolve(x, weight, geometry), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_fold_batch_norm_by_hand() -> None:
@@ -105,9 +210,9 @@ def test_pad_kernel_keeps_the_centre() -> None:
 
 
 def test_repvgg_has_an_identity_exactly_where_shapes_agree() -> None:
-    assert list(repvgg_block(Geometry(4, 4)).branches) == ["dense", "point", "identity"]
-    assert list(repvgg_block(Geometry(4, 4, stride=2)).branches) == ["dense", "point"]
-    assert list(repvgg_block(Geometry(4, 6)).branches) == ["dense", "point"]
+    assert list(RepVGGBlock(Geometry(4, 4)).branches) == ["dense", "point", "identity"]
+    assert list(RepVGGBlock(Geometry(4, 4, stride=2)).branches) == ["dense", "point"]
+    assert list(RepVGGBlock(Geometry(4, 6)).branches) == ["dense", "point"]
 
 
 @pytest.mark.parametrize(
@@ -120,3 +225,66 @@ def test_repvgg_has_an_identity_exactly_where_shapes_agree() -> None:
 def test_impossible_geometry_says_why(arguments: dict[str, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Geometry(4, 4, **arguments)
+
+
+def test_frequency_prior_is_the_formula() -> None:
+    """An independent loop (arXiv 2204.00826's code), and what is known of it: 11 distinct filters, every sixth zero."""
+    prior = frequency_prior(64, 3).numpy()
+    for o in range(64):
+        frequency = o + 1 if o < 32 else o + 1 - 32
+        for a in range(3):
+            for b in range(3):
+                position = a if o < 32 else b
+                assert abs(prior[o, a, b] - math.cos(math.pi * (position + 0.5) * frequency / 3)) < 1e-5
+    assert len(np.unique(prior.round(5) + 0.0, axis=0)) == 11
+    assert sum(abs(filters).max() < 1e-5 for filters in prior) == 10
+
+
+def test_orepa_starts_as_the_paper_says() -> None:
+    (branch,) = orepa_block(Geometry(16, 16)).branches.values()
+    scales = {name: scaled.scale.unique().tolist() for name, scaled in branch.branches.items()}
+    assert scales == {
+        "dense": [0.25], "average": [0.25], "frequency": [0.0], "point_dense": [0.5], "point": [1.0], "separable": [0.5]
+    }  # fmt: skip
+    inner = branch.branches["point_dense"].branch
+    assert torch.equal(inner.point.weight, identity_kernel(16, 1, inner.point.weight))
+    assert branch.branches["dense"].branch.conv.weight.abs().max() <= math.sqrt(6 / (16 * 9))
+
+
+def test_acnet_initial_gamma() -> None:
+    def gammas(**options: object) -> list[float]:
+        block = acnet_block(Geometry(4, 4), **options)
+        return [branch.norm.weight.mean().item() for branch in block.branches.values()]
+
+    assert gammas() == [1, 1, 1]
+    assert gammas(gamma_init=0.25) == [0.25] * 3
+    assert gammas(single_init=True) == [1, 0, 0]
+
+
+def test_only_the_named_kernels_are_reparameterised() -> None:
+    make = only_kernels([3, 5], acnet_block)
+    for size, kind in ((1, "conv"), (3, "acnet"), (5, "acnet"), (7, "conv")):
+        assert make(Geometry(4, 4, kernel_size=size, padding=size // 2), None).kind == kind
+
+
+def test_custom_l2_against_numpy() -> None:
+    block = randomise(RepVGGBlock(Geometry(4, 6, stride=2))).double()
+    dense, point = block.branches["dense"], block.branches["point"]
+    w3, w1 = (branch.conv.weight.detach().numpy() for branch in (dense, point))
+    t3, t1 = (
+        branch.norm.weight.detach().numpy() / np.sqrt(branch.norm.running_var.numpy() + 1e-5)
+        for branch in (dense, point)
+    )
+    expected = 0.0
+    for o in range(6):
+        for i in range(4):
+            for a in range(3):
+                for b in range(3):
+                    if (a, b) != (1, 1):
+                        expected += w3[o, i, a, b] ** 2
+            expected += (w3[o, i, 1, 1] * t3[o] + w1[o, i, 0, 0] * t1[o]) ** 2 / (t3[o] ** 2 + t1[o] ** 2)
+    assert repvgg_blocks(nn.Sequential(block, plain_block(Geometry(6, 6)))) == [block]
+    assert block.custom_l2().item() == pytest.approx(expected, rel=1e-12)
+    block.custom_l2().backward()
+    assert dense.norm.weight.grad is None, "t is not differentiated"
+    assert all(parameter.grad is not None for parameter in block.penalised())

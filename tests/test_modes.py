@@ -253,7 +253,10 @@ def test_blocks_without_batch_norm_train_by_repq_alone() -> None:
     geometry = Geometry(3, 4)
     block = Block(
         geometry,
-        {"a": ConvBranch(geometry, batch_norm=False), "b": ConvBranch(geometry, (1, 1), batch_norm=False)},
+        {
+            "a": ConvBranch(geometry, batch_norm=False, bias=True),
+            "b": ConvBranch(geometry, (1, 1), batch_norm=False, bias=True),
+        },
         nn.ReLU(),
     )
     layer = compose_block(block, ModeOptions("repq"), FP32, edge=False).train()

@@ -7,42 +7,63 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import BLOCKS, CASES
 from conftest import randomise
 
-from repq_cli.reparam.algebra import Geometry
+from repq_cli.reparam.algebra import Geometry, Kernel
 from repq_cli.reparam.block import Block
+from repq_cli.reparam.branch import without_bias
 from repq_cli.reparam.repvgg import repvgg_block
-from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, RunningStatistics
-
-GEOMETRIES = [
-    Geometry(4, 4),
-    Geometry(4, 6, stride=2),
-    Geometry(4, 4, groups=2),
-    Geometry(4, 6, stride=2, groups=2),
-    Geometry(4, 6, padding=0),
-    Geometry(4, 6, padding=0, stride=2, groups=2),
-]
+from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Moments, RunningStatistics
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_repq_bn_without_quantization_is_train_mode_batch_norm(geometry: Geometry) -> None:
-    """Outputs, gradients of the input and of every parameter, and the running statistics (arXiv 2311.05317, Alg. 1)."""
-    block = randomise(repvgg_block(geometry)).double().train()
+@pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
+def test_repq_bn_without_quantization_is_train_mode_batch_norm(name: str, geometry: Geometry) -> None:
+    """Outputs, gradients of the input and of every parameter, and the running statistics (arXiv 2311.05317, Alg. 1).
+
+    Nested batch norms included: the outer one sees the statistics of what the inner ones make of the batch.
+    """
+    block = randomise(BLOCKS[name](geometry)).double().train()
     reference = copy.deepcopy(block)
-    x = torch.randn(5, 4, 7, 9, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(5, geometry.in_channels, 9, 11, dtype=torch.float64, requires_grad=True)
     expected = reference(x)
     direction = torch.randn_like(expected)
     wanted = torch.autograd.grad((expected * direction).sum(), [x, *reference.parameters()])
 
-    statistics = BatchStatistics(x, geometry)
+    statistics = BatchStatistics(x)
     weight, bias = block.merged(statistics)
     y = F.conv2d(x, weight, bias, geometry.stride, geometry.padding, 1, geometry.groups)
     got = torch.autograd.grad((y * direction).sum(), [x, *block.parameters()])
     statistics.update_running()
 
-    torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(dict(block.named_buffers()), dict(reference.named_buffers()), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(y, expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(got, wanted, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(dict(block.named_buffers()), dict(reference.named_buffers()), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
+def test_estimated_mean_is_exact_in_every_block(name: str, geometry: Geometry) -> None:
+    """Where no estimated variance comes in between: every first batch norm, and all of them for frozen inner ones."""
+    block = randomise(BLOCKS[name](geometry)).double()
+    x = torch.randn(3, geometry.in_channels, 9, 8, dtype=torch.float64) + 2
+
+    class Probe:
+        """Records exact and estimated means of the running kernels."""
+
+        def __init__(self) -> None:
+            self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+            self.sources = BatchStatistics(x), EstimatedStatistics(x)
+
+        def __call__(self, norm: torch.nn.BatchNorm2d, kernel: Kernel | None, of: Geometry) -> Moments:
+            exact, estimated = (source(norm, kernel, of) for source in self.sources)
+            self.pairs.append((estimated.mean, exact.mean))
+            return RunningStatistics()(norm, kernel, of)
+
+    probe = Probe()
+    block.merged(probe)
+    assert len(probe.pairs) == len(norms(block))
+    for estimated, exact in probe.pairs:
+        torch.testing.assert_close(estimated, exact, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -52,7 +73,7 @@ def test_offset_estimate_of_the_mean_is_exact(stride: int, padding: int, groups:
     geometry = Geometry(4, 4, stride=stride, padding=padding, groups=groups)
     block = repvgg_block(geometry).double()
     x = torch.randn(3, 4, 9, 8, dtype=torch.float64) + 2
-    exact, estimated = BatchStatistics(x, geometry), EstimatedStatistics(x, geometry)
+    exact, estimated = BatchStatistics(x), EstimatedStatistics(x)
     block.merged(exact)
     block.merged(estimated)
     for (_, true), (_, estimate) in zip(exact.seen, estimated.seen, strict=True):
@@ -63,7 +84,7 @@ def test_estimated_variance_is_exact_for_an_identity_and_for_uncorrelated_inputs
     geometry = Geometry(4, 4)
     block = repvgg_block(geometry).double()
     x = torch.randn(4000, 4, 3, 3, dtype=torch.float64)
-    exact, estimated = BatchStatistics(x, geometry), EstimatedStatistics(x, geometry)
+    exact, estimated = BatchStatistics(x), EstimatedStatistics(x)
     block.merged(exact)
     block.merged(estimated)
     pairs = {id(norm): (true, estimate) for (norm, true), (_, estimate) in zip(exact.seen, estimated.seen, strict=True)}
@@ -88,7 +109,7 @@ def test_estimate_matches_its_formula_in_numpy() -> None:
                     seen = padded[:, i, a : a + 2 * out_h : 2, b : b + 2 * out_w : 2]
                     expected_var[o] += float(weight[o, i, a, b]) ** 2 * seen.var()
     norm = torch.nn.BatchNorm2d(3)
-    var = EstimatedStatistics(x, geometry)(norm, weight).var
+    var = EstimatedStatistics(x)(norm, without_bias(weight), geometry).var
     torch.testing.assert_close(var, torch.tensor(expected_var, dtype=torch.float64), atol=1e-12, rtol=1e-12)
 
 
@@ -97,7 +118,7 @@ def test_channel_estimator_uses_whole_channel_moments() -> None:
     x = torch.randn(3, 2, 5, 6, dtype=torch.float64) + 1
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64)
     norm = torch.nn.BatchNorm2d(3)
-    mean, var = EstimatedStatistics(x, geometry, "channel")(norm, weight)
+    mean, var = EstimatedStatistics(x, "channel")(norm, without_bias(weight), geometry)
     torch.testing.assert_close(mean, weight.sum((2, 3)) @ x.mean((0, 2, 3)))
     torch.testing.assert_close(var, weight.square().sum((2, 3)) @ x.var((0, 2, 3), correction=0))
 
@@ -109,7 +130,7 @@ def test_estimated_kernel_is_invariant_to_the_scale_of_its_weights() -> None:
     norm, weight = block.branches["dense"].norm, block.branches["dense"].conv.weight
     norm.eps = 0.0
     x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
-    merged, bias = block.merged(EstimatedStatistics(x, geometry))
+    merged, bias = block.merged(EstimatedStatistics(x))
     loss = F.conv2d(x, merged, bias, padding=1).pow(3).sum()
     (grad,) = torch.autograd.grad(loss, weight)
     along = (grad * weight).sum((1, 2, 3))
@@ -121,9 +142,9 @@ def test_detached_statistics_give_the_input_no_gradient(statistics: type) -> Non
     geometry = Geometry(3, 4)
     block = repvgg_block(geometry)
     x = torch.randn(4, 3, 6, 6, requires_grad=True)
-    weight, bias = block.merged(statistics(x, geometry, detach=True))
+    weight, bias = block.merged(statistics(x, detach=True))
     assert torch.autograd.grad(weight.sum() + bias.sum(), x, allow_unused=True) == (None,)
-    weight, bias = block.merged(statistics(x, geometry, detach=False))
+    weight, bias = block.merged(statistics(x, detach=False))
     assert torch.autograd.grad(weight.sum() + bias.sum(), x)[0].abs().sum() > 0
 
 
@@ -132,7 +153,7 @@ def test_estimated_running_statistics_move_by_momentum_and_are_unbiased() -> Non
     block = randomise(repvgg_block(geometry)).double()
     x = torch.randn(5, 3, 7, 7, dtype=torch.float64)
     count = 5 * 4 * 4
-    statistics = EstimatedStatistics(x, geometry)
+    statistics = EstimatedStatistics(x)
     before = {id(norm): (norm.running_mean.clone(), norm.running_var.clone()) for norm in norms(block)}
     block.merged(statistics)
     statistics.update_running()
@@ -152,11 +173,11 @@ def test_merging_alone_changes_no_running_statistics() -> None:
     geometry = Geometry(3, 4)
     block = randomise(repvgg_block(geometry))
     before = copy.deepcopy(block.state_dict())
-    block.merged(BatchStatistics(torch.randn(2, 3, 4, 4), geometry))
+    block.merged(BatchStatistics(torch.randn(2, 3, 4, 4)))
     block.merged(RunningStatistics())
     assert all(torch.equal(value, block.state_dict()[key]) for key, value in before.items())
 
 
 def test_one_value_per_channel_is_refused() -> None:
     with pytest.raises(ValueError, match="more than one value per channel"):
-        BatchStatistics(torch.randn(1, 3, 1, 1), Geometry(3, 4))
+        repvgg_block(Geometry(3, 4)).merged(BatchStatistics(torch.randn(1, 3, 1, 1)))

@@ -47,7 +47,7 @@ def train_app(config: DictConfig) -> float | None:
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="info")
 def info_app(config: DictConfig) -> None:
     """Print what the configuration assembles."""
-    from repq_cli.cli.jobs import info_job
+    from repq_cli.cli.info import info_job
 
     _run_job(lambda: info_job(plain(config)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ from repq_cli.seeds import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+CPU = torch.device("cpu")
+
+
+class Inputs(NamedTuple):
+    """What a network must know of its data."""
+
+    name: str
+    shape: tuple[int, int, int]
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each batch of indices, in order."""
+    def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
+        """The images of each batch of indices, in order; with a ``seed``, those that decode with random crops do so."""
         ...
 
 
@@ -52,7 +61,7 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
         """The images of each batch of indices, in order."""
         return (self.images[indices] for indices in batches)
 
@@ -77,27 +86,31 @@ class Split:
             )
         return len(self) // batch_size
 
-    def training_batches(self, batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    def training_batches(
+        self, batch_size: int, seed: int, start: int = 0, device: torch.device = CPU
+    ) -> Iterator[Batch]:
         """Shuffled, augmented, full batches of one epoch; ``start`` skips the first ones without reading them.
 
         Batch ``i`` of a seed is the same whether or not the batches before it were read.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         batches = order[: self.steps(batch_size) * batch_size].split(batch_size)[start:]
-        for step, (indices, images) in enumerate(zip(batches, self.images.read(batches), strict=True), start):
+        for step, (indices, images) in enumerate(zip(batches, self.images.read(batches, seed), strict=True), start):
             if self.augment is not None:
                 generator = torch.Generator().manual_seed(derive_seed(seed, step))
                 images = self.augment(images, generator)
-            yield self._normalise(images), self.labels[indices]
+            yield self._normalise(images, device), self.labels[indices].to(device)
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """Every image once, in order, as it is."""
         batches = torch.arange(len(self)).split(batch_size)
         for indices, images in zip(batches, self.images.read(batches), strict=True):
-            yield self._normalise(images), self.labels[indices]
+            yield self._normalise(images, device), self.labels[indices].to(device)
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        return images.float().div_(255).sub_(self.mean).div_(self.std)
+    def _normalise(self, images: Tensor, device: torch.device) -> Tensor:
+        """Bytes travel to the device, from pinned memory without waiting for them; floats are made there."""
+        images = images.to(device, non_blocking=True)
+        return images.float().div_(255).sub_(self.mean.to(device)).div_(self.std.to(device))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_statistics, stratified_split
 from repq_cli.errors import DataError
+from repq_cli.seeds import derive_seed
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -44,10 +45,8 @@ def load(
     evaluation = [name for name in ("val", "test") if (top / name).is_dir()]
     if not evaluation:
         raise DataError(f"data.root={root} has neither 'val' nor 'test' beside 'train': add one with the same classes.")
-    classes = tuple(sorted(folder.name for folder in (top / "train").iterdir() if _is_class(folder)))
-    if len(classes) < 2:
-        raise DataError(f"{top / 'train'} needs at least two class folders, and has {len(classes)}.")
-    files = {name: _list(top / name, classes) for name in ("train", *evaluation)}
+    classes = class_names(top / "train")
+    files = {name: list_images(top / name, classes) for name in ("train", *evaluation)}
     decode = Decoder(size or _only_size(files), grey)
 
     labels = {name: torch.tensor([label for _, label in listed]) for name, listed in files.items()}
@@ -77,12 +76,8 @@ class Decoder:
         self.size = (size, size) if isinstance(size, int) else size
         self.grey = grey
 
-    def __call__(self, path: Path) -> Tensor:
-        try:
-            with Image.open(path) as opened:
-                image = _eight_bit(opened).convert("L" if self.grey else "RGB")
-        except UNREADABLE as error:
-            raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
+    def __call__(self, path: Path, seed: int | None = None) -> Tensor:
+        image = open_image(path, "L" if self.grey else "RGB")
         if self.resize:
             image = self._fit(image)
         if (image.height, image.width) != self.size:
@@ -90,8 +85,7 @@ class Decoder:
                 f"The image {path} is {image.width}x{image.height}, the first one {self.size[1]}x{self.size[0]}: "
                 f"set data.size to scale all images to one size, for example data.size={min(self.size)}."
             )
-        pixels = torch.from_numpy(np.array(image))
-        return pixels.unsqueeze(0) if self.grey else pixels.permute(2, 0, 1)
+        return pixels_of(image)
 
     def _fit(self, image: Image.Image) -> Image.Image:
         height, width = self.size
@@ -101,6 +95,21 @@ class Decoder:
             image = image.resize(enlarged, Image.Resampling.BILINEAR)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
+
+
+def open_image(path: Path, mode: str) -> Image.Image:
+    """The decoded image in Pillow's ``mode``; DataError with its name if it is broken."""
+    try:
+        with Image.open(path) as opened:
+            return _eight_bit(opened).convert(mode)
+    except UNREADABLE as error:
+        raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """``uint8 [C, H, W]``."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -119,34 +128,43 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
         """The images of each batch of indices, in order."""
-        return self.images.read([self.indices[batch] for batch in batches])
+        return self.images.read([self.indices[batch] for batch in batches], seed)
+
+
+Decode = Callable[[Path, "int | None"], Tensor]  # an image file, with a seed for its random crop
 
 
 class Files(Dataset["Tensor | str"]):
     """Images that are decoded when they are read."""
 
-    def __init__(self, paths: list[Path], decode: Decoder, workers: int) -> None:
+    def __init__(self, paths: list[Path], decode: Decode, workers: int) -> None:
         self.paths, self.decode, self.workers = paths, decode, workers
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, item: tuple[int, int | None]) -> Tensor | str:
         """The image, or what is wrong with it: an exception would reach the user wrapped in a worker's traceback."""
+        index, seed = item
         try:
-            return self.decode(self.paths[index])
+            return self.decode(self.paths[index], None if seed is None else derive_seed(seed, index))
         except DataError as error:
             return str(error)
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each batch of indices, decoded ahead by worker processes, in order."""
+    def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
+        """The images of each batch of indices, decoded ahead by workers, in order; pinned where a GPU waits."""
         # The loader draws a base seed for its workers; from a generator of its own, it leaves training's alone.
         generator = torch.Generator().manual_seed(0)
-        sampler = [batch.tolist() for batch in batches]
+        sampler = [[(index, seed) for index in batch.tolist()] for batch in batches]
         loader = DataLoader(
-            self, batch_sampler=sampler, num_workers=self.workers, generator=generator, collate_fn=_collate
+            self,
+            batch_sampler=sampler,
+            num_workers=self.workers,
+            generator=generator,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
         )
         for batch in loader:
             if isinstance(batch, str):
@@ -160,7 +178,15 @@ def _collate(images: list[Tensor | str]) -> Tensor | str:
     return complaints[0] if complaints else torch.stack([image for image in images if isinstance(image, Tensor)])
 
 
-def _list(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The class folders in ``folder``, in order; DataError if there are fewer than two."""
+    classes = tuple(sorted(entry.name for entry in folder.iterdir() if _is_class(entry)))
+    if len(classes) < 2:
+        raise DataError(f"{folder} needs at least two class folders, and has {len(classes)}.")
+    return classes
+
+
+def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     """Every image below ``folder`` with its label, in a fixed order."""
     strangers = sorted(entry.name for entry in folder.iterdir() if _is_class(entry) and entry.name not in classes)
     if strangers:

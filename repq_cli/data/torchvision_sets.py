@@ -1,4 +1,4 @@
-"""``data=mnist|fashion_mnist|cifar10`` through torchvision; downloaded only on request."""
+"""``data=mnist|fashion_mnist|cifar10|cifar100|svhn`` through torchvision; downloaded only on request."""
 
 from __future__ import annotations
 
@@ -11,14 +11,27 @@ from torch import Tensor
 
 from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
-from repq_cli.data.base import Data, DataInfo, InMemory, Split, channel_statistics, stratified_split
+from repq_cli.data.base import Data, DataInfo, InMemory, Inputs, Split, channel_statistics, stratified_split
 from repq_cli.errors import DataError
 
-LICENCES = {"MNIST": "CC BY-SA 3.0", "FashionMNIST": "MIT", "CIFAR10": "not stated"}
+Name = Literal["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"]
+LICENCES = {
+    "MNIST": "CC BY-SA 3.0",
+    "FashionMNIST": "MIT",
+    "CIFAR10": "not stated",
+    "CIFAR100": "not stated",
+    "SVHN": "non-commercial use",
+}
+GREY = ("MNIST", "FashionMNIST")
+
+
+def describe(dataset: Name, size: int = 32, **_: object) -> Inputs:
+    """What a network must know, without reading anything."""
+    return Inputs(dataset, (1 if dataset in GREY else 3, size, size), 100 if dataset == "CIFAR100" else 10)
 
 
 def load(
-    dataset: Literal["MNIST", "FashionMNIST", "CIFAR10"],
+    dataset: Name,
     root: str = "data",
     download: bool = False,
     size: Annotated[int, Range(1)] = 32,
@@ -49,14 +62,17 @@ def _read(dataset: str, root: Path, train: bool, download: bool) -> tuple[Tensor
     """Images ``uint8 [N, C, H, W]``, labels and class names."""
     import torchvision
 
+    part = {"split": "train" if train else "test"} if dataset == "SVHN" else {"train": train}
     try:
-        found = getattr(torchvision.datasets, dataset)(str(root), train=train, download=download)
+        found = getattr(torchvision.datasets, dataset)(str(root), **part, download=download)
     except (RuntimeError, OSError) as error:
         if download:
             raise DataError(f"{dataset} could not be downloaded into data.root={root}: {error}.") from error
         raise DataError(
             f"data.root={root} holds no intact {dataset}: name the folder that does, or set data.download=true."
         ) from error
+    if dataset == "SVHN":  # channels come first already, and classes are the digits themselves
+        return torch.as_tensor(found.data), torch.as_tensor(found.labels).long(), tuple("0123456789")
     images = torch.as_tensor(found.data)
     images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
     return images.contiguous(), torch.as_tensor(found.targets), tuple(found.classes)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.network import DeployedNet, Node
 
 
 class Cost(NamedTuple):
@@ -17,26 +17,55 @@ class Cost(NamedTuple):
     bops: int
 
 
+class LayerCost(NamedTuple):
+    """What one convolution or classifier costs for one input."""
+
+    macs: int
+    weight_bits: int
+    act_bits: int
+
+    @property
+    def bops(self) -> int:
+        """Bit operations."""
+        return self.macs * self.weight_bits * self.act_bits
+
+
 @torch.no_grad()
-def cost(net: DeployedNet) -> Cost:
-    """Multiply-accumulates and bit operations of every convolution and classifier, for one input of its shape."""
+def layer_costs(net: DeployedNet) -> dict[str, LayerCost]:
+    """The cost of every convolution and classifier by node name, for one input of the network's shape."""
     bits_of = {net.graph["input"]: 32}
     values = {net.graph["input"]: torch.zeros(1, *net.graph["input_shape"])}
-    macs = bops = 0
+    layers = {}
     for node in net.nodes:
-        (source,) = node["inputs"]
+        inputs = [values[source] for source in node["inputs"]]
         with FlopCounterMode(display=False) as counter:  # it counts two operations per multiply-accumulate
-            values[node["name"]] = getattr(net, f"_{node['op']}")(node, values[source])
+            values[node["name"]] = getattr(net, f"_{node['op']}")(node, *inputs)
         bits_of[node["name"]] = node["bits"] if node["op"] == "quantize" else 32
         if "weight" in node:
-            layer = counter.get_total_flops() // 2
-            macs += layer
-            bops += layer * node["bits"] * bits_of[source]
-    return Cost(macs, bops)
+            macs = counter.get_total_flops() // 2
+            layers[node["name"]] = LayerCost(macs, node["bits"], bits_of[node["inputs"][0]])
+    return layers
+
+
+def cost(net: DeployedNet) -> Cost:
+    """Multiply-accumulates and bit operations of the whole network for one input of its shape."""
+    layers = layer_costs(net).values()
+    return Cost(sum(layer.macs for layer in layers), sum(layer.bops for layer in layers))
+
+
+def layer_parameters(net: DeployedNet, node: Node) -> int:
+    """Weights, biases and batch-norm multipliers that are left in a layer; quantizers' steps are not counted."""
+    others = [net.stored[node[key]].numel() for key in ("bias", "multiplier") if node.get(key)]
+    return torch.Size(node["shape"]).numel() + sum(others)
+
+
+def layer_bytes(net: DeployedNet, node: Node) -> int:
+    """Bytes of a layer's tensors as they are stored: packed codes, steps, biases, multipliers."""
+    keys = ("weight", "weight_step", "bias", "multiplier")
+    tensors = [net.stored[node[key]] for key in keys if node.get(key)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def parameter_count(net: DeployedNet) -> int:
-    """Weights, biases and batch-norm multipliers that are left; the steps of quantizers are not counted."""
-    keys = ("bias", "multiplier")
-    weights = sum(torch.Size(node["shape"]).numel() for node in net.nodes if "weight" in node)
-    return weights + sum(net.stored[node[key]].numel() for node in net.nodes for key in keys if node.get(key))
+    """``layer_parameters`` of all layers."""
+    return sum(layer_parameters(net, node) for node in net.nodes if "weight" in node)

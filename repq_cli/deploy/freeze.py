@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -13,7 +14,12 @@ from repq_cli.quant.functional import integer_range
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
 
-SIMPLE_OPS: dict[type[nn.Module], str] = {nn.AdaptiveAvgPool2d: "global_average_pool", nn.Flatten: "flatten"}
+SIMPLE_OPS: dict[type[nn.Module], str] = {
+    nn.AdaptiveAvgPool2d: "global_average_pool",
+    nn.Flatten: "flatten",
+    nn.MaxPool2d: "max_pool",
+    nn.ReLU: "relu",
+}
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Identity: "none"}
 
 
@@ -33,13 +39,17 @@ def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
     nodes: list[Node] = []
     aliases: dict[str, str] = {}  # of modules that do nothing, and so become no node
     for step in _Tracer().trace(net).nodes:
-        inputs = [aliases.get(arg.name, arg.name) for arg in step.args[:1] if isinstance(arg, fx.Node)]
+        # A quantized layer is also called with its input before quantization, which inference does not need.
+        arguments = step.args if step.op == "call_function" else step.args[:1]
+        inputs = [aliases.get(arg.name, arg.name) for arg in arguments if isinstance(arg, fx.Node)]
         if step.op == "placeholder":
             source = step.name
         elif step.op == "output":
             output = inputs[0]
-        elif step.op == "call_module" and isinstance(net.get_submodule(str(step.target)), NoQuantizer):
+        elif step.op == "call_module" and isinstance(net.get_submodule(str(step.target)), NoQuantizer | nn.Identity):
             aliases[step.name] = inputs[0]
+        elif step.op == "call_function" and step.target is operator.add and len(inputs) == 2:
+            nodes.append({"name": step.name, "inputs": inputs, "op": "add"})
         elif step.op == "call_module":
             operation = _operation(str(step.target), net.get_submodule(str(step.target)), stored)
             nodes.append({"name": step.name, "inputs": inputs, **operation})
@@ -81,6 +91,8 @@ def _operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
         return {"op": "quantize", "bits": module.bits, "low": low, "high": high, "step": store("step", module.step())}
     if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
         raise ValueError(f"The layer {path} pools to {module.output_size}; only global pooling has a deployed form.")
+    if isinstance(module, nn.MaxPool2d):
+        return {"op": "max_pool", "size": module.kernel_size, "stride": module.stride, "padding": module.padding}
     return {"op": _known(SIMPLE_OPS, path, module)}
 
 

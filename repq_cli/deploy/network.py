@@ -95,6 +95,15 @@ class DeployedNet(nn.Module):
     def _global_average_pool(self, node: Node, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, 1)
 
+    def _max_pool(self, node: Node, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, node["size"], node["stride"], node["padding"])
+
+    def _relu(self, node: Node, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+    def _add(self, node: Node, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
     def _flatten(self, node: Node, x: Tensor) -> Tensor:
         return torch.flatten(x, 1)
 

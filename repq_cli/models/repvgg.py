@@ -8,7 +8,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from repq_cli.bounds import Range
-from repq_cli.models.tap import Tap
+from repq_cli.models.tap import Tap, layer
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import MakeBlock
 
@@ -18,14 +18,28 @@ STAGE_WIDTHS = (64, 128, 256, 512)
 class RepVGG(nn.Module):
     """Blocks in a chain; ``taps[i]`` is the tensor that ``blocks[i]`` reads."""
 
-    def __init__(self, make_block: MakeBlock, widths: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
-        """Build a block for each of ``strides``; ``widths``: channels of the image and of each output."""
+    def __init__(
+        self,
+        make_block: MakeBlock,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        stages: Sequence[int],
+        groups: int = 1,
+    ) -> None:
+        """Build a block for each of ``strides``; ``widths``: channels of the image and of each output.
+
+        stages: how many blocks the stem and each stage have.
+        groups: of every second block behind the stem, starting with the second (RepVGG's g2 and g4 networks).
+        """
         super().__init__()
-        channels = zip(widths[:-1], widths[1:], strict=True)
-        self.blocks = nn.ModuleList(
-            make_block(Geometry(before, after, stride=stride), nn.ReLU())
-            for (before, after), stride in zip(channels, strides, strict=True)
-        )
+        self.stages = tuple(stages)
+        self.blocks = nn.ModuleList()
+        for index, (before, after, stride) in enumerate(zip(widths[:-1], widths[1:], strides, strict=True)):
+            grouped = groups if index > 0 and index % 2 == 0 else 1
+            with layer(f"blocks.{index}"):
+                geometry = Geometry(before, after, stride=stride, groups=grouped)
+                self.blocks.append(make_block(geometry, nn.ReLU()))
         self.taps = nn.ModuleList(Tap(signed=index == 0) for index in range(len(strides)))
         self.pool_tap = Tap(signed=False)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -37,6 +51,11 @@ class RepVGG(nn.Module):
             x = block(tap(x), x)
         features = self.pool(self.pool_tap(x))
         return self.classifier(self.classifier_tap(features))
+
+    def stage_names(self) -> list[str]:
+        """Every block by stage and place, as the published code has it: ``stage0``, ``stage1.0``, ``stage1.1``, …"""
+        behind = [f"stage{stage}.{place}" for stage, count in enumerate(self.stages) if stage for place in range(count)]
+        return ["stage0", *behind]
 
     def edges(self) -> frozenset[str]:
         """The first and the last layer and the tensors that they read: by convention kept at 8 bit."""
@@ -51,11 +70,12 @@ def repvgg(
     widths: list[Annotated[float, Range(0, None, open_low=True)]],
     strides: list[Annotated[int, Range(1)]],
     width: Annotated[float, Range(0, None, open_low=True)] = 1.0,
+    groups: Annotated[int, Range(1)] = 1,
 ) -> RepVGG:
     """RepVGG with ``blocks[s]`` blocks in stage s, each stage ``widths[s] * width`` times its base width.
 
     The stem has one block of ``min(64, 64 * widths[0])`` channels. ``strides`` are the stem's and each stage's
-    first block; the paper's are all 2 (224x224 images), small images want fewer.
+    first block; the paper's are all 2 (224x224 images), small images want fewer. ``groups``: of every second block.
     """
     if len(blocks) != 4 or len(widths) != 4 or len(strides) != 5:
         raise ValueError(
@@ -68,4 +88,4 @@ def repvgg(
     for base, scale, count, stride in zip(STAGE_WIDTHS, scales, blocks, strides[1:], strict=True):
         channels += [max(1, int(base * scale))] * count
         all_strides += [stride] + [1] * (count - 1)
-    return RepVGG(make_block, channels, all_strides, num_classes)
+    return RepVGG(make_block, channels, all_strides, num_classes, [1, *blocks], groups)

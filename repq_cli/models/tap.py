@@ -1,8 +1,11 @@
-"""Where a network's activation tensors may be quantized."""
+"""Where a network's activation tensors may be quantized, and what its shortcuts read."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
 
 
 class Tap(nn.Identity):
@@ -14,3 +17,23 @@ class Tap(nn.Identity):
     def __init__(self, signed: bool) -> None:
         super().__init__()
         self.signed = signed
+
+
+class Shortcut(nn.Module):
+    """What a shortcut without a layer of its own reads: the codes, or with ``reads_raw`` the tensor before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads_raw = False
+
+    def forward(self, codes: Tensor, raw: Tensor) -> Tensor:
+        return raw if self.reads_raw else codes
+
+
+@contextmanager
+def layer(name: str) -> Iterator[None]:
+    """Name the layer in the ValueError of a block that cannot be built here."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Layer {name}: {error}") from error

@@ -7,14 +7,15 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from repq_cli.models.tap import Tap
+from repq_cli.models.tap import Shortcut, Tap
+from repq_cli.modes.branchwise import BranchwiseKernel
 from repq_cli.modes.kernels import BranchKernel, FixedKernel, Source
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.build import activation_quantizer, weight_quantizer
 from repq_cli.quant.init import Initialiser
-from repq_cli.quant.layers import KernelSource, QuantConv, QuantLayer, QuantLinear
+from repq_cli.quant.layers import KernelSource, QuantConv, QuantLayer, QuantLinear, quantizers_in_layers
 from repq_cli.quant.options import QuantOptions
-from repq_cli.quant.quantizer import Quantizer, quantizers
+from repq_cli.quant.quantizer import NoQuantizer, Quantizer, quantizers
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
 
@@ -35,6 +36,8 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
             net.set_submodule(name, compose_block(module, mode, quant, edge))
         elif isinstance(module, Tap):
             net.set_submodule(name, activation_quantizer(quant, module.signed, edge))
+        elif isinstance(module, Shortcut):
+            module.reads_raw = quant.residual == "fp"
         elif isinstance(module, nn.Linear):
             net.set_submodule(name, QuantLinear(module, weight_quantizer(quant, module.out_features, edge)))
     return net
@@ -43,20 +46,23 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
 def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bool) -> QuantConv:
     """One block as a quantized convolution."""
     kernel: KernelSource
+    geometry = block.geometry
+    quantizer = weight_quantizer(quant, geometry.out_channels, edge)
     norm = None
     if mode.name in STATISTICS:
         kernel = BranchKernel(block, STATISTICS[mode.name], mode)
     elif mode.name == "plain" and mode.plain_bn == "folded":
         kernel = BranchKernel(block, "batch", mode)
-    elif mode.name == "merged" and mode.merged_bn == "none":
+    elif mode.name == "ptq" or (mode.name == "merged" and mode.merged_bn == "none"):
         kernel = FixedKernel(block.to_conv())
+    elif mode.name == "branchwise":
+        kernel, quantizer = BranchwiseKernel(block, mode, quant, edge), NoQuantizer()
     else:
         branch = _only_branch(block)
         kernel, norm = FixedKernel(branch.conv), branch.norm
-    geometry = block.geometry
     return QuantConv(
         kernel,
-        weight_quantizer(quant, geometry.out_channels, edge),
+        quantizer,
         block.activation,
         norm,
         stride=geometry.stride,
@@ -79,11 +85,10 @@ def calibrate(net: nn.Module, batch: Tensor, initialiser: Initialiser) -> None:
     """
     was_training = net.training
     net.eval()
-    in_layers: set[Quantizer] = set()
+    in_layers = quantizers_in_layers(net)
     for layer in net.modules():
         if isinstance(layer, QuantLayer):
             layer.calibrate(initialiser)
-            in_layers.add(layer.quantizer)
 
     def set_steps(quantizer: Quantizer, inputs: tuple[Tensor]) -> None:
         quantizer.calibrate(inputs[0], initialiser)

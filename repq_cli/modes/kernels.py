@@ -51,10 +51,10 @@ class BranchKernel(KernelSource):
         return kernel
 
     def _observe(self, x: Tensor) -> BatchStatistics | EstimatedStatistics:
-        geometry, detach = self.block.geometry, self.options.detach_stats
+        detach = self.options.detach_stats
         if self.statistics == "batch":
-            return BatchStatistics(x, geometry, detach)
-        return EstimatedStatistics(x, geometry, self.options.estimator, detach)
+            return BatchStatistics(x, detach)
+        return EstimatedStatistics(x, self.options.estimator, detach)
 
     def inference(self) -> Kernel:
         """The kernel by running statistics."""

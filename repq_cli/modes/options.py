@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from repq_cli.bounds import Range
 
-MODES = ("plain", "merged", "repq", "repq_bn", "repq_bnest")
+ModeName = Literal["auto", "plain", "merged", "repq", "repq_bn", "repq_bnest", "ptq", "branchwise"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,9 @@ class ModeOptions:
     """When branches are merged, before or inside QAT, and what the papers leave open about it.
 
     name: ``plain`` (no branches at all), ``merged`` (merge, then QAT), ``repq`` (quantize the merged kernel in QAT;
-        batch norm frozen to its running statistics), ``repq_bn`` (batch statistics), ``repq_bnest`` (estimated).
+        batch norm frozen to its running statistics), ``repq_bn`` (batch statistics), ``repq_bnest`` (estimated);
+        and what RepQ argues against: ``ptq`` (merge, calibrate, no QAT: qat.* is not used) and ``branchwise``
+        (quantize each branch's kernels in QAT, merge afterwards, quantize the merged kernel again).
     stats_input: statistics of the tensor before its quantizer (``fp``) or of its codes (``quant``).
     detach_stats: stop gradients through the statistics; cheaper, but no longer batch norm.
     freeze_bn_after: QAT epochs after which running statistics are used and kept; null: never.
@@ -25,7 +27,7 @@ class ModeOptions:
     merged_bn: ``none``, or ``reinsert`` a batch norm behind each merged convolution, keeping the function.
     """
 
-    name: Literal["auto", "plain", "merged", "repq", "repq_bn", "repq_bnest"] = "auto"
+    name: ModeName = "auto"
     stats_input: Literal["fp", "quant"] = "fp"
     detach_stats: bool = False
     freeze_bn_after: Annotated[int, Range(0)] | None = None

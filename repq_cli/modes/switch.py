@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from repq_cli.reparam.algebra import Geometry
+from repq_cli.reparam.algebra import Geometry, Kernel
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
-from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Estimator, Moments
+from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Estimator, Moments, RunningStatistics
 
 
 class _Average:
@@ -45,6 +45,20 @@ def _watching(net: nn.Module, watch: object) -> Iterator[None]:
         net.train(was_training)
 
 
+class _Beside:
+    """Records what the estimates would be, and answers with the running statistics that the function rests on.
+
+    So an outer batch norm is estimated behind the kernel that its inner ones really give, now and after the switch.
+    """
+
+    def __init__(self, estimated: EstimatedStatistics) -> None:
+        self.estimated, self.running = estimated, RunningStatistics()
+
+    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+        self.estimated(norm, kernel, geometry)
+        return self.running(norm, kernel, geometry)
+
+
 @torch.no_grad()
 def to_estimated_statistics(net: nn.Module, batches: Iterable[Tensor], estimator: Estimator) -> nn.Module:
     """A copy of ``net`` whose running statistics are those that RepQ-BNEst estimates, with the same function.
@@ -56,9 +70,9 @@ def to_estimated_statistics(net: nn.Module, batches: Iterable[Tensor], estimator
     average = _Average()
 
     def watch(block: Block, inputs: tuple[Tensor, ...]) -> None:
-        statistics = EstimatedStatistics(inputs[0], block.geometry, estimator)
-        block.merged(statistics)
-        average.add(statistics.seen)
+        estimated = EstimatedStatistics(inputs[0], estimator)
+        block.merged(_Beside(estimated))
+        average.add(estimated.seen)
 
     with _watching(net, watch):
         for batch in batches:
@@ -94,7 +108,7 @@ def with_reinserted_norms(net: nn.Module, batches: Iterable[Tensor]) -> nn.Modul
     average = _Average()
 
     def watch(block: Block, inputs: tuple[Tensor, ...]) -> None:
-        statistics = BatchStatistics(inputs[0], block.geometry)
+        statistics = BatchStatistics(inputs[0])
         block.merged(statistics)
         average.add(statistics.seen)
 

@@ -62,6 +62,12 @@ class Memo:
         self._inputs, self._result = [], None
 
 
+def quantizers_in_layers(net: nn.Module) -> set[Quantizer]:
+    """The quantizers of weights; all others are of activations."""
+    layers = (layer for layer in net.modules() if isinstance(layer, QuantLayer))
+    return {module for layer in layers for module in layer.modules() if isinstance(module, Quantizer)}
+
+
 def freeze_weight(quantizer: Quantizer, weight: Tensor, multiplier: Tensor | None, bias: Tensor | None) -> FrozenWeight:
     """Integers and steps of ``weight``; their product is what the fake-quantizer gives, bit for bit."""
     if quantizer.bits == 32:
@@ -79,6 +85,9 @@ class KernelSource(nn.Module):
     def inference(self) -> tuple[Tensor, Tensor | None]:
         """The kernel of eval mode."""
         raise NotImplementedError
+
+    def calibrate(self, initialiser: Initialiser) -> None:
+        """Initialise the steps of quantizers inside the source, if it has any."""
 
 
 class QuantLayer(nn.Module):
@@ -164,6 +173,11 @@ class QuantConv(QuantLayer):
             return self.activation(y if self.norm is None else self.norm(y))
         frozen, weight = self.frozen()
         return self.activation(self._infer(x, weight, frozen))
+
+    def calibrate(self, initialiser: Initialiser) -> None:
+        """Steps inside the kernel's source first: the merged weight depends on them."""
+        self.kernel.calibrate(initialiser)
+        super().calibrate(initialiser)
 
     def _infer(self, x: Tensor, weight: Tensor, frozen: FrozenWeight) -> Tensor:
         if frozen.multiplier is None:

@@ -45,6 +45,11 @@ class Geometry:
         rows, columns = (self.padding - (self.kernel_size - extent) // 2 for extent in kernel_size)
         return rows, columns
 
+    def out_size(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the output for an input ``[B, I, H, W]``."""
+        rows, columns = ((size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in x.shape[2:])
+        return rows, columns
+
     @property
     def keeps_shape(self) -> bool:
         """Whether the input itself may be added to the output (an identity branch)."""
@@ -78,14 +83,74 @@ def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:
     return F.pad(weight, (columns, columns, rows, rows)) if rows or columns else weight
 
 
-def identity_kernel(channels: int, groups: int, like: Tensor) -> Tensor:
-    """The 1x1 kernel that copies its input: ``E[o, o mod (channels/groups)] = 1``, shape ``[C, C/g, 1, 1]``."""
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """``x * weight`` without a bias, for a weight of the geometry's size or a smaller one in its centre."""
+    rows, columns = geometry.padding_of((weight.shape[2], weight.shape[3]))
+    padding = (max(rows, 0), max(columns, 0))
+    if (rows, columns) != padding:
+        x = pad_input(x, (min(rows, 0), min(columns, 0)))
+    return F.conv2d(x, weight, None, geometry.stride, padding, 1, geometry.groups)
+
+
+def identity_kernel(channels: int, groups: int, like: Tensor, rows: int | None = None) -> Tensor:
+    """The 1x1 kernel that copies its input: ``E[o, o mod (channels/groups)] = 1``, shape ``[rows, channels/g, 1, 1]``.
+
+    ``rows`` (a multiple of ``channels / groups``) beyond ``channels``, its default, copy the same inputs again.
+    """
     width = channels // groups
-    rows = torch.eye(width, dtype=like.dtype, device=like.device).repeat(groups, 1)
-    return rows.view(channels, width, 1, 1)
+    copies = (rows or channels) // width
+    return torch.eye(width, dtype=like.dtype, device=like.device).repeat(copies, 1).view(-1, width, 1, 1)
 
 
 def add_kernels(kernels: Iterable[Kernel], kernel_size: int) -> Kernel:
     """Merge parallel convolutions: the sum of their centred weights and of their biases."""
     weights, biases = zip(*((pad_kernel(weight, kernel_size), bias) for weight, bias in kernels), strict=True)
     return Kernel(sum(weights[1:], weights[0]), sum(biases[1:], biases[0]))
+
+
+def point_then_conv(first: Kernel, second: Tensor, groups: int) -> Kernel:
+    """Merge a 1x1 convolution and the kxk convolution behind it.
+
+    ``W[o,i,a,b] = sum_t second[o,t,a,b] first[t,i]``, ``b[o] = sum_tab second[o,t,a,b] bias[t]``, group by group.
+    Equals the sequence if the map between them is padded with ``bias``, what the first gives to a zero pixel.
+
+    Shapes: ``first: [T, I/g, 1, 1], [T]``; ``second: [O, T/g, k, k]``. Source: arXiv 2103.13425, section 3.2.
+    """
+    weight = first.weight.view(groups, -1, first.weight.shape[1])
+    grouped = second.view(groups, -1, *second.shape[1:])
+    merged = torch.einsum("gti,gotab->goiab", weight, grouped)
+    bias = torch.einsum("gotab,gt->go", grouped, first.bias.view(groups, -1))
+    return Kernel(merged.reshape(second.shape[0], -1, *second.shape[2:]), bias.flatten())
+
+
+def point_then_average(first: Kernel, kernel_size: int) -> Kernel:
+    """Merge a 1x1 convolution and the average pooling behind it: ``W[o,i,a,b] = first[o,i] / k^2``, the bias stays."""
+    return Kernel(first.weight.expand(-1, -1, kernel_size, kernel_size) / kernel_size**2, first.bias)
+
+
+def depthwise_then_point(depthwise: Tensor, point: Tensor, in_channels: int, groups: int) -> Tensor:
+    """Merge a depthwise convolution of ``e`` outputs per input channel and the 1x1 convolution behind it.
+
+    ``W[o,i,a,b] = sum_{j<e} point[o, i e + j] depthwise[i e + j, 0, a, b]``, ``i`` running over the group of ``o``.
+
+    Shapes: ``depthwise: [I e, 1, k, k]``, ``point: [O, I e / g, 1, 1]``; the result ``[O, I/g, k, k]``.
+    Source: arXiv 2204.00826, section 3.2.
+    """
+    out_channels, size, width = point.shape[0], depthwise.shape[2:], in_channels // groups
+    merged = torch.einsum(
+        "goie,gieab->goiab",
+        point.view(groups, out_channels // groups, width, -1),
+        depthwise.view(groups, width, -1, *size),
+    )
+    return merged.reshape(out_channels, width, *size)
+
+
+def compose_kernels(first: Tensor, second: Tensor) -> Tensor:
+    """Merge two convolutions of stride 1 without padding between them into one of size ``k1 + k2 - 1``.
+
+    ``W[o,i,c] = sum_t sum_{a+b=c} second[o,t,b] first[t,i,a]``: a true convolution of kernels, hence the flip.
+
+    Shapes: ``first: [T, I, k1, k1]``, ``second: [O, T, k2, k2]``. Source: arXiv 2204.00826, section 3.3.
+    """
+    padding = second.shape[2] - 1
+    return F.conv2d(first.transpose(0, 1), second.flip(2, 3), padding=padding).transpose(0, 1)

@@ -16,8 +16,16 @@ from repq_cli.reparam.statistics import RunningStatistics, Statistics
 class Block(nn.Module):
     """``y = activation(sum_j branch_j(x))``, and the same map as one kernel by ``merged``."""
 
-    def __init__(self, geometry: Geometry, branches: Mapping[str, Branch], activation: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        branches: Mapping[str, Branch],
+        activation: nn.Module | None = None,
+        kind: str = "custom",
+    ) -> None:
+        """``kind``: the name of its family, for people."""
         super().__init__()
+        self.kind = kind
         self.geometry = geometry
         self.branches = nn.ModuleDict(branches)
         self.activation = activation or nn.Identity()

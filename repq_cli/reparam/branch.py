@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from repq_cli.reparam.algebra import Geometry, Kernel, fold_batch_norm, identity_kernel, pad_input
-from repq_cli.reparam.statistics import Statistics
+from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels, convolve, fold_batch_norm, identity_kernel
+from repq_cli.reparam.statistics import RunningStatistics, Statistics
 
 
 class Branch(nn.Module):
@@ -19,59 +22,126 @@ class Branch(nn.Module):
         raise NotImplementedError
 
 
-def _fold(norm: nn.BatchNorm2d, weight: Tensor, statistics: Statistics, *, identity: bool = False) -> Kernel:
-    mean, var = statistics(norm, None if identity else weight)
-    bias = torch.zeros_like(mean)
-    return fold_batch_norm(Kernel(weight, bias), norm.weight, norm.bias, mean, var, norm.eps)
+def fold(norm: nn.BatchNorm2d, kernel: Kernel, statistics: Statistics, geometry: Geometry) -> Kernel:
+    """``kernel``, a convolution of the given geometry, with the batch norm behind it absorbed."""
+    mean, var = statistics(norm, kernel, geometry)
+    return fold_batch_norm(kernel, norm.weight, norm.bias, mean, var, norm.eps)
+
+
+def without_bias(weight: Tensor) -> Kernel:
+    """``weight`` with a bias of zeros."""
+    return Kernel(weight, weight.new_zeros(weight.shape[0]))
 
 
 class ConvBranch(Branch):
-    """Convolution -> batch norm, or a convolution with a bias where ``batch_norm`` is off.
+    """Convolution, then batch norm unless ``batch_norm`` is off; ``bias``: the convolution has one of its own.
 
     Shapes: conv.weight ``[O, I/g, kh, kw]``, centred in the block's kernel; norm ``[O]``.
     """
 
-    def __init__(self, geometry: Geometry, kernel_size: tuple[int, int] | None = None, batch_norm: bool = True) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        kernel_size: tuple[int, int] | None = None,
+        batch_norm: bool = True,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
+        self.geometry = geometry
         size = kernel_size or (geometry.kernel_size,) * 2
-        padding = geometry.padding_of(size)
-        self.crops = min(padding) < 0  # a small kernel inside a large unpadded one does not reach the border
-        self.padding = padding
-        self.conv = nn.Conv2d(
-            geometry.in_channels,
-            geometry.out_channels,
-            size,
-            geometry.stride,
-            0 if self.crops else padding,
-            groups=geometry.groups,
-            bias=not batch_norm,
-        )
+        # Stride and padding are the block's: ``convolve`` knows them, and crops where a small kernel sits in a large,
+        # unpadded one.
+        self.conv = nn.Conv2d(geometry.in_channels, geometry.out_channels, size, groups=geometry.groups, bias=bias)
         self.norm = nn.BatchNorm2d(geometry.out_channels) if batch_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(pad_input(x, self.padding) if self.crops else x)
+        y = convolve(x, self.conv.weight, self.geometry)
+        if self.conv.bias is not None:
+            y = y + self.conv.bias.view(-1, 1, 1)
         return y if self.norm is None else self.norm(y)
 
     def merged(self, statistics: Statistics) -> Kernel:
-        if self.norm is None:
-            assert self.conv.bias is not None
-            return Kernel(self.conv.weight, self.conv.bias)
-        return _fold(self.norm, self.conv.weight, statistics)
+        weight, bias = self.conv.weight, self.conv.bias
+        kernel = without_bias(weight) if bias is None else Kernel(weight, bias)
+        return kernel if self.norm is None else fold(self.norm, kernel, statistics, self.geometry)
 
 
 class IdentityBranch(Branch):
-    """Batch norm of the input itself; legal where the block keeps its input's shape."""
+    """The input itself, or its batch norm; legal where the block keeps its input's shape."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    like: Tensor  # has the block's device and dtype, where there is no batch norm to ask
+
+    def __init__(self, geometry: Geometry, batch_norm: bool = True) -> None:
         super().__init__()
         if not geometry.keeps_shape:
-            raise ValueError(f"An identity branch needs output and input of one shape, which {geometry} has not.")
-        self.groups = geometry.groups
-        self.norm = nn.BatchNorm2d(geometry.out_channels)
+            raise ValueError(
+                f"An identity branch needs output and input of one shape (stride 1, padding "
+                f"{geometry.kernel_size // 2}, as many outputs as inputs), and {geometry} has not."
+            )
+        self.geometry = geometry
+        self.norm = nn.BatchNorm2d(geometry.out_channels) if batch_norm else None
+        if self.norm is None:
+            self.register_buffer("like", torch.zeros(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
     def merged(self, statistics: Statistics) -> Kernel:
-        kernel = identity_kernel(self.norm.num_features, self.groups, like=self.norm.weight)
-        return _fold(self.norm, kernel, statistics, identity=True)
+        geometry = self.geometry
+        like = self.like if self.norm is None else self.norm.weight
+        kernel = without_bias(identity_kernel(geometry.in_channels, geometry.groups, like))
+        if self.norm is None:
+            return kernel
+        mean, var = statistics(self.norm, None, geometry)
+        return fold_batch_norm(kernel, self.norm.weight, self.norm.bias, mean, var, self.norm.eps)
+
+
+class SumBranch(Branch):
+    """``BN(sum_j branch_j(x))``: parallel branches under one batch norm, or, without it, their bare sum.
+
+    A sum without batch norms inside is merged before it convolves, in training too: one convolution instead of one for
+    every branch, and the same function and gradients (arXiv 2204.00826).
+    """
+
+    def __init__(self, geometry: Geometry, branches: Mapping[str, Branch], batch_norm: bool = True) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.branches = nn.ModuleDict(branches)
+        self.linear = not any(isinstance(module, nn.BatchNorm2d) for module in self.branches.modules())
+        self.norm = nn.BatchNorm2d(geometry.out_channels) if batch_norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._merge_and_run(x) if self.linear else self._run(x)
+        return y if self.norm is None else self.norm(y)
+
+    def _run(self, x: Tensor) -> Tensor:
+        outputs = [branch(x) for branch in self.branches.values()]
+        return sum(outputs[1:], outputs[0])
+
+    def _merge_and_run(self, x: Tensor) -> Tensor:
+        weight, bias = self._sum(RunningStatistics())
+        return convolve(x, weight, self.geometry) + bias.view(-1, 1, 1)
+
+    def _sum(self, statistics: Statistics) -> Kernel:
+        branches = cast("Iterable[Branch]", self.branches.values())
+        return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.kernel_size)
+
+    def merged(self, statistics: Statistics) -> Kernel:
+        kernel = self._sum(statistics)
+        return kernel if self.norm is None else fold(self.norm, kernel, statistics, self.geometry)
+
+
+class ScaledBranch(Branch):
+    """``scale[o]`` times the output of another branch; ``scale: [O]`` is learned and starts at ``initial``."""
+
+    def __init__(self, branch: Branch, out_channels: int, initial: float) -> None:
+        super().__init__()
+        self.branch = branch
+        self.scale = nn.Parameter(torch.full((out_channels,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) * self.scale.view(-1, 1, 1)
+
+    def merged(self, statistics: Statistics) -> Kernel:
+        weight, bias = self.branch.merged(statistics)
+        return Kernel(weight * self.scale.view(-1, 1, 1, 1), bias * self.scale)

@@ -22,18 +22,30 @@ def save(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Raises DataError if it is missing, truncated or something else."""
+def load_any(path: Path) -> dict[str, Any]:
+    """Read a dict that torch saved onto the CPU. Raises DataError if it is missing, truncated or something else."""
     if not path.is_file():
         raise DataError(f"There is no checkpoint {path}: name a run folder or one of its checkpoints/*.pt.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load raises whatever the broken bytes happen to trip over: zip, pickle, key or end-of-file errors.
     except Exception as error:
-        raise DataError(f"The checkpoint {path} is truncated or not one of repq's: use another one.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"The checkpoint {path} is truncated or holds more than tensors: use another one.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"The checkpoint {path} is no dict of tensors: use another one.")
+    return content
+
+
+def checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` if it is a checkpoint of ours; DataError otherwise."""
+    if content.get("format") != FORMAT or not isinstance(content.get("net", {}), dict):
         raise DataError(f"The checkpoint {path} is not one of repq's (format {FORMAT}): use another one.")
     return content
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours. Raises DataError if it is missing, truncated or something else."""
+    return checked(path, load_any(path))
 
 
 class RunCheckpoints:

@@ -80,11 +80,15 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     lr: float,
     clip_norm: float | None,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> tuple[float, float]:
-    """One update; returns loss and mean score. Raises CheckError, with the layer's name, if the loss is not finite."""
+    """One update; returns loss and mean score. Raises CheckError, with the layer's name, if the loss is not finite.
+
+    ``penalty`` is added to the loss that is minimised, not to the one that is returned.
+    """
     x, targets = batch
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
     outputs = net(x)
     loss = task.loss(outputs, targets)
     value = loss.item()
@@ -94,7 +98,7 @@ def training_step(
             f"a lower learning rate or optim.clip_norm usually helps."
         )
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss if penalty is None else loss + penalty()).backward()
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
     optimizer.step()
@@ -107,7 +111,7 @@ def evaluate(net: nn.Module, split: Split, task: Task, device: torch.device) -> 
     """The task's metric over a whole split, in eval mode."""
     was_training = net.training
     net.eval()
-    scores = [task.scores(net(x.to(device)), targets.to(device)).double() for x, targets in split.batches(EVAL_BATCH)]
+    scores = [task.scores(net(x), targets).double() for x, targets in split.batches(EVAL_BATCH, device)]
     net.train(was_training)
     return torch.cat(scores).mean().item()
 

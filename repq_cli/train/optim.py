@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatch
 
 import torch
 from torch import nn
 
+from repq_cli.quant.quantizer import Quantizer
+from repq_cli.reparam.repvgg import repvgg_blocks
 from repq_cli.train.options import OptimOptions, ScheduleOptions
 
 
-def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Kernels with weight decay; batch norm, biases and quantizer steps (all of at most one dimension) without."""
-    parameters = list(net.parameters())
+def parameter_groups(net: nn.Module, options: OptimOptions) -> list[dict[str, object]]:
+    """Parameters by weight decay and learning rate.
+
+    Kernels decay; batch norm, biases and whatever else has one dimension only where ``decay_also`` names it; the steps
+    of quantizers never, nor kernels that ``custom_l2`` penalises.
+    """
+    steps = {id(step) for module in net.modules() if isinstance(module, Quantizer) for step in module.parameters()}
+    exempt = set(steps)
+    if options.custom_l2:
+        exempt |= {id(kernel) for block in repvgg_blocks(net) for kernel in block.penalised()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(options.weight_decay, 1.0): [], (0.0, 1.0): []}
+    for name, parameter in net.named_parameters():
+        named = any(fnmatch(name, pattern) for pattern in options.decay_also)
+        decays = (parameter.dim() > 1 or named) and id(parameter) not in exempt
+        rate = options.bias_lr if name.endswith(".bias") else 1.0
+        groups.setdefault((options.weight_decay if decays else 0.0, rate), []).append(parameter)
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_factor": rate}
+        for (decay, rate), parameters in groups.items()
+        if parameters
     ]
 
 
 def make_optimizer(net: nn.Module, options: OptimOptions, lr: float) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW."""
-    groups = parameter_groups(net, options.weight_decay)
+    groups = parameter_groups(net, options)
     if options.name == "adamw":
         return torch.optim.AdamW(groups, lr, betas=options.betas)
     nesterov = options.nesterov and options.momentum > 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from repq_cli.bounds import Range
+
+WeightFormat = Literal[
+    "auto", "repq", "torchvision", "repvgg_official", "qarepvgg_official", "acnet_official", "orepa_official"
+]
 
 
 @dataclass(frozen=True)
@@ -14,17 +18,24 @@ class StageOptions:
 
     epochs: passes over the training split; 0 skips training (QAT: calibration only).
     lr: the peak learning rate.
-    checkpoint: (FP only) a run folder or checkpoint whose FP weights replace this stage.
+    checkpoint: (FP only) a run folder, a checkpoint, or a published state dict whose weights replace this stage.
+    format: (FP only) the layout of that file; ``auto`` recognises it by its keys.
     """
 
     epochs: Annotated[int, Range(0)] = 10
     lr: Annotated[float, Range(0, None, open_low=True)] = 0.1
     checkpoint: str | None = None
+    format: WeightFormat = "auto"
 
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """The optimiser of both stages. Weight decay falls on kernels only: never on batch norm, biases or steps."""
+    """The optimiser of both stages. Weight decay falls on kernels, on batch norm and biases by name, never on steps.
+
+    decay_also: patterns (``*`` for anything) of the names of other parameters that decay, as papers have it.
+    bias_lr: the learning rate of biases, batch norms' included, as a multiple of the others'.
+    custom_l2: RepVGG's own penalty in place of its kernels' weight decay; it makes them hard to quantize.
+    """
 
     name: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Range(0, 1)] = 0.9
@@ -34,6 +45,9 @@ class OptimOptions:
         0.999,
     )
     weight_decay: Annotated[float, Range(0)] = 1e-4
+    decay_also: list[str] = field(default_factory=list)
+    bias_lr: Annotated[float, Range(0)] = 1.0
+    custom_l2: bool = False
     label_smoothing: Annotated[float, Range(0, 1)] = 0.0
     clip_norm: Annotated[float, Range(0, None, open_low=True)] | None = None
 

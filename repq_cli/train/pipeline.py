@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from repq_cli.deploy.check import Agreement, compare
 from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, size_on_disk
-from repq_cli.errors import CheckError, DataError
+from repq_cli.errors import CheckError
+from repq_cli.modes.branchwise import merged_bits, requantize
 from repq_cli.modes.compose import calibrate, compose, freeze_statistics
 from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
@@ -27,6 +29,7 @@ from repq_cli.train.checkpoint import fp_checkpoint
 from repq_cli.train.engine import EVAL_BATCH, evaluate
 from repq_cli.train.environment import peak_memory_bytes
 from repq_cli.train.experiment import Experiment
+from repq_cli.train.fp_weights import load_fp
 from repq_cli.train.log import logger
 from repq_cli.train.stage import Stage, StageTrainer, Surroundings
 
@@ -56,7 +59,8 @@ class Run:
         self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
         qat_net = self.qat_stage(fp_net, saved)
         self.around.stop.check()
-        deployed, agreement = self.deploy(qat_net)
+        branchwise = self.experiment.mode.name == "branchwise"
+        deployed, agreement = self.deploy(self.requantized(qat_net) if branchwise else qat_net)
         self.row["checks"] |= {
             "freeze_max_lsb": agreement.max_lsb,
             "freeze_max_abs": agreement.max_abs,
@@ -73,41 +77,16 @@ class Run:
         torch.manual_seed(derive_seed(experiment.seed, "fp"))
         net = experiment.make_net().to(self.around.device)
         if saved is not None and saved["stage"] == "qat":
-            self._load(net, checkpoints.fp)
+            load_fp(net, checkpoints.fp, "repq", experiment.signature)
             self.time |= saved["earlier"]
         elif experiment.fp.checkpoint is not None:
-            content = self._load(net, fp_checkpoint(experiment.fp.checkpoint))
+            load_fp(net, fp_checkpoint(experiment.fp.checkpoint), experiment.fp.format, experiment.signature)
+            content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
             checkpoint.save(checkpoints.fp, content)
             logger.info("FP weights from %s", experiment.fp.checkpoint)
         else:
             self._fit(Stage("fp", experiment.fp, checkpoints.fp), net, saved)
         return net
-
-    def _load(self, net: nn.Module, path: Path) -> dict[str, Any]:
-        """Load FP weights of another (or this) run and return the checkpoint; DataError says what does not fit."""
-        content = checkpoint.load(path)
-        if content.get("stage") != "fp":
-            raise DataError(
-                f"The checkpoint {path} holds a {content.get('stage')} net, and QAT starts from an FP net: "
-                f"use the same run's checkpoints/fp.pt."
-            )
-        for key, wanted in self.experiment.signature.items():
-            found = content.get("signature", {}).get(key)
-            if found != wanted:
-                raise DataError(
-                    f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "
-                    f"use a checkpoint of the same net, or change the configuration to {key} {found}."
-                )
-        wanted_shapes = {key: list(tensor.shape) for key, tensor in net.state_dict().items()}
-        found_shapes = {key: list(tensor.shape) for key, tensor in content["net"].items()}
-        for key in [*wanted_shapes, *found_shapes]:
-            if wanted_shapes.get(key) != found_shapes.get(key):
-                raise DataError(
-                    f"The checkpoint {path} is of another net: its {key} has shape {found_shapes.get(key)} and this "
-                    f"run's {wanted_shapes.get(key)}; use the model.* keys that it was trained with."
-                )
-        net.load_state_dict(content["net"])
-        return content
 
     def _fit(self, stage: Stage, net: nn.Module, saved: dict[str, Any] | None) -> None:
         trainer = StageTrainer(stage, net, self.around, self.experiment.signature, dict(self.time))
@@ -123,8 +102,8 @@ class Run:
         """The batches that QAT will start with: for statistics and steps."""
         around = self.around
         seed = derive_seed(around.seed, "qat", 0)
-        batches = around.data.train.training_batches(around.batch_size, seed)
-        return (x.to(around.device) for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
+        batches = around.data.train.training_batches(around.batch_size, seed, device=around.device)
+        return (x for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
 
     def merge_check(self, fp_net: nn.Module) -> float:
         """Largest difference of the outputs before and after merging, on one batch; CheckError if it is no rounding."""
@@ -163,8 +142,29 @@ class Run:
         around = self.around
         fp_epochs = 0 if experiment.fp.checkpoint is not None else experiment.fp.epochs
         offset = fp_epochs * around.data.train.steps(around.batch_size)
-        self._fit(Stage("qat", experiment.qat, around.checkpoints.best, offset, on_epoch), net, saved)
+        options = replace(experiment.qat, epochs=0) if mode.name == "ptq" else experiment.qat
+        self._fit(Stage("qat", options, around.checkpoints.best, offset, on_epoch), net, saved)
         return net
+
+    def requantized(self, net: nn.Module) -> nn.Module:
+        """``mode=branchwise``: what ships, and in the row the bits that the merged kernels would have needed."""
+        layers = merged_bits(net)
+        tables = max(bits.table_bits for bits in layers.values())
+        uniform = [bits.uniform_bits for bits in layers.values()]
+        self.row["branchwise"] = {
+            "table_bits": tables,
+            "uniform_bits": max((bits for bits in uniform if bits), default=None) if all(uniform) else None,
+            "layers": {name: bits._asdict() for name, bits in layers.items()},
+        }
+        logger.info(
+            "Merged from quantized branches, the kernels need up to %d bits with a look-up table; %d of %d lie on no "
+            "integer grid of 24 bits. They are quantized to %s again.",
+            tables,
+            uniform.count(None),
+            len(uniform),
+            self.experiment.quant.label,
+        )
+        return requantize(net, self.experiment.quant.init)
 
     def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:
         """Freeze to files, read them back, and prove them equal on the validation split."""
@@ -179,7 +179,7 @@ class Run:
         folder = self.run_dir / "deploy"
         freeze(qat_net, description).save(folder)
         deployed = DeployedNet.load(folder).to(self.around.device)
-        images = (x.to(self.around.device) for x, _ in experiment.data.val.batches(EVAL_BATCH))
+        images = (x for x, _ in experiment.data.val.batches(EVAL_BATCH, self.around.device))
         agreement = compare(qat_net, deployed, images, experiment.task.agreement)
         if agreement.max_abs != 0:
             raise CheckError(

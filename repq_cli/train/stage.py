@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from repq_cli.data.base import Data
 from repq_cli.errors import CheckError
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import step_sizes
+from repq_cli.reparam.repvgg import repvgg_blocks
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import RunCheckpoints
@@ -72,6 +73,7 @@ class StageTrainer:
         """``signature`` identifies the net in checkpoints, ``earlier`` are the times of the stages before."""
         self.stage, self.net, self.around, self.signature, self.earlier = stage, net, around, signature, earlier
         self.optimizer = make_optimizer(net, around.optim, stage.options.lr)
+        self.penalty = self._custom_l2 if around.optim.custom_l2 and repvgg_blocks(net) else None
         self.steps_per_epoch = around.data.train.steps(around.batch_size)
         self.steps = self.steps_per_epoch * stage.options.epochs
         self.epoch = 0
@@ -126,12 +128,13 @@ class StageTrainer:
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
         around, options = self.around, self.stage.options
         seed = derive_seed(around.seed, self.stage.name, self.epoch)
-        batches = around.data.train.training_batches(around.batch_size, seed, start=self.totals.steps)
-        for x, targets in batches:
+        train, start = around.data.train, self.totals.steps
+        for batch in train.training_batches(around.batch_size, seed, start, around.device):
             lr = learning_rate(around.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
-            batch = (x.to(around.device), targets.to(around.device))
             with self.timer.step():
-                loss, score = training_step(self.net, batch, around.task, self.optimizer, lr, around.optim.clip_norm)
+                loss, score = training_step(
+                    self.net, batch, around.task, self.optimizer, lr, around.optim.clip_norm, self.penalty
+                )
             self.totals.add(loss, score)
             if self.step % around.runtime.log_every == 0:
                 self._log_step(loss, lr)
@@ -141,6 +144,11 @@ class StageTrainer:
                 self.seconds = elapsed()
                 self._save_last()
                 around.stop.check()
+
+    def _custom_l2(self) -> Tensor:
+        """Half the weight decay times RepVGG's penalty, summed over its blocks."""
+        penalties = torch.stack([block.custom_l2() for block in repvgg_blocks(self.net)])
+        return 0.5 * self.around.optim.weight_decay * penalties.sum()
 
     def _end_epoch(self, bar: Any) -> None:
         """Validate, keep the best, log, and make the epoch's checkpoint."""

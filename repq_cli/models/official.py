@@ -1,0 +1,276 @@
+"""Published state dicts in our networks: which of their keys is which of ours.
+
+Key lists were read in the projects' own code: torchvision (ResNet), DingXiaoH/RepVGG and DingXiaoH/ACNet,
+cxxgtxy/QARepVGG, JUGGHM/OREPA_CVPR2022.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from repq_cli.models.repvgg import RepVGG
+from repq_cli.models.resnet import BasicBlock, ResNet
+from repq_cli.reparam.block import Block
+from repq_cli.reparam.branch import ConvBranch, IdentityBranch, SumBranch
+from repq_cli.reparam.orepa import DeepLinearBranch, frequency_prior
+
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one of our tensors comes from: a key of theirs, and what has to be done to it."""
+
+    key: str
+    transform: Transform | None = None
+
+    def read(self, state: dict[str, Tensor]) -> Tensor:
+        """Our tensor."""
+        tensor = state[self.key]
+        return tensor if self.transform is None else self.transform(tensor)
+
+    def shape_differs(self, theirs: Tensor, ours: Tensor) -> bool:
+        """Whether their tensor cannot become ours."""
+        try:
+            found = theirs if self.transform is None else self.transform(theirs)
+        except (RuntimeError, IndexError):
+            return True
+        return found.shape != ours.shape
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``sources``: for each key of ours; ``constants``: endings of their buffers that we compute ourselves."""
+
+    sources: dict[str, Source]
+    constants: tuple[str, ...] = ()
+
+    def ignores(self, key: str) -> bool:
+        """Whether a key of theirs needs no place here."""
+        return key.endswith(self.constants) if self.constants else False
+
+
+@dataclass(frozen=True)
+class Format:
+    """One published layout: the nets it is of, in words and as a function, and a key ending that gives it away."""
+
+    net: str
+    layout: Callable[[nn.Module], Layout | None]
+    marks: tuple[str, ...]
+
+
+def convert(net: nn.Module, state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Their tensors under our keys. Counters of batches that they leave out keep our value."""
+    ours = net.state_dict()
+    found = {key: source.read(state) for key, source in layout.sources.items() if source.key in state}
+    return {key: found.get(key, value) for key, value in ours.items()}
+
+
+def recognise(keys: Iterable[str]) -> str | None:
+    """The format whose marks all occur among the ends of ``keys``."""
+    listed = list(keys)
+    for name, known in FORMATS.items():
+        if all(any(key.endswith(mark) for key in listed) for mark in known.marks):
+            return name
+    return None
+
+
+Pairs = Iterator[tuple[str, Source]]
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def _norm(ours: str, theirs: str) -> Pairs:
+    return ((f"{ours}.{name}", Source(f"{theirs}.{name}")) for name in NORM)
+
+
+def _linear(ours: str, theirs: str) -> Pairs:
+    return ((f"{ours}.{name}", Source(f"{theirs}.{name}")) for name in ("weight", "bias"))
+
+
+def _conv_norm(ours: str, conv: str, norm: str) -> Pairs:
+    """An ordinary convolution of ours: ``ours`` names its block."""
+    yield f"{ours}.branches.conv.conv.weight", Source(f"{conv}.weight")
+    yield from _norm(f"{ours}.branches.conv.norm", norm)
+
+
+def _blocks(net: nn.Module) -> list[Block]:
+    return [module for module in net.modules() if isinstance(module, Block)]
+
+
+def _branches(of: nn.Module) -> dict[str, nn.Module]:
+    """The branches of a block or of a sum."""
+    assert isinstance(of, Block | SumBranch)
+    return dict(of.branches.items())
+
+
+def _is_plain(block: nn.Module) -> bool:
+    return isinstance(block, Block) and list(block.branches) == ["conv"]
+
+
+# RepVGG and QARepVGG
+
+
+def _repvgg(net: nn.Module) -> Layout | None:
+    fits = isinstance(net, RepVGG) and all(block.kind == "repvgg" for block in _blocks(net))
+    return Layout(dict(_repvgg_pairs(net))) if fits and isinstance(net, RepVGG) else None
+
+
+def _qarepvgg(net: nn.Module) -> Layout | None:
+    fits = isinstance(net, RepVGG) and all(block.kind.startswith("qarepvgg") for block in _blocks(net))
+    return Layout(dict(_repvgg_pairs(net))) if fits and isinstance(net, RepVGG) else None
+
+
+def _repvgg_pairs(net: RepVGG) -> Pairs:
+    for index, (block, stage) in enumerate(zip(net.blocks, net.stage_names(), strict=True)):
+        ours, branches = f"blocks.{index}.branches", _branches(block)
+        if "sum" in branches:
+            yield from _norm(f"{ours}.sum.norm", f"{stage}.bn")
+            ours, branches = f"{ours}.sum.branches", _branches(branches["sum"])
+        for name, branch in branches.items():
+            theirs = f"{stage}.rbr_{'1x1' if name == 'point' else name}"
+            if isinstance(branch, IdentityBranch):
+                yield from _norm(f"{ours}.{name}.norm", theirs) if branch.norm is not None else ()
+                continue
+            assert isinstance(branch, ConvBranch)
+            if branch.norm is None:
+                yield f"{ours}.{name}.conv.weight", Source(f"{theirs}.weight")
+            else:
+                yield f"{ours}.{name}.conv.weight", Source(f"{theirs}.conv.weight")
+                yield from _norm(f"{ours}.{name}.norm", f"{theirs}.bn")
+    yield from _linear("classifier", "linear")
+
+
+# ResNets
+
+
+def _basic_blocks(net: ResNet) -> Iterator[tuple[str, int, int, BasicBlock]]:
+    for name, block in net.named_modules():
+        if isinstance(block, BasicBlock):
+            _, stage, index = name.split(".")
+            yield name, int(stage), int(index), block
+
+
+def _kinds(net: ResNet) -> set[str]:
+    """The kinds of its 3x3 blocks; an empty set unless they are all of one."""
+    kinds = {block.kind for block in _blocks(net) if block.geometry.kernel_size == 3}
+    return kinds if len(kinds) == 1 else set()
+
+
+def _torchvision(net: nn.Module) -> Layout | None:
+    if not isinstance(net, ResNet) or not all(map(_is_plain, _blocks(net))):
+        return None
+
+    def pairs() -> Pairs:
+        yield from _conv_norm("stem", "conv1", "bn1")
+        for ours, stage, index, block in _basic_blocks(net):
+            theirs = f"layer{stage + 1}.{index}"
+            for number in (1, 2):
+                yield from _conv_norm(f"{ours}.conv{number}", f"{theirs}.conv{number}", f"{theirs}.bn{number}")
+            if isinstance(block.shortcut, Block):
+                yield from _conv_norm(f"{ours}.shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1")
+        yield from _linear("classifier", "fc")
+
+    return Layout(dict(pairs()))
+
+
+def _acnet(net: nn.Module) -> Layout | None:
+    if not isinstance(net, ResNet) or "acnet" not in _kinds(net):
+        return None
+
+    def block_pairs(ours: str, theirs: str) -> Pairs:
+        for branch, name in (("square", "square"), ("row", "hor"), ("column", "ver")):
+            yield f"{ours}.branches.{branch}.conv.weight", Source(f"{theirs}.{name}_conv.weight")
+            yield from _norm(f"{ours}.branches.{branch}.norm", f"{theirs}.{name}_bn")
+
+    def pairs() -> Pairs:
+        if _is_plain(net.stem):
+            yield from _conv_norm("stem", "conv1.conv", "conv1.bn")
+        else:
+            yield from block_pairs("stem", "conv1.acb")
+        for ours, stage, index, block in _basic_blocks(net):
+            theirs = f"stage{stage + 1}.{index}"
+            yield from block_pairs(f"{ours}.conv1", f"{theirs}.conv1.acb")  # behind it their ReLU, hence the name
+            yield from block_pairs(f"{ours}.conv2", f"{theirs}.conv2")
+            if isinstance(block.shortcut, Block):
+                yield from _conv_norm(f"{ours}.shortcut", f"{theirs}.shortcut.conv", f"{theirs}.shortcut.bn")
+        yield from _linear("classifier", "linear")
+
+    return Layout(dict(pairs()))
+
+
+# OREPA: their name of each branch's tensors, and its row in their matrix of scales.
+OREPA_TENSORS = {
+    "dense": (0, {"conv.weight": "origin"}),
+    "average": (1, {"point.weight": "avg_conv"}),
+    "frequency": (2, {"point.weight": "pfir_conv"}),
+    "point_dense": (3, {"point.parametrizations.weight.original": "1x1_kxk_idconv1", "conv.weight": "1x1_kxk_conv2"}),
+    "point": (4, {"conv.weight": "1x1"}),
+    "separable": (5, {"depthwise.weight": "gconv_dw", "point.weight": "gconv_pw"}),
+}
+
+
+def _orepa(net: nn.Module) -> Layout | None:
+    if not isinstance(net, ResNet) or "orepa" not in _kinds(net):
+        return None
+
+    def pairs() -> Pairs:
+        deep = _branches(net.stem).get("deep")
+        if isinstance(deep, DeepLinearBranch):
+            for index in range(len(deep.kernels)):
+                theirs = f"stage0.conv1.weight{index}"
+                # Their composition does not flip the second kernel of each pair (ours does, being a convolution of
+                # kernels): all but the first are stored the other way round.
+                yield from _orepa_kernel(f"stem.branches.deep.kernels.{index}", theirs, flipped=index > 0)
+            yield from _norm("stem.branches.deep.norm", "stage0.conv1.bn")
+        elif _is_plain(net.stem):
+            yield from _conv_norm("stem", "stage0.conv1.conv", "stage0.conv1.bn")
+        else:
+            yield from block_pairs("stem", "stage0.conv1")
+        for ours, stage, index, block in _basic_blocks(net):
+            theirs = f"stage{stage + 1}.{index}"
+            for name in ("conv1", "conv2"):
+                yield from block_pairs(f"{ours}.{name}", f"{theirs}.{name}")
+            if isinstance(block.shortcut, Block):
+                yield from _conv_norm(f"{ours}.shortcut", f"{theirs}.shortcut.conv", f"{theirs}.shortcut.bn")
+        yield from _linear("classifier", "linear")
+
+    def block_pairs(ours: str, theirs: str) -> Pairs:
+        yield from _orepa_kernel(f"{ours}.branches.sum", theirs, flipped=False)
+        yield from _norm(f"{ours}.branches.sum.norm", f"{theirs}.bn")
+
+    return Layout(dict(pairs()), ("weight_orepa_prior", "weight_orepa_avg_avg", "id_tensor"))
+
+
+def _orepa_kernel(ours: str, theirs: str, flipped: bool) -> Pairs:
+    for name, (row, tensors) in OREPA_TENSORS.items():
+        yield f"{ours}.branches.{name}.scale", Source(f"{theirs}.vector", operator.itemgetter(row))
+        for tensor, key in tensors.items():
+            change = None
+            if flipped:
+                change = _flip_frequency if name == "frequency" else _flip
+            yield f"{ours}.branches.{name}.branch.{tensor}", Source(f"{theirs}.weight_orepa_{key}", change)
+
+
+def _flip(weight: Tensor) -> Tensor:
+    return weight.flip(2, 3)
+
+
+def _flip_frequency(point: Tensor) -> Tensor:
+    """A cosine of frequency f turned round is itself times ``(-1)^f``: the sign goes to the weights before it."""
+    prior = frequency_prior(len(point), 3)
+    turned = torch.isclose(prior.flip(1, 2), prior, atol=1e-5).all(2).all(1)
+    return torch.where(turned.view(-1, 1, 1, 1), point, -point)
+
+
+FORMATS: dict[str, Format] = {
+    "repvgg_official": Format("model=repvgg_* rep=repvgg", _repvgg, (".rbr_dense.conv.weight", ".rbr_1x1.bn.weight")),
+    "qarepvgg_official": Format("model=repvgg_* rep=qarepvgg", _qarepvgg, (".rbr_1x1.weight",)),
+    "acnet_official": Format("model=resnet18 rep=acnet", _acnet, (".square_conv.weight", ".ver_conv.weight")),
+    "orepa_official": Format("model=resnet18 rep=orepa", _orepa, (".weight_orepa_origin", ".vector")),
+    "torchvision": Format("model=resnet18 rep=none", _torchvision, ("layer1.0.conv1.weight", "fc.weight")),
+}

@@ -1,0 +1,91 @@
+"""The option that RepQ argues against: quantize every layer of every branch, merge afterwards, quantize again."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from repq_cli.modes.kernels import BranchKernel, FixedKernel
+from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.bits import levels, table_bits, uniform_bits
+from repq_cli.quant.build import weight_quantizer
+from repq_cli.quant.init import Initialiser
+from repq_cli.quant.layers import QuantConv
+from repq_cli.quant.options import QuantOptions
+from repq_cli.quant.quantizer import Quantizer
+from repq_cli.reparam.block import Block
+
+
+class BranchwiseKernel(BranchKernel):
+    """The merged kernel of branches whose own kernels are each fake-quantized; batch norms stay float.
+
+    Every convolution inside the block reads its weight through a quantizer of its own, with its own steps. What is
+    merged from them lies on no ``b``-bit grid: products and sums of integers need more bits, and steps of different
+    branches have no common multiple. Source: arXiv 2311.05317, section 3.1 (the option it rejects).
+    """
+
+    def __init__(self, block: Block, mode: ModeOptions, quant: QuantOptions, edge: bool) -> None:
+        has_norms = any(isinstance(module, nn.BatchNorm2d) for module in block.modules())
+        super().__init__(block, "batch" if has_norms else "running", mode)
+        self.quant, self.edge = quant, edge
+        self.quantizers: list[Quantizer] = []  # a plain list: they are modules of their convolutions
+        for conv in [module for module in block.modules() if isinstance(module, nn.Conv2d)]:
+            quantizer = weight_quantizer(quant, conv.out_channels, edge)
+            parametrize.register_parametrization(conv, "weight", quantizer)
+            self.quantizers.append(quantizer)
+
+    def calibrate(self, initialiser: Initialiser) -> None:
+        """Initialise each kernel's steps on that kernel, as it reaches its quantizer."""
+
+        def set_steps(quantizer: Quantizer, inputs: tuple[Tensor]) -> None:
+            quantizer.calibrate(inputs[0].detach(), initialiser)
+
+        hooks = [quantizer.register_forward_pre_hook(set_steps) for quantizer in self.quantizers]
+        self.inference()
+        for hook in hooks:
+            hook.remove()
+
+
+class MergedBits(NamedTuple):
+    """What a kernel merged from quantized branches needs; see ``quant.bits``."""
+
+    levels: int
+    table_bits: int
+    uniform_bits: int | None
+
+
+@torch.no_grad()
+def merged_bits(net: nn.Module) -> dict[str, MergedBits]:
+    """By layer, the bits that its merged kernel needs; in float64, where the merge's own rounding makes no levels."""
+    found = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, QuantConv) and isinstance(layer.kernel, BranchwiseKernel):
+            weight, _ = copy.deepcopy(layer.kernel).double().inference()
+            found[name] = MergedBits(levels(weight), table_bits(weight), uniform_bits(weight))
+    return found
+
+
+@torch.no_grad()
+def requantize(net: nn.Module, initialiser: Initialiser) -> nn.Module:
+    """A copy of ``net`` with every block merged and its one kernel quantized to the bits that were asked for."""
+    net = copy.deepcopy(net)
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, QuantConv) and isinstance(layer.kernel, BranchwiseKernel):
+            kernel = layer.kernel
+            conv = kernel.block.to_conv()
+            quantizer = weight_quantizer(kernel.quant, conv.out_channels, kernel.edge).to(conv.weight.device)
+            merged = QuantConv(
+                FixedKernel(conv),
+                quantizer,
+                layer.activation,
+                stride=layer.stride,
+                padding=layer.padding,
+                groups=layer.groups,
+            )
+            merged.calibrate(initialiser)
+            net.set_submodule(name, merged)
+    return net.eval()

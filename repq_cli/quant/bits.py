@@ -1,0 +1,73 @@
+"""How many bits a tensor needs whose values are sums and products of quantized ones."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+RESOLUTION = 2.0**-24  # of the largest value: a grid finer than float32's own is none
+
+
+def levels(weight: Tensor) -> int:
+    """The most distinct values in one output channel of ``[O, ...]``, up to ``RESOLUTION``."""
+    values = weight.flatten(1).double()
+    largest = values.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    ordered = (values / largest).sort(1).values
+    return int((ordered.diff(dim=1) > RESOLUTION).sum(1).max()) + 1
+
+
+def table_bits(weight: Tensor) -> int:
+    """The fewest bits with which codes into a look-up table of each channel's values can name all of them.
+
+    >>> table_bits(torch.tensor([[0.0, 1, 2, 3, 4, 6, 9]]))
+    3
+    """
+    return max(1, math.ceil(math.log2(levels(weight))))
+
+
+def uniform_bits(weight: Tensor) -> int | None:
+    """The fewest bits of integers that give every channel exactly as ``step * integer``; None if over 24 do not.
+
+    Integers are unsigned where no value is negative, otherwise in two's complement.
+
+    >>> uniform_bits(torch.tensor([[0.0, 1, 2, 3, 4, 6, 9]]))
+    4
+    >>> uniform_bits(torch.tensor([[1.0, 2**0.5]], dtype=torch.float64)) is None
+    True
+    """
+    values = weight.flatten(1).double()
+    step = _common_step(values)
+    if step is None:
+        return None
+    integers = (values / step.unsqueeze(1)).round()
+    low, high = integers.min().item(), integers.max().item()
+    if low >= 0:
+        return max(1, math.ceil(math.log2(high + 1)))
+    return 1 + math.ceil(math.log2(max(-low, high + 1)))
+
+
+def _common_step(values: Tensor) -> Tensor | None:
+    """For each row the largest step of which all values are multiples, by Euclid's algorithm; None if one has none.
+
+    A remainder below half of ``RESOLUTION`` times the largest value counts as zero.
+    """
+    magnitudes = values.abs()
+    largest = magnitudes.amax(1).clamp_min(torch.finfo(torch.float64).tiny)
+    tolerance = largest * RESOLUTION / 2
+    step = torch.zeros_like(largest)
+    for column in magnitudes.unbind(1):
+        a, b = column, step
+        while bool((b > tolerance).any()):
+            live = b > tolerance
+            remainder = torch.remainder(a, torch.where(live, b, 1.0))
+            remainder = torch.where(b - remainder <= tolerance, 0.0, remainder)
+            a, b = torch.where(live, b, a), torch.where(live, remainder, b)
+        step = torch.where(a > tolerance, a, step)
+        if bool(((step > 0) & (step < largest * RESOLUTION)).any()):
+            return None
+    step = torch.where(step > 0, step, 1.0)
+    multiples = values / step.unsqueeze(1)
+    exact = ((multiples - multiples.round()).abs() * step.unsqueeze(1) <= 4 * tolerance.unsqueeze(1)).all()
+    return step if bool(exact) else None

@@ -1,0 +1,102 @@
+"""FP weights from a file: a run's own checkpoint, or a published state dict of another project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from repq_cli.errors import DataError
+from repq_cli.models.official import FORMATS, Layout, convert, recognise
+from repq_cli.train import checkpoint
+from repq_cli.train.options import WeightFormat
+
+LISTED = 8  # keys of a mismatch that an error names
+
+
+def load_fp(net: nn.Module, path: Path, layout: WeightFormat, signature: dict[str, str]) -> None:
+    """Load FP weights into ``net``; DataError, and the net as it was, says what does not fit."""
+    content = checkpoint.load_any(path)
+    own = "format" in content and "signature" in content
+    if layout == "repq" or (layout == "auto" and own):
+        _load_own(net, path, checkpoint.checked(path, content), signature)
+    else:
+        _load_published(net, path, _state_dict(path, content), layout)
+
+
+def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: dict[str, str]) -> None:
+    if content.get("stage") != "fp":
+        raise DataError(
+            f"The checkpoint {path} holds a {content.get('stage')} net, and QAT starts from an FP net: "
+            f"use the same run's checkpoints/fp.pt."
+        )
+    for key, wanted in signature.items():
+        found = content.get("signature", {}).get(key)
+        if found != wanted:
+            raise DataError(
+                f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "
+                f"use a checkpoint of the same net, or change the configuration to {key} {found}."
+            )
+    wanted_shapes = {key: list(tensor.shape) for key, tensor in net.state_dict().items()}
+    found_shapes = {key: list(tensor.shape) for key, tensor in content["net"].items()}
+    for key in [*wanted_shapes, *found_shapes]:
+        if wanted_shapes.get(key) != found_shapes.get(key):
+            raise DataError(
+                f"The checkpoint {path} is of another net: its {key} has shape {found_shapes.get(key)} and this "
+                f"run's {wanted_shapes.get(key)}; use the model.* and rep.* keys that it was trained with."
+            )
+    net.load_state_dict(content["net"])
+
+
+def _load_published(net: nn.Module, path: Path, state: dict[str, Tensor], layout: WeightFormat) -> None:
+    looks_like = recognise(state)
+    name = (looks_like or "torchvision") if layout == "auto" else layout
+    hint = f" Its keys look like fp.format={looks_like} ({FORMATS[looks_like].net})." if looks_like else ""
+    wanted = FORMATS[name].layout(net)
+    if wanted is None:
+        raise DataError(f"fp.format={name} is for {FORMATS[name].net}, and this run's net is another.{hint}")
+    problems = _differences(net, state, wanted)
+    if problems:
+        raise DataError(f"The file {path} does not fit this run's net as fp.format={name}: {problems}.{hint}")
+    net.load_state_dict(convert(net, state, wanted))
+
+
+def _differences(net: nn.Module, state: dict[str, Tensor], wanted: Layout) -> str:
+    """Missing, unexpected and misshapen keys in words; empty if there are none."""
+    sources = {source.key for source in wanted.sources.values()}
+    optional = {key for key in sources if key.endswith("num_batches_tracked")}
+    missing = [key for key in dict.fromkeys(source.key for source in wanted.sources.values()) if key not in state]
+    parts = [
+        ("missing", [key for key in missing if key not in optional]),
+        ("unexpected", [key for key in state if key not in sources and not wanted.ignores(key)]),
+    ]
+    ours = net.state_dict()
+    misshapen = [
+        f"{source.key} ({_shape(state[source.key])}, not {_shape(ours[key])})"
+        for key, source in wanted.sources.items()
+        if source.key in state and source.shape_differs(state[source.key], ours[key])
+    ]
+    parts.append(("of another shape", list(dict.fromkeys(misshapen))))
+    return "; ".join(f"{len(keys)} {word}: {_some(keys)}" for word, keys in parts if keys)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(keys: Iterable[str]) -> str:
+    listed = list(keys)
+    return ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")
+
+
+def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a published file: bare, or below ``state_dict`` or ``model``, with or without ``module.``."""
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise DataError(f"The file {path} holds no state dict: name one, or a checkpoint or run folder of repq's.")
+    return tensors

@@ -1,0 +1,98 @@
+"""Every block, branch and geometry of the proofs, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from repq_cli.reparam.acnet import acnet_block
+from repq_cli.reparam.algebra import Geometry
+from repq_cli.reparam.block import Block
+from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch, ScaledBranch, SumBranch
+from repq_cli.reparam.dbb import dbb_block
+from repq_cli.reparam.orepa import DeepLinearBranch, FrequencyBranch, orepa_block
+from repq_cli.reparam.plain import plain_block
+from repq_cli.reparam.qarepvgg import qarepvgg_block
+from repq_cli.reparam.repvgg import repvgg_block
+from repq_cli.reparam.sequential import AverageBranch, PointConvBranch, SeparableBranch, identity_point
+
+MakeAnyBlock = Callable[..., Block]
+
+BLOCKS: dict[str, MakeAnyBlock] = {
+    "plain": plain_block,
+    "repvgg": repvgg_block,
+    "acnet": acnet_block,
+    "qarepvgg v1": partial(qarepvgg_block, variant="v1"),
+    "qarepvgg v2": qarepvgg_block,
+    "qarepvgg v3": partial(qarepvgg_block, variant="v3"),
+    "qarepvgg v4": partial(qarepvgg_block, variant="v4"),
+    "dbb": dbb_block,
+    "orepa": orepa_block,
+    "orepa vgg": partial(orepa_block, vgg=True),
+}
+
+GEOMETRIES = [
+    Geometry(4, 4),
+    Geometry(4, 6, stride=2),
+    Geometry(4, 6, groups=2),
+    Geometry(4, 4, groups=2),
+    Geometry(4, 4, groups=4, stride=2),
+    Geometry(6, 12, groups=6),
+    Geometry(10, 10, groups=5),
+    Geometry(4, 4, padding=0),
+    Geometry(4, 6, padding=0, stride=2),
+    Geometry(4, 4, kernel_size=5, padding=2),
+    Geometry(4, 6, kernel_size=5, padding=1, stride=2),
+    Geometry(4, 6, kernel_size=5, padding=2, groups=2),
+    Geometry(4, 6, kernel_size=7, padding=3, stride=2),
+    Geometry(4, 4, kernel_size=7, padding=2),
+    Geometry(4, 6, kernel_size=1, padding=0),
+    Geometry(6, 4, kernel_size=1, padding=0, stride=2),
+]
+
+
+def branches(geometry: Geometry) -> dict[str, Branch]:
+    """Every kind of branch that the geometry allows."""
+
+    def point(width: int) -> nn.Conv2d:
+        return nn.Conv2d(geometry.in_channels, width, 1, groups=geometry.groups, bias=False)
+
+    outputs, inputs = geometry.out_channels, geometry.in_channels
+    found: dict[str, Branch] = {
+        "dense": ConvBranch(geometry),
+        "point": ConvBranch(geometry, (1, 1)),
+        "row": ConvBranch(geometry, (1, geometry.kernel_size)),
+        "column": ConvBranch(geometry, (geometry.kernel_size, 1)),
+        "bias": ConvBranch(geometry, batch_norm=False, bias=True),
+        "bare": ConvBranch(geometry, batch_norm=False),
+        "average": AverageBranch(geometry, point(outputs), batch_norm=True),
+        "average bare": AverageBranch(geometry, point(outputs), batch_norm=False),
+        "point_dense": PointConvBranch(geometry, identity_point(geometry, inputs), batch_norm=True),
+        "point_dense bare": PointConvBranch(geometry, point(2 * inputs), batch_norm=False),
+        "frequency": FrequencyBranch(geometry, point(outputs)),
+        "separable": SeparableBranch(geometry, 8),
+        "scaled": ScaledBranch(ConvBranch(geometry, batch_norm=False, bias=True), outputs, 0.5),
+        "nested": SumBranch(geometry, {"a": ConvBranch(geometry), "b": ConvBranch(geometry, (1, 1), batch_norm=False)}),
+        "linear": SumBranch(geometry, {"a": ConvBranch(geometry, batch_norm=False, bias=True)}),
+    }
+    if geometry.keeps_shape:
+        found["identity"] = IdentityBranch(geometry)
+        found["identity bare"] = IdentityBranch(geometry, batch_norm=False)
+        found["average of input"] = AverageBranch(geometry, None, batch_norm=True)
+    if geometry.kernel_size >= 7:
+        found["deep"] = DeepLinearBranch(geometry)
+    return found
+
+
+def legal(make: MakeAnyBlock, geometry: Geometry) -> bool:
+    """Whether the block can be built; the reasons it cannot are tests of their own."""
+    try:
+        make(geometry)
+    except ValueError:
+        return False
+    return True
+
+
+CASES = [(name, geometry) for name, make in BLOCKS.items() for geometry in GEOMETRIES if legal(make, geometry)]
