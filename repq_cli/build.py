@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -48,18 +49,24 @@ def target_arguments(section: str, target: str, plugins: list[str]) -> dict[str,
     return {name: annotations.get(name, Any) for name in names}
 
 
-def _call(section: str, config: dict[str, Any], known: Any, **provided: Any) -> Any:
-    """Call a section's target with the section's keys; a ValueError of its own becomes a ConfigError."""
+def _bound(section: str, config: dict[str, Any], known: Any) -> Callable[..., Any]:
+    """A section's target with the section's keys as arguments; ConfigError if they are not its own."""
     values = config[section]
     function = resolve(values["_target_"], config["plugins"])
     reserved = {field.name for field in dataclasses.fields(known)}
     arguments = {key: value for key, value in values.items() if key not in reserved}
     try:
-        inspect.signature(function).bind(**arguments, **provided)
+        inspect.signature(function).bind(**arguments, **dict.fromkeys(PROVIDED[section]))
     except TypeError as error:
         raise ConfigError(f"{section}: {error}; compare with the arguments of {values['_target_']}.") from error
+    return functools.partial(function, **arguments)
+
+
+def _call(section: str, config: dict[str, Any], known: Any, **provided: Any) -> Any:
+    """Call a section's target with the section's keys; a ValueError of its own becomes a ConfigError."""
+    function = _bound(section, config, known)
     try:
-        return function(**arguments, **provided)
+        return function(**provided)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -68,11 +75,10 @@ def network_maker(config: dict[str, Any], info: Any) -> Callable[[], Any]:
     """A function that builds the FP network afresh; Plain builds ordinary convolutions whatever ``rep`` says."""
     from repq_cli.reparam.plain import only_kernels, plain_block
 
-    def make_any(geometry: Any, activation: Any) -> Any:
-        return _call("rep", config, schema.RepSection, geometry=geometry, activation=activation)
-
     plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
-    make_block = plain_block if plain else only_kernels(config["rep"]["kernels"], make_any)
+    # A block's ValueError passes through the model, which adds the layer's name.
+    block = _bound("rep", config, schema.RepSection)
+    make_block = plain_block if plain else only_kernels(config["rep"]["kernels"], block)
 
     classes = config["model"].get("num_classes") or info.num_classes
     if classes < info.num_classes:
@@ -121,6 +127,8 @@ def data_inputs(config: dict[str, Any]) -> Any:
 
 def experiment(config: dict[str, Any]) -> Any:
     """Everything a run needs. ``config`` is validated and its mode resolved."""
+    import torch
+
     from repq_cli.tasks.classification import Classification
     from repq_cli.train.experiment import Experiment
     from repq_cli.train.fp_key import fp_key
@@ -129,12 +137,15 @@ def experiment(config: dict[str, Any]) -> Any:
     batch_size = config["data"]["batch_size"]
     loaded.train.steps(batch_size)  # says so if a batch is larger than the data
     optim = OptimOptions(**config["optim"])
+    make_net = network_maker(config, loaded.info)
+    with torch.device("meta"):
+        make_net()  # says so if a block cannot be built, before anything is written
     return Experiment(
         config=config,
         data_name=config["data"]["name"],
         model=config["model"]["name"],
         rep=config["rep"]["name"],
-        make_net=network_maker(config, loaded.info),
+        make_net=make_net,
         data=loaded,
         batch_size=batch_size,
         task=Classification(optim.label_smoothing),

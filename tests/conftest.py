@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from repq_cli.data.base import Data, DataInfo, InMemory, Split
 from repq_cli.models.repvgg import repvgg
 from repq_cli.reparam.block import MakeBlock
 from repq_cli.reparam.repvgg import repvgg_block
@@ -85,6 +86,14 @@ def run_repq(in_folder: Path) -> Callable[..., tuple[int, Path | None]]:
         return code, new[-1] if new else None
 
     return run
+
+
+def random_data(count: int = 20, size: int = 32) -> Data:
+    """Noise in ten classes, the same for training, validation and test."""
+    info = DataInfo("random", (3, size, size), tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3, "none")
+    images = torch.randint(0, 255, (count, 3, size, size), dtype=torch.uint8)
+    split = Split(InMemory(images), torch.arange(count) % 10, info)
+    return Data(info, split, split, split)
 
 
 def row_of(folder: Path | None) -> dict[str, Any]:

@@ -363,16 +363,72 @@ def test_two_runs_of_one_second_get_two_folders(in_folder: Path) -> None:
     assert all(path.is_dir() for path in made)
 
 
-def test_info_shows_the_network(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "+model=repvgg_a0", "quant=w4a4"]) == 0
+IMAGENET = ["input_shape=[3,224,224]", "model.num_classes=1000"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["+model=repvgg_a0", "quant=w4a4"], ["mode repq_bnest", "7,839,818", "7,040,330", "dense + point + identity"]),
+        (["+model=repvgg_a0", *IMAGENET, "quant.first_last=same"], ["9,108,968", "8,309,384", "1361.451", "87.133"]),
+        (["+model=repvgg_b0", *IMAGENET, "quant=w4a4"], ["15,817,960", "14,339,048", "3057.601", "50.0"]),
+        (
+            ["+model=resnet18", "rep=orepa", *IMAGENET, "quant=w4a4"],
+            ["11,684,712", "1814.073", "34.7", "orepa deep", "BN(dense + average + frequency + point_dense + point"],
+        ),
+        (["+model=resnet18", "rep=acnet", "mode=branchwise", "quant=w4a4"], ["square + row + column", "branchwise"]),
+        (
+            ["experiment=imagenet_qarepvgg_a0"],
+            ["imagenet: 3x224x224, 1000 classes", "qarepvgg v2", "BN(dense + point +"],
+        ),
+        (["+model=resnet18", "data=svhn"], ["SVHN: 3x32x32, 10 classes"]),
+    ],
+)
+def test_info_shows_the_network(
+    arguments: list[str], words: list[str], in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Layer by layer with totals, and without the images where the data set is a known one."""
+    assert main(["info", *arguments]) == 0
     text = capsys.readouterr().out
-    for word in (
-        "repvgg_a0, rep repvgg, mode repq_bnest",
-        "7,839,818",
-        "7,040,330",
-        "dense + point + identity",
-        "torch",
-    ):
+    for word in [*words, "in training", "MMACs", "GBOPs", "bytes", "torch"]:
         assert word in text
     assert list(in_folder.iterdir()) == []
-    assert main(["info", "+model=repvgg_a0", "quant=w4b4"]) == 2
+
+
+def test_totals_of_info_are_the_sums_of_its_lines(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "+model=resnet18_cifar", "rep=dbb", "model.width=0.25", "quant=w4a4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines[lines.index(next(x for x in lines if x.startswith("layer"))) + 1 :]]
+    *layers, total = table[: next(index for index, words in enumerate(table) if words and words[0] == "total") + 1]
+    for column in (-5, -4, -1):  # parameters and bytes are whole numbers
+        numbers = [int(words[column].replace(",", "")) for words in layers]
+        assert sum(numbers) == int(total[column].replace(",", ""))
+    for column in (-3, -2):
+        assert sum(float(words[column]) for words in layers) == pytest.approx(float(total[column]), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("rep=none mode=branchwise", "mode=branchwise has no branches to quantize with rep=none"),
+        ("rep=none mode=merged", "mode=merged has nothing to merge with rep=none"),
+        ("rep=acnet optim.custom_l2=true", "optim.custom_l2=true is the penalty of RepVGG's blocks"),
+        ("mode=plain optim.custom_l2=true", "it needs rep=repvgg and a mode other than plain"),
+        ("rep.kernels=[5]", "rep.kernels=[5] makes no block of this network, whose kernels are of size 3"),
+        ("rep.kernels=[0]", "rep.kernels=[0] must be a list, each item a whole number, at least 1."),
+        ("model.groups=7", "Layer blocks.2: groups=7 must divide in_channels=48"),
+        ("model=resnet18 rep=acnet rep.kernels=[1,3]", "Layer stages.1.0.shortcut: rep=acnet adds a middle row"),
+        ("rep=qarepvgg rep.variant=v5", "rep.variant=v5 must be one of v1, v2, v3, v4"),
+        ("fp.format=repvgg", "fp.format=repvgg must be one of auto, repq, torchvision, repvgg_official"),
+        ("mode=ptqq", "did you mean 'ptq'?"),
+        ("optim.bias_lr=-1", "optim.bias_lr=-1 must be a number, at least 0."),
+        ("rep.gamma_init=1", "rep.gamma_init=1 is an unknown key"),
+    ],
+)
+def test_blocks_and_modes_that_cannot_be_are_refused(
+    arguments: str, sentence: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments.split()
+    model = [] if any(word.startswith("model=") for word in given) else ["+model=repvgg_a0"]
+    assert main(["train", *model, *given]) == 2
+    assert sentence in capsys.readouterr().err

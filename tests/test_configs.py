@@ -9,10 +9,10 @@ import pytest
 import repq_cli.configs
 import torch
 import yaml
+from conftest import random_data
 
 from repq_cli import build
 from repq_cli.cli.jobs import compose_plain
-from repq_cli.data.base import Data, DataInfo, InMemory, Split
 from repq_cli.modes.compose import calibrate, compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
@@ -48,12 +48,6 @@ def test_every_network_builds_and_answers(path: Path) -> None:
     info = random_data().info
     net = build.network_maker(config, info)()
     assert net.eval()(torch.randn(2, *info.shape)).shape == (2, info.num_classes)
-
-
-def random_data() -> Data:
-    info = DataInfo("random", (3, 32, 32), tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3, "none")
-    split = Split(InMemory(torch.randint(0, 255, (20, 3, 32, 32), dtype=torch.uint8)), torch.arange(20) % 10, info)
-    return Data(info, split, split, split)
 
 
 @pytest.mark.parametrize("path", [path for path in GROUPS if path.parent.name == "experiment"], ids=str)

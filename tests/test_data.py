@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 import struct
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import CenterCrop, Resize
 
-from repq_cli.data import digits, image_folder, torchvision_sets
+from repq_cli.data import digits, image_folder, imagenet, torchvision_sets
 from repq_cli.data.augment import Augmentation, flip, shift
 from repq_cli.data.base import DataInfo, InMemory, Split, stratified_split
 from repq_cli.errors import ConfigError, DataError
@@ -219,3 +223,110 @@ def test_mnist_is_read_and_padded(tmp_path: Path) -> None:
     assert data.test.images.images[0, 0, :2].sum() == 0
     with pytest.raises(ValueError, match=r"data\.size=20 is smaller"):
         torchvision_sets.load("MNIST", root=str(tmp_path), size=20)
+
+
+# CIFAR-100, SVHN and ImageNet
+
+
+def test_cifar100_has_a_hundred_classes(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 400), ("test", 100)):
+        labels = [index % 100 for index in range(count)]
+        pixels = rng.integers(0, 255, (count, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "fine_labels": labels}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {index}" for index in range(100)]}))
+    with mock.patch("torchvision.datasets.cifar.check_integrity", return_value=True):
+        data = torchvision_sets.load("CIFAR100", str(tmp_path))
+    assert data.info.num_classes == 100
+    assert data.info.shape == (3, 32, 32)
+    assert (len(data.train), len(data.val), len(data.test)) == (300, 100, 100)
+    assert torchvision_sets.describe("CIFAR100") == ("CIFAR100", (3, 32, 32), 100)
+
+
+def test_svhn_is_read_with_its_digits_as_classes(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    rng = np.random.default_rng(0)
+    for name in ("train", "test"):
+        labels = np.arange(40).reshape(-1, 1) % 10 + 1  # the files call the zero ten
+        images = rng.integers(0, 255, (32, 32, 3, 40), dtype=np.uint8)
+        savemat(tmp_path / f"{name}_32x32.mat", {"X": images, "y": labels})
+    with mock.patch("torchvision.datasets.svhn.check_integrity", return_value=True):
+        data = torchvision_sets.load("SVHN", str(tmp_path))
+    assert data.info.classes == tuple("0123456789")
+    assert data.test.labels[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert data.train.images.images.shape[1:] == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["CIFAR100", "SVHN"])
+def test_absent_torchvision_sets_say_what_to_do(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"holds no intact {name}: .* data\.download=true"):
+        torchvision_sets.load(name, str(tmp_path))
+
+
+def small_imagenet(root: Path, count: int = 12) -> Path:
+    rng = np.random.default_rng(0)
+    for part, number in (("train", count), ("val", 3)):
+        for label, name in enumerate(("n01440764", "n01443537")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(number):
+                height, width = 40 + 3 * index, 60 - 2 * index
+                pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8) // 2 + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:02d}.png")
+    return root
+
+
+def test_imagenet_decodes_with_the_papers_augmentation(tmp_path: Path) -> None:
+    data = imagenet.load(str(small_imagenet(tmp_path)), size=16, resize=20, val_fraction=0.25, workers=0)
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 6, 6)
+    assert data.info.shape == (3, 16, 16)
+    (x, y), *_ = data.test.batches(6)
+    image = Image.open(tmp_path / "val" / "n01440764" / "00.png")
+    expected = CenterCrop(16)(Resize(20)(image))
+    wanted = torch.from_numpy(np.array(expected)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (imagenet.MEAN, imagenet.STD))
+    torch.testing.assert_close(x[0], (wanted - mean) / std)
+    assert y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert imagenet.describe(size=160, root="x") == ("imagenet", (3, 160, 160), 1000)
+
+
+def test_random_crops_depend_on_seed_and_image_alone(tmp_path: Path) -> None:
+    """Not on worker processes, nor on whether the batches before were read, nor on the global generator."""
+    root = str(small_imagenet(tmp_path))
+    loaded = {workers: imagenet.load(root, size=16, resize=20, workers=workers) for workers in (0, 2)}
+    torch.manual_seed(3)
+    alone = list(loaded[0].train.training_batches(4, seed=7))
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(1), drawn), "decoding drew from the global generator"
+    by_workers = list(loaded[2].train.training_batches(4, seed=7))
+    resumed = list(loaded[2].train.training_batches(4, seed=7, start=3))
+    for (a, _), (b, _) in zip(alone, by_workers, strict=True):
+        assert torch.equal(a, b)
+    for (a, _), (b, _) in zip(alone[3:], resumed, strict=True):
+        assert torch.equal(a, b)
+    other = list(loaded[0].train.training_batches(4, seed=8))
+    assert not torch.equal(torch.cat([x for x, _ in other]), torch.cat([x for x, _ in alone]))
+
+
+def test_imagenet_folders_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.root=.* has no folder 'train'"):
+        imagenet.load(str(tmp_path))
+    root = small_imagenet(tmp_path)
+    shutil.rmtree(root / "val")
+    with pytest.raises(DataError, match="has no folder 'val'"):
+        imagenet.load(str(root))
+    (root / "val").mkdir()
+    with pytest.raises(DataError, match="val"):
+        imagenet.load(str(root))
+
+
+def test_a_broken_imagenet_image_is_named_from_a_worker(tmp_path: Path) -> None:
+    root = small_imagenet(tmp_path)
+    (root / "val" / "n01443537" / "01.png").write_bytes(b"no image")
+    data = imagenet.load(str(root), size=16, resize=20, workers=1)
+    with pytest.raises(DataError, match=r"n01443537/01\.png cannot be decoded"):
+        list(data.test.batches(2))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
 from repq_cli.models.repvgg import RepVGG, repvgg
+from repq_cli.models.resnet import resnet
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
-from repq_cli.reparam.plain import plain_block
+from repq_cli.reparam.acnet import acnet_block
+from repq_cli.reparam.algebra import Geometry
+from repq_cli.reparam.block import Block, MakeBlock
+from repq_cli.reparam.branch import IdentityBranch
+from repq_cli.reparam.orepa import orepa_block
+from repq_cli.reparam.plain import only_kernels, plain_block
+from repq_cli.reparam.qarepvgg import qarepvgg_block
 from repq_cli.reparam.repvgg import repvgg_block
 
 A0 = {"blocks": [2, 4, 14, 1], "widths": [0.75, 0.75, 0.75, 2.5], "strides": [2] * 5}
@@ -77,3 +87,96 @@ def test_strides_set_the_size_of_the_last_map() -> None:
 def test_impossible_shapes_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="model"):
         repvgg(plain_block, 3, 10, **(A0 | change))  # type: ignore[arg-type]
+
+
+def resnet18(make: MakeBlock = plain_block, kernels: tuple[int, ...] = (3,), **arguments: object) -> nn.Module:
+    return resnet(only_kernels(kernels, make), 3, 1000, [2, 2, 2, 2], **arguments)  # type: ignore[arg-type]
+
+
+def deployed_cost(net: nn.Module, options: QuantOptions) -> tuple[int, float, float]:
+    deployed = freeze(compose(net, ModeOptions("merged"), options), {"input_shape": [3, 224, 224]})
+    macs, bops = cost(deployed)
+    return parameter_count(deployed), macs / 1e9, bops / 1e9
+
+
+@pytest.mark.parametrize(("make", "kernels"), [(acnet_block, (3, 5)), (orepa_block, (3, 5, 7)), (repvgg_block, (3,))])
+def test_counts_of_resnet18(make: MakeBlock, kernels: tuple[int, ...]) -> None:
+    """Whatever it trains as, the papers' ResNet-18 ships as one net."""
+    net = resnet18(make, kernels)
+    for bits, expected in {8: 116.1, 4: 29.0}.items():
+        options = QuantOptions(weight_bits=bits, act_bits=bits, first_last="same")  # type: ignore[arg-type]
+        count, gmacs, gbops = deployed_cost(net, options)
+        assert count == 11_684_712
+        assert gmacs == pytest.approx(1.814073, abs=5e-7)
+        assert gbops == pytest.approx(expected, abs=0.05)
+    assert deployed_cost(net, QuantOptions(weight_bits=4, act_bits=4))[2] == pytest.approx(34.7, abs=0.05)
+
+
+def test_plain_resnet18_is_torchvisions() -> None:
+    net, reference = resnet18(), torchvision.models.resnet18()
+    assert parameters(net) == parameters(reference) == 11_689_512
+    shapes = [sorted(tuple(p.shape) for p in of.parameters()) for of in (net, reference)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_papers_convolutions_become_blocks() -> None:
+    def kinds(net: nn.Module) -> dict[str, int]:
+        found = [module.kind for module in net.modules() if isinstance(module, Block)]
+        return {kind: found.count(kind) for kind in found}
+
+    assert kinds(resnet18(acnet_block, (3, 5))) == {"conv": 4, "acnet": 16}
+    assert kinds(resnet18(orepa_block, (3, 5, 7))) == {"orepa deep": 1, "orepa": 16, "conv": 3}
+    assert kinds(resnet18(repvgg_block, (1, 3, 7), stem="cifar")) == {"repvgg": 20}
+
+
+def test_qarepvgg_b0_has_the_published_number_of_parameters() -> None:
+    assert parameters(repvgg(qarepvgg_block, 3, 1000, **B0)) == 15_808_616  # type: ignore[arg-type]
+
+
+def test_stems_of_resnet() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    sizes = {}
+    for stem in ("imagenet", "cifar"):
+        net = resnet(plain_block, 3, 10, [1, 1, 1, 1], stem, width=0.125).eval()  # type: ignore[arg-type]
+        sizes[stem] = net.stages(net.max_pool(net.stem(x))).shape[2:]
+    assert sizes == {"imagenet": (1, 1), "cifar": (4, 4)}
+
+
+@pytest.mark.parametrize(("residual", "same"), [("int", True), ("fp", False)])
+def test_shortcuts_read_codes_or_the_tensor_before_them(residual: str, same: bool) -> None:
+    """``quant.residual``: what reaches the sum through an identity shortcut."""
+    net = resnet(plain_block, 3, 10, [1, 1, 1, 1], "cifar", width=0.125)
+    composed = compose(net, ModeOptions("plain"), QuantOptions(weight_bits=4, act_bits=2, residual=residual))  # type: ignore[arg-type]
+    block = composed.stages[0][0]
+    x = torch.rand(2, 8, 6, 6)
+    codes = block.tap1(x)
+    assert torch.equal(block.shortcut(codes, x), codes if same else x)
+    assert not torch.equal(codes, x)
+    frozen = freeze(composed, {"input_shape": [3, 16, 16]})
+    node = next(node for node in frozen.nodes if node["op"] == "add")
+    read = {node["name"]: node["op"] for node in frozen.nodes}[node["inputs"][1]]
+    assert read == ("quantize" if same else "conv"), "the stem's output is the tensor before the codes"
+
+
+def test_groups_of_repvgg_are_those_of_g2() -> None:
+    net = repvgg(repvgg_block, 3, 10, **B0, groups=2)  # type: ignore[arg-type]
+    grouped = [index for index, block in enumerate(net.blocks) if block.geometry.groups == 2]
+    assert grouped == list(range(2, 28, 2))
+
+
+def forced_identity(geometry: Geometry, activation: nn.Module | None) -> Block:
+    return Block(geometry, {"identity": IdentityBranch(geometry)}, activation)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: repvgg(repvgg_block, 3, 10, **A0, groups=7), r"Layer blocks\.2: groups=7 must divide in_channels=48"),
+        (lambda: repvgg(forced_identity, 3, 10, **A0), r"Layer blocks\.0: An identity branch needs"),
+        (lambda: resnet18(acnet_block, (1,)), r"Layer stages\.1\.0\.shortcut: rep=acnet adds a middle row"),
+        (lambda: resnet(plain_block, 3, 10, [1, 1]), r"model\.blocks takes 4 numbers, not 2"),
+    ],
+)
+def test_a_block_that_cannot_be_is_refused_with_its_layer(build: Callable[[], nn.Module], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 import yaml
 from conftest import TINY, results, row_of
 
@@ -45,6 +46,64 @@ def test_every_mode_runs_to_the_end(mode: str, run_repq: Run) -> None:
         "first_last": 8,
         "residual": "int",
     }
+
+
+def test_ptq_calibrates_and_trains_nothing(run_repq: Run) -> None:
+    code, folder = run_repq("train", *TINY, "quant=w8a8", "mode=ptq", "qat.epochs=5")
+    assert code == 0
+    row = row_of(folder)
+    assert "qat_seconds" not in row["time"]
+    assert row["metric"]["deployed"] == row["metric"]["qat"]
+    assert row["checks"]["freeze_max_abs"] == 0
+    assert folder is not None
+    assert not any(json.loads(line)["stage"] == "qat" for line in (folder / "metrics.jsonl").read_text().splitlines())
+
+
+def test_branchwise_reports_the_bits_that_merging_needs(run_repq: Run) -> None:
+    code, folder = run_repq("train", *TINY, "quant=w4a4", "mode=branchwise", "verbosity=normal")
+    assert code == 0
+    row = row_of(folder)
+    assert row["checks"]["freeze_max_abs"] == 0
+    layers = row["branchwise"]["layers"]
+    assert set(layers) == {f"blocks.{index}" for index in range(5)}
+    assert row["branchwise"]["table_bits"] == max(layer["table_bits"] for layer in layers.values())
+    assert "uniform_bits" not in row["branchwise"], "steps of three branches have no common multiple"
+    assert folder is not None
+    assert "lie on no integer grid of 24 bits. They are quantized to w4a4 again." in (folder / "train.log").read_text()
+    assert "branchwise" not in row_of(run_repq("train", *TINY, "quant=w4a4")[1])
+
+
+def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = torchvision.models.resnet18(num_classes=10)
+    reference.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)  # the digits are grey
+    torch.save(reference.state_dict(), in_folder / "resnet18.pth")
+    resnet = ["+model=resnet18", "fp.checkpoint=resnet18.pth", "mode=ptq", *TINY[5:]]
+    for layout in ("auto", "torchvision"):
+        code, folder = run_repq("train", *resnet, f"fp.format={layout}")
+        assert code == 0
+        assert folder is not None
+        kept = torch.load(folder / "checkpoints/fp.pt", weights_only=True)
+        assert torch.equal(kept["net"]["classifier.weight"], reference.state_dict()["fc.weight"])
+        assert row_of(folder)["lineage"]["fp_run"] == "resnet18.pth"
+    cases = {
+        ("fp.format=acnet_official", "rep=acnet"): "look like fp.format=torchvision (model=resnet18 rep=none)",
+        ("rep=repvgg",): "fp.format=torchvision is for model=resnet18 rep=none, and this run's net is another",
+        ("fp.format=repq",): "is not one of repq's",
+    }
+    for arguments, sentence in cases.items():
+        capsys.readouterr()
+        assert run_repq("train", *resnet, *arguments)[0] == 3
+        assert sentence in capsys.readouterr().err
+
+
+def test_custom_l2_warns_and_changes_training(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = []
+    for value in ("false", "true"):
+        _, folder = run_repq("train", *TINY, "mode=ptq", f"optim.custom_l2={value}", "optim.weight_decay=0.05")
+        assert folder is not None
+        weights.append((folder / "deploy/model.safetensors").read_bytes())
+        assert ("hard to quantize" in capsys.readouterr().out) == (value == "true")
+    assert weights[0] != weights[1]
 
 
 def test_a_run_leaves_the_folder_of_the_contract(run_repq: Run) -> None:

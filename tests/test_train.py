@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from repq_cli.files import write_atomically
 from repq_cli.modes.compose import calibrate, compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
+from repq_cli.reparam.repvgg import repvgg_blocks
 from repq_cli.tasks.classification import Classification
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import RunCheckpoints
@@ -195,6 +197,7 @@ def test_tensorboard_gets_scalars_and_histograms(tmp_path: Path) -> None:
 
 def test_the_log_goes_to_file_and_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(tmp_path, tensorboard=False, quiet=True)
+    before = logger.level, logger.propagate, list(logger.handlers)
     with logging_to(tmp_path / "train.log", "normal"):
         log.epoch_line("first", last=False)
         log.epoch_line("second, at once", last=False)
@@ -202,7 +205,7 @@ def test_the_log_goes_to_file_and_terminal(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == "first\nlast\n"
     text = (tmp_path / "train.log").read_text()
     assert all(word in text for word in ("first", "second", "last"))
-    assert logger.handlers == []
+    assert (logger.level, logger.propagate, logger.handlers) == before
     with logging_to(tmp_path / "train.log", "quiet"):
         logger.info("not shown")
         logger.warning("shown")
@@ -215,3 +218,67 @@ def test_devices() -> None:
     assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
     with pytest.raises(ConfigError, match=r"runtime\.device=warp is not available here"):
         pick_device("warp")
+
+
+def group_of(net: nn.Module, options: OptimOptions, name: str) -> tuple[float, float]:
+    """Weight decay and learning-rate factor of the parameter whose name ends so."""
+    (wanted,) = (parameter for key, parameter in net.named_parameters() if key.endswith(name))
+    (group,) = (
+        group for group in parameter_groups(net, options) if any(parameter is wanted for parameter in group["params"])
+    )
+    return group["weight_decay"], group["lr_factor"]
+
+
+def test_what_else_decays_is_named_by_patterns() -> None:
+    net = compose(tiny_net(), ModeOptions("repq_bn"), QuantOptions(weight_bits=4, act_bits=4))
+    options = OptimOptions(weight_decay=0.1, decay_also=["*.identity.norm.weight"], bias_lr=2.0)
+    assert group_of(net, options, "blocks.3.kernel.block.branches.identity.norm.weight") == (0.1, 1.0)
+    assert group_of(net, options, "blocks.3.kernel.block.branches.identity.norm.bias") == (0.0, 2.0)
+    assert group_of(net, options, "blocks.3.kernel.block.branches.dense.norm.weight") == (0.0, 1.0)
+    everything = OptimOptions(weight_decay=0.1, decay_also=["*"])
+    assert group_of(net, everything, "classifier.linear.bias") == (0.1, 1.0)
+    assert group_of(net, everything, "blocks.3.quantizer.raw_step") == (0.0, 1.0), "steps never decay"
+    assert group_of(net, everything, "taps.3.raw_step") == (0.0, 1.0)
+
+
+def test_biases_may_learn_faster() -> None:
+    net = nn.Linear(4, 2)
+    optimizer = make_optimizer(net, OptimOptions(momentum=0.0, nesterov=False, weight_decay=0.0, bias_lr=2.0), 0.1)
+    before = [parameter.detach().clone() for parameter in (net.weight, net.bias)]
+    batch = (torch.randn(8, 4), torch.zeros(8, dtype=torch.long))
+    training_step(net, batch, Classification(), optimizer, 0.5, None)
+    for old, new, rate in zip(before, (net.weight, net.bias), (0.5, 1.0), strict=True):
+        torch.testing.assert_close(new.detach(), old - rate * new.grad)
+
+
+@pytest.mark.parametrize("mode", [None, "repq_bn", "merged", "branchwise"])
+def test_custom_l2_replaces_the_decay_of_repvggs_kernels(mode: str | None) -> None:
+    net = tiny_net()
+    if mode is not None:
+        net = compose(net, ModeOptions(mode), QuantOptions(weight_bits=4, act_bits=4))
+    options = OptimOptions(weight_decay=0.1, custom_l2=True)
+    groups = parameter_groups(net, options)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, parameter in net.named_parameters() if id(parameter) in decayed}
+    inside = {name for name in names if "branches" in name}
+    assert inside == set(), "the penalty takes the place of their decay"
+    assert any("classifier" in name for name in names)
+    assert ("blocks.1.kernel.weight" in names) == (mode == "merged"), "merged kernels decay as any others"
+
+
+def test_the_penalty_is_minimised_but_not_reported() -> None:
+    net, batch = tiny_net(), (torch.randn(4, 3, 12, 11), torch.zeros(4, dtype=torch.long))
+
+    def one_step(penalised: bool) -> tuple[float, float]:
+        twin = copy.deepcopy(net)
+
+        def penalty() -> torch.Tensor:
+            return torch.stack([block.custom_l2() for block in repvgg_blocks(twin)]).sum()
+
+        optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+        loss, _ = training_step(twin, batch, Classification(), optimizer, 0.1, None, penalty if penalised else None)
+        return loss, twin.blocks[1].branches["dense"].conv.weight.square().sum().item()
+
+    (loss, weight), (same_loss, smaller_weight) = one_step(False), one_step(True)
+    assert loss == same_loss
+    assert smaller_weight < weight

@@ -10,6 +10,7 @@ from torch import nn
 
 from repq_cli import build
 from repq_cli.cli.jobs import checked
+from repq_cli.data.base import Inputs
 from repq_cli.deploy.cost import cost, layer_bytes, layer_costs, layer_parameters, parameter_count
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, Node
@@ -58,13 +59,14 @@ def info_job(config: dict[str, Any]) -> None:
         print(f"{key:<10} {_flat(value)}")
 
 
-def _inputs(config: dict[str, Any]) -> Any:
-    shape = config.get("input_shape")
+def _inputs(config: dict[str, Any]) -> Inputs:
+    """What the network is built for: the data's shape and classes, the shape unless ``input_shape`` names another."""
     try:
         inputs = build.data_inputs(config)
     except DataError as error:
         raise DataError(f"{error} (The network's input and classes come from the data.)") from error
-    return inputs if shape is None else inputs._replace(shape=tuple(shape))
+    classes = config["model"].get("num_classes") or inputs.num_classes
+    return Inputs(inputs.name, tuple(config.get("input_shape") or inputs.shape), classes)
 
 
 def _layers(net: nn.Module, deployed: DeployedNet) -> Iterator[Line]:

@@ -32,8 +32,10 @@ class Shortcut(nn.Module):
 
 @contextmanager
 def layer(name: str) -> Iterator[None]:
-    """Name the layer in the ValueError of a block that cannot be built here."""
+    """Name the layer, by its whole path, in the ValueError of a block that cannot be built here."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"Layer {name}: {error}") from error
+        inner = str(error)
+        rest = f".{inner.removeprefix('Layer ')}" if inner.startswith("Layer ") else f": {inner}"
+        raise ValueError(f"Layer {name}{rest}") from error

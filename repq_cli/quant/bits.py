@@ -1,4 +1,7 @@
-"""How many bits a tensor needs whose values are sums and products of quantized ones."""
+"""How many bits a tensor needs whose values are sums and products of quantized ones.
+
+Values are taken in float64: in float32, rounding alone would make new ones.
+"""
 
 from __future__ import annotations
 
@@ -51,23 +54,28 @@ def uniform_bits(weight: Tensor) -> int | None:
 def _common_step(values: Tensor) -> Tensor | None:
     """For each row the largest step of which all values are multiples, by Euclid's algorithm; None if one has none.
 
-    A remainder below half of ``RESOLUTION`` times the largest value counts as zero.
+    A remainder below half of ``RESOLUTION`` times the row's largest value counts as zero.
     """
-    magnitudes = values.abs()
-    largest = magnitudes.amax(1).clamp_min(torch.finfo(torch.float64).tiny)
+    largest = values.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     tolerance = largest * RESOLUTION / 2
-    step = torch.zeros_like(largest)
-    for column in magnitudes.unbind(1):
-        a, b = column, step
-        while bool((b > tolerance).any()):
-            live = b > tolerance
-            remainder = torch.remainder(a, torch.where(live, b, 1.0))
-            remainder = torch.where(b - remainder <= tolerance, 0.0, remainder)
-            a, b = torch.where(live, b, a), torch.where(live, remainder, b)
-        step = torch.where(a > tolerance, a, step)
-        if bool(((step > 0) & (step < largest * RESOLUTION)).any()):
+    steps = values.abs()
+    while steps.shape[1] > 1:  # common steps of pairs, then of pairs of those
+        if steps.shape[1] % 2:
+            steps = torch.cat([steps, torch.zeros_like(largest)], 1)
+        steps = _common_steps(steps[:, ::2], steps[:, 1::2], tolerance)
+        if bool(((steps > 0) & (steps < 2 * tolerance)).any()):
             return None
-    step = torch.where(step > 0, step, 1.0)
-    multiples = values / step.unsqueeze(1)
-    exact = ((multiples - multiples.round()).abs() * step.unsqueeze(1) <= 4 * tolerance.unsqueeze(1)).all()
-    return step if bool(exact) else None
+    step = torch.where(steps > tolerance, steps, 1.0)
+    multiples = values / step
+    exact = ((multiples - multiples.round()).abs() * step <= 4 * tolerance).all()
+    return step.flatten() if bool(exact) else None
+
+
+def _common_steps(a: Tensor, b: Tensor, tolerance: Tensor) -> Tensor:
+    """Element by element, the largest number of which ``a`` and ``b`` are multiples."""
+    while bool((b > tolerance).any()):
+        live = b > tolerance
+        remainder = torch.remainder(a, torch.where(live, b, 1.0))
+        remainder = torch.where(b - remainder <= tolerance, 0.0, remainder)
+        a, b = torch.where(live, b, a), torch.where(live, remainder, b)
+    return a

@@ -48,6 +48,7 @@ def logging_to(path: Path, verbosity: str) -> Iterator[None]:
     terminal = _Terminal()
     terminal.setFormatter(logging.Formatter("%(message)s"))
     terminal.setLevel({"quiet": logging.WARNING, "normal": logging.INFO, "debug": logging.DEBUG}[verbosity])
+    before = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     handlers = [file, terminal]
@@ -59,6 +60,8 @@ def logging_to(path: Path, verbosity: str) -> Iterator[None]:
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def parameter_groups(net: nn.Module, options: OptimOptions) -> list[dict[str, ob
     for name, parameter in net.named_parameters():
         named = any(fnmatch(name, pattern) for pattern in options.decay_also)
         decays = (parameter.dim() > 1 or named) and id(parameter) not in exempt
-        rate = options.bias_lr if name.endswith(".bias") else 1.0
+        rate = options.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
         groups.setdefault((options.weight_decay if decays else 0.0, rate), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_factor": rate}

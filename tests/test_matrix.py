@@ -1,0 +1,144 @@
+"""Every legal combination of model, block, mode and quantizer is a whole run; every other is refused with the reason.
+
+The default suite runs a set of combinations in which every pair of choices meets; ``-m slow`` runs all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from conftest import random_data
+
+from repq_cli import build
+from repq_cli.cli.jobs import compose_plain
+from repq_cli.errors import ConfigError
+from repq_cli.train.runner import run
+
+SMALL = ["model.width=0.0625", "model.blocks=[1,1,1,1]", "data.batch_size=10"]
+SHORT = ["fp.epochs=1", "qat.epochs=1", "runtime.tensorboard=false", "runtime.threads=1", "verbosity=quiet"]
+
+MODELS = {
+    "repvgg_a0": [],
+    "repvgg_a0_cifar": [],
+    "repvgg_b0": [],
+    "repvgg_b0 g2": ["model.groups=2"],
+    "resnet18": [],
+    "resnet18_cifar": [],
+}
+REPS = {
+    "none": [],
+    "repvgg": [],
+    "acnet": [],
+    "orepa": [],
+    "orepa vgg": ["rep.vgg=true"],
+    "qarepvgg": [],
+    "qarepvgg v1": ["rep.variant=v1"],
+    "dbb": [],
+}
+MODES = {
+    "plain": [],
+    "plain folded": ["mode.plain_bn=folded"],
+    "merged": [],
+    "merged reinsert": ["mode.merged_bn=reinsert"],
+    "repq": [],
+    "repq_bn": [],
+    "repq_bn codes": ["mode.stats_input=quant", "mode.detach_stats=true"],
+    "repq_bnest": [],
+    "repq_bnest channel": ["mode.estimator=channel", "mode.bnest_init=none"],
+    "ptq": [],
+    "branchwise": [],
+}
+QUANTS = {
+    "w8a8": [],
+    "w4a4": [],
+    "w2a2": [],
+    "fp32": [],
+    "w4a4 raw shortcuts": ["quant.residual=fp"],
+    "w4a4 per tensor": ["quant.granularity=tensor", "quant.act_n=numel"],
+    "w2a2 ends too": ["quant.first_last=same", "quant.init=lsq"],
+    "w4a4 float ends": ["quant.first_last=fp"],
+    "w4a4 weights only": ["quant.act_bits=32"],
+}
+FACTORS = (MODELS, REPS, MODES, QUANTS)
+Combination = tuple[str, str, str, str]
+
+
+def reason(combination: Combination) -> str | None:
+    """Why a combination is no experiment, or None."""
+    _, rep, mode, _ = combination
+    if rep == "none" and mode.startswith("merged"):
+        return "has nothing to merge with rep=none"
+    if rep == "none" and mode == "branchwise":
+        return "has no branches to quantize with rep=none"
+    return None
+
+
+ALL = list(itertools.product(*FACTORS))
+LEGAL = [combination for combination in ALL if reason(combination) is None]
+
+
+def pairs(combination: Combination) -> set[tuple[tuple[int, str], ...]]:
+    return set(itertools.combinations(enumerate(combination), 2))
+
+
+def covering(combinations: list[Combination]) -> list[Combination]:
+    """Combinations in which every pair of choices meets: greedily the one with the most pairs still missing."""
+    missing = set().union(*map(pairs, combinations))
+    chosen = []
+    while missing:
+        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+def overrides(combination: Combination) -> list[str]:
+    model, rep, mode, quant = combination
+    extras = [options[choice] for options, choice in zip(FACTORS, combination, strict=True)]
+    groups = [
+        f"+model={model.split()[0]}",
+        f"rep={rep.split()[0]}",
+        f"mode={mode.split()[0]}",
+        f"quant={quant.split()[0]}",
+    ]
+    return [*groups, *SMALL, *SHORT, *itertools.chain(*extras)]
+
+
+def check_run(combination: Combination, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of FP, two of QAT, frozen: the files are exactly the trained net."""
+    monkeypatch.setattr(build, "data", lambda config: random_data())
+    # A run's row names the git state of its code; asking git takes longer than the training here.
+    monkeypatch.setattr("repq_cli.train.environment.git_state", lambda: None)
+    row = run(build.experiment(compose_plain(overrides(combination))), folder)
+    assert row["status"] == "done"
+    assert row["checks"]["freeze_max_abs"] == 0
+    assert row["checks"]["freeze_top1_agreement"] == 100
+    quantized = "fp32" not in combination[3] and "weights only" not in combination[3]
+    assert row["checks"]["freeze_max_lsb"] == (0 if quantized else None)
+    assert ("branchwise" in row) == (combination[2] == "branchwise")
+
+
+@pytest.mark.parametrize("combination", covering(LEGAL), ids=", ".join)
+def test_every_pair_of_choices(combination: Combination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_run(combination, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", LEGAL, ids=", ".join)
+def test_every_combination(combination: Combination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_run(combination, tmp_path, monkeypatch)
+
+
+def test_the_covering_set_covers() -> None:
+    chosen = covering(LEGAL)
+    assert set().union(*map(pairs, chosen)) == set().union(*map(pairs, LEGAL))
+    assert len(chosen) < 130
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if reason(("resnet18", "none", mode, "w4a4"))])
+def test_combinations_without_meaning_are_refused_with_the_reason(mode: str) -> None:
+    combination = ("resnet18", "none", mode, "w4a4")
+    with pytest.raises(ConfigError, match=reason(combination)):
+        compose_plain(overrides(combination))
