@@ -180,6 +180,8 @@ def _penalty_fits_block(config: dict[str, Any]) -> Iterator[Problem]:
 def _stages_have_weights(config: dict[str, Any]) -> Iterator[Problem]:
     if config["fp"]["checkpoint"] is None and config["fp"]["epochs"] == 0:
         yield Problem("fp.epochs", 0, "leaves QAT without FP weights; use 1 or more, or set fp.checkpoint")
+    if config["fp"]["checkpoint"] is None and config["fp"].get("format", "auto") != "auto":
+        yield Problem("fp.format", config["fp"]["format"], "has no file to describe; set fp.checkpoint as well")
     if config["qat"].get("checkpoint") is not None:
         yield Problem("qat.checkpoint", config["qat"]["checkpoint"], "has no meaning; go on with a run by resume=DIR")
 

@@ -33,23 +33,20 @@ BLOCKS: dict[str, MakeAnyBlock] = {
     "orepa vgg": partial(orepa_block, vgg=True),
 }
 
+# Every kernel with every stride and every kind of groups, padded to keep the size, and other paddings beside them.
 GEOMETRIES = [
-    Geometry(4, 4),
-    Geometry(4, 6, stride=2),
-    Geometry(4, 6, groups=2),
-    Geometry(4, 4, groups=2),
-    Geometry(4, 4, groups=4, stride=2),
+    Geometry(inputs, outputs, size, stride, size // 2, groups)
+    for size in (1, 3, 5, 7)
+    for stride in (1, 2)
+    for inputs, outputs, groups in ((4, 4, 1), (4, 6, 1), (6, 4, 2), (4, 4, 4))
+] + [
     Geometry(6, 12, groups=6),
     Geometry(10, 10, groups=5),
     Geometry(4, 4, padding=0),
     Geometry(4, 6, padding=0, stride=2),
-    Geometry(4, 4, kernel_size=5, padding=2),
+    Geometry(4, 4, padding=2),
     Geometry(4, 6, kernel_size=5, padding=1, stride=2),
-    Geometry(4, 6, kernel_size=5, padding=2, groups=2),
-    Geometry(4, 6, kernel_size=7, padding=3, stride=2),
     Geometry(4, 4, kernel_size=7, padding=2),
-    Geometry(4, 6, kernel_size=1, padding=0),
-    Geometry(6, 4, kernel_size=1, padding=0, stride=2),
 ]
 
 
@@ -81,7 +78,7 @@ def branches(geometry: Geometry) -> dict[str, Branch]:
         found["identity"] = IdentityBranch(geometry)
         found["identity bare"] = IdentityBranch(geometry, batch_norm=False)
         found["average of input"] = AverageBranch(geometry, None, batch_norm=True)
-    if geometry.kernel_size >= 7:
+    if geometry.kernel_size >= 7 and geometry.groups == 1:
         found["deep"] = DeepLinearBranch(geometry)
     return found
 

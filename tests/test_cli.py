@@ -421,6 +421,7 @@ def test_totals_of_info_are_the_sums_of_its_lines(in_folder: Path, capsys: pytes
         ("rep=qarepvgg rep.variant=v5", "rep.variant=v5 must be one of v1, v2, v3, v4"),
         ("fp.format=repvgg", "fp.format=repvgg must be one of auto, repq, torchvision, repvgg_official"),
         ("mode=ptqq", "did you mean 'ptq'?"),
+        ("fp.format=torchvision", "fp.format=torchvision has no file to describe; set fp.checkpoint as well."),
         ("optim.bias_lr=-1", "optim.bias_lr=-1 must be a number, at least 0."),
         ("rep.gamma_init=1", "rep.gamma_init=1 is an unknown key"),
     ],

@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import BLOCKS
 from conftest import randomise, tiny_net
 from torch import Tensor, nn
 
@@ -24,7 +25,6 @@ from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch, IdentityBranch
 from repq_cli.reparam.plain import plain_block
-from repq_cli.reparam.repvgg import repvgg_block
 
 FP32 = QuantOptions(weight_bits=32, act_bits=32)
 W4A4 = QuantOptions(weight_bits=4, act_bits=4)
@@ -35,22 +35,27 @@ def images(count: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(count, 3, 12, 11, dtype=dtype)
 
 
-def net_for(mode: str) -> nn.Module:
-    return tiny_net(plain_block if mode == "plain" else repvgg_block)
+def net_for(mode: str, block: str = "repvgg") -> nn.Module:
+    return tiny_net(plain_block if mode == "plain" else BLOCKS[block])
 
 
-@pytest.mark.parametrize("mode", ["plain", *MODES])
-def test_without_quantization_eval_mode_is_the_fp_network(mode: str) -> None:
-    net = net_for(mode).double().eval()
+every_block = pytest.mark.parametrize("block", [name for name in BLOCKS if name != "plain"])
+
+
+@every_block
+@pytest.mark.parametrize("mode", ["plain", *MODES, "ptq", "branchwise"])
+def test_without_quantization_eval_mode_is_the_fp_network(mode: str, block: str) -> None:
+    net = net_for(mode, block).double().eval()
     composed = compose(net, ModeOptions(mode), FP32).eval()
     x = images()
     torch.testing.assert_close(composed(x), net(x), atol=1e-10, rtol=1e-10)
 
 
+@every_block
 @pytest.mark.parametrize("options", [ModeOptions("repq_bn"), ModeOptions("repq_bn", stats_input="quant")])
-def test_repq_bn_without_quantization_trains_as_the_fp_network(options: ModeOptions) -> None:
+def test_repq_bn_without_quantization_trains_as_the_fp_network(options: ModeOptions, block: str) -> None:
     """A whole network: outputs, gradients and running statistics of a training step."""
-    net = net_for("repq_bn").double().train()
+    net = net_for("repq_bn", block).double().train()
     composed = compose(net, options, FP32).train()
     x = images()
     expected, got = net(x), composed(x)
@@ -63,7 +68,9 @@ def test_repq_bn_without_quantization_trains_as_the_fp_network(options: ModeOpti
     torch.testing.assert_close([g for _, g in theirs], [g for _, g in ours], atol=1e-9, rtol=1e-9)
     running = [list(part.buffers()) for part in (net, composed)]
     torch.testing.assert_close(running[1], running[0], atol=1e-12, rtol=1e-12)
-    assert not torch.equal(running[0][0], next(iter(net_for("repq_bn").double().buffers())))
+    running_mean = next(m.running_mean for m in composed.modules() if isinstance(m, nn.BatchNorm2d))
+    fresh = next(m.running_mean for m in net_for("repq_bn", block).modules() if isinstance(m, nn.BatchNorm2d))
+    assert not torch.equal(running_mean, fresh.double())
 
 
 def test_plain_with_folded_batch_norm_trains_as_unfolded_without_quantization() -> None:
@@ -74,9 +81,10 @@ def test_plain_with_folded_batch_norm_trains_as_unfolded_without_quantization() 
     torch.testing.assert_close(folded(x), unfolded(x), atol=1e-10, rtol=1e-10)
 
 
+@every_block
 @pytest.mark.parametrize("mode", ["repq_bnest", "merged"])
-def test_switches_keep_the_function(mode: str) -> None:
-    net = net_for(mode).double().eval()
+def test_switches_keep_the_function(mode: str, block: str) -> None:
+    net = net_for(mode, block).double().eval()
     batches = [images() for _ in range(3)]
     if mode == "merged":
         switched = with_reinserted_norms(net, batches)
@@ -89,9 +97,10 @@ def test_switches_keep_the_function(mode: str) -> None:
     assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in zip(statistics, before, strict=False))
 
 
-def test_switch_to_estimates_stores_what_repq_bnest_will_see() -> None:
-    """After the switch, a training step on the same batch gives the running kernel itself."""
-    net = net_for("repq_bnest").double().eval()
+@every_block
+def test_switch_to_estimates_stores_what_repq_bnest_will_see(block: str) -> None:
+    """After the switch, a training step on the same batch gives the running kernel itself, nested norms included."""
+    net = net_for("repq_bnest", block).double().eval()
     x = images()
     switched = to_estimated_statistics(net, [x], "offset")
     composed = compose(switched, ModeOptions("repq_bnest"), FP32)

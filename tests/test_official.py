@@ -280,8 +280,19 @@ def test_every_layout_is_recognised_by_its_keys(name: str) -> None:
     assert recognise(state) == name
 
 
-def test_a_layout_that_nobody_published_is_not_recognised() -> None:
+def test_a_layout_that_nobody_published_is_not_recognised(tmp_path: Path) -> None:
     assert recognise(["features.0.weight", "features.0.bias"]) is None
+    torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="It is of none of the known layouts: repvgg_official, "):
+        load_fp(case("torchvision")[2], tmp_path / "w.pth", "auto", SIGNATURE)
+
+
+def test_a_deployed_net_is_recognised_as_near_but_not_loaded(tmp_path: Path) -> None:
+    """RepVGG's merged weights have no branches: what is missing is said, and what it resembles."""
+    state = {"stage0.rbr_dense.conv.weight": torch.zeros(8, 3, 3, 3), "linear.weight": torch.zeros(5, 24)}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"missing: .* look like fp\.format=repvgg_official"):
+        load_fp(case("repvgg_official")[2], tmp_path / "w.pth", "auto", SIGNATURE)
 
 
 @pytest.mark.parametrize("name", FORMATS)

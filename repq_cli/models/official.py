@@ -72,12 +72,15 @@ def convert(net: nn.Module, state: dict[str, Tensor], layout: Layout) -> dict[st
 
 
 def recognise(keys: Iterable[str]) -> str | None:
-    """The format whose marks all occur among the ends of ``keys``."""
+    """The format most of whose marks occur among the ends of ``keys``; None if no format has one."""
     listed = list(keys)
-    for name, known in FORMATS.items():
-        if all(any(key.endswith(mark) for key in listed) for mark in known.marks):
-            return name
-    return None
+
+    def share(name: str) -> float:
+        marks = FORMATS[name].marks
+        return sum(any(key.endswith(mark) for key in listed) for mark in marks) / len(marks)
+
+    best = max(FORMATS, key=share)
+    return best if share(best) > 0 else None
 
 
 Pairs = Iterator[tuple[str, Source]]

@@ -53,7 +53,9 @@ def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: di
 def _load_published(net: nn.Module, path: Path, state: dict[str, Tensor], layout: WeightFormat) -> None:
     looks_like = recognise(state)
     name = (looks_like or "torchvision") if layout == "auto" else layout
+    known = ", ".join(FORMATS)
     hint = f" Its keys look like fp.format={looks_like} ({FORMATS[looks_like].net})." if looks_like else ""
+    hint = hint or f" It is of none of the known layouts: {known}."
     wanted = FORMATS[name].layout(net)
     if wanted is None:
         raise DataError(f"fp.format={name} is for {FORMATS[name].net}, and this run's net is another.{hint}")
