@@ -369,17 +369,17 @@ IMAGENET = ["input_shape=[3,224,224]", "model.num_classes=1000"]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["+model=repvgg_a0", "quant=w4a4"], ["mode repq_bnest", "7,839,818", "7,040,330", "dense + point + identity"]),
+        (["+model=repvgg_a0", "quant=w4a4"], ["mode repq_bnest", "7,839,818", "7,040,330", "dense+point+identity"]),
         (["+model=repvgg_a0", *IMAGENET, "quant.first_last=same"], ["9,108,968", "8,309,384", "1361.451", "87.133"]),
         (["+model=repvgg_b0", *IMAGENET, "quant=w4a4"], ["15,817,960", "14,339,048", "3057.601", "50.0"]),
         (
             ["+model=resnet18", "rep=orepa", *IMAGENET, "quant=w4a4"],
-            ["11,684,712", "1814.073", "34.7", "orepa deep", "BN(dense + average + frequency + point_dense + point"],
+            ["11,684,712", "1814.073", "34.7", "orepa deep", "BN(dense+average+frequency+point_dense+point"],
         ),
-        (["+model=resnet18", "rep=acnet", "mode=branchwise", "quant=w4a4"], ["square + row + column", "branchwise"]),
+        (["+model=resnet18", "rep=acnet", "mode=branchwise", "quant=w4a4"], ["square+row+column", "branchwise"]),
         (
             ["experiment=imagenet_qarepvgg_a0"],
-            ["imagenet: 3x224x224, 1000 classes", "qarepvgg v2", "BN(dense + point +"],
+            ["imagenet: 3x224x224, 1000 classes", "qarepvgg v2", "BN(dense+point+identity)"],
         ),
         (["+model=resnet18", "data=svhn"], ["SVHN: 3x32x32, 10 classes"]),
     ],

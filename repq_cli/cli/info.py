@@ -110,7 +110,7 @@ def _total(net: nn.Module, deployed: DeployedNet) -> Line:
 
 def _branches(branches: nn.ModuleDict) -> str:
     """Names joined by plus signs; a sum under a batch norm of its own in brackets."""
-    return " + ".join(
+    return "+".join(
         f"BN({_branches(branch.branches)})" if isinstance(branch, SumBranch) else name
         for name, branch in branches.items()
     )
