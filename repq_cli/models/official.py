@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -118,14 +119,11 @@ def _is_plain(block: nn.Module) -> bool:
 # RepVGG and QARepVGG
 
 
-def _repvgg(net: nn.Module) -> Layout | None:
-    fits = isinstance(net, RepVGG) and all(block.kind == "repvgg" for block in _blocks(net))
-    return Layout(dict(_repvgg_pairs(net))) if fits and isinstance(net, RepVGG) else None
-
-
-def _qarepvgg(net: nn.Module) -> Layout | None:
-    fits = isinstance(net, RepVGG) and all(block.kind.startswith("qarepvgg") for block in _blocks(net))
-    return Layout(dict(_repvgg_pairs(net))) if fits and isinstance(net, RepVGG) else None
+def _repvgg(family: str, net: nn.Module) -> Layout | None:
+    """Of RepVGG and of QARepVGG in all its variants: a batch norm behind the sum is the only new key."""
+    if not isinstance(net, RepVGG) or any(block.kind.split()[0] != family for block in _blocks(net)):
+        return None
+    return Layout(dict(_repvgg_pairs(net)))
 
 
 def _repvgg_pairs(net: RepVGG) -> Pairs:
@@ -181,29 +179,31 @@ def _torchvision(net: nn.Module) -> Layout | None:
     return Layout(dict(pairs()))
 
 
+def _staged(net: ResNet, stem: Pairs, block_pairs: Callable[[str, str], Pairs], behind_conv1: str = "") -> Pairs:
+    """The ResNet that ACNet's and OREPA's code share; their blocks and stems differ."""
+    yield from stem
+    for ours, stage, index, block in _basic_blocks(net):
+        theirs = f"stage{stage + 1}.{index}"
+        yield from block_pairs(f"{ours}.conv1", f"{theirs}.conv1{behind_conv1}")
+        yield from block_pairs(f"{ours}.conv2", f"{theirs}.conv2")
+        if isinstance(block.shortcut, Block):
+            yield from _conv_norm(f"{ours}.shortcut", f"{theirs}.shortcut.conv", f"{theirs}.shortcut.bn")
+    yield from _linear("classifier", "linear")
+
+
 def _acnet(net: nn.Module) -> Layout | None:
     if not isinstance(net, ResNet) or "acnet" not in _kinds(net):
         return None
+    block_behind = ".acb"  # where a ReLU follows, theirs is a sequence of the two
+    plain = _is_plain(net.stem)
+    stem = _conv_norm("stem", "conv1.conv", "conv1.bn") if plain else _acnet_block("stem", f"conv1{block_behind}")
+    return Layout(dict(_staged(net, stem, _acnet_block, block_behind)))
 
-    def block_pairs(ours: str, theirs: str) -> Pairs:
-        for branch, name in (("square", "square"), ("row", "hor"), ("column", "ver")):
-            yield f"{ours}.branches.{branch}.conv.weight", Source(f"{theirs}.{name}_conv.weight")
-            yield from _norm(f"{ours}.branches.{branch}.norm", f"{theirs}.{name}_bn")
 
-    def pairs() -> Pairs:
-        if _is_plain(net.stem):
-            yield from _conv_norm("stem", "conv1.conv", "conv1.bn")
-        else:
-            yield from block_pairs("stem", "conv1.acb")
-        for ours, stage, index, block in _basic_blocks(net):
-            theirs = f"stage{stage + 1}.{index}"
-            yield from block_pairs(f"{ours}.conv1", f"{theirs}.conv1.acb")  # behind it their ReLU, hence the name
-            yield from block_pairs(f"{ours}.conv2", f"{theirs}.conv2")
-            if isinstance(block.shortcut, Block):
-                yield from _conv_norm(f"{ours}.shortcut", f"{theirs}.shortcut.conv", f"{theirs}.shortcut.bn")
-        yield from _linear("classifier", "linear")
-
-    return Layout(dict(pairs()))
+def _acnet_block(ours: str, theirs: str) -> Pairs:
+    for branch, name in (("square", "square"), ("row", "hor"), ("column", "ver")):
+        yield f"{ours}.branches.{branch}.conv.weight", Source(f"{theirs}.{name}_conv.weight")
+        yield from _norm(f"{ours}.branches.{branch}.norm", f"{theirs}.{name}_bn")
 
 
 # OREPA: their name of each branch's tensors, and its row in their matrix of scales.
@@ -220,36 +220,31 @@ OREPA_TENSORS = {
 def _orepa(net: nn.Module) -> Layout | None:
     if not isinstance(net, ResNet) or "orepa" not in _kinds(net):
         return None
-
-    def pairs() -> Pairs:
-        deep = _branches(net.stem).get("deep")
-        if isinstance(deep, DeepLinearBranch):
-            for index in range(len(deep.kernels)):
-                theirs = f"stage0.conv1.weight{index}"
-                # Their composition does not flip the second kernel of each pair (ours does, being a convolution of
-                # kernels): all but the first are stored the other way round.
-                yield from _orepa_kernel(f"stem.branches.deep.kernels.{index}", theirs, flipped=index > 0)
-            yield from _norm("stem.branches.deep.norm", "stage0.conv1.bn")
-        elif _is_plain(net.stem):
-            yield from _conv_norm("stem", "stage0.conv1.conv", "stage0.conv1.bn")
-        else:
-            yield from block_pairs("stem", "stage0.conv1")
-        for ours, stage, index, block in _basic_blocks(net):
-            theirs = f"stage{stage + 1}.{index}"
-            for name in ("conv1", "conv2"):
-                yield from block_pairs(f"{ours}.{name}", f"{theirs}.{name}")
-            if isinstance(block.shortcut, Block):
-                yield from _conv_norm(f"{ours}.shortcut", f"{theirs}.shortcut.conv", f"{theirs}.shortcut.bn")
-        yield from _linear("classifier", "linear")
-
-    def block_pairs(ours: str, theirs: str) -> Pairs:
-        yield from _orepa_kernel(f"{ours}.branches.sum", theirs, flipped=False)
-        yield from _norm(f"{ours}.branches.sum.norm", f"{theirs}.bn")
-
-    return Layout(dict(pairs()), ("weight_orepa_prior", "weight_orepa_avg_avg", "id_tensor"))
+    constants = ("weight_orepa_prior", "weight_orepa_avg_avg", "id_tensor")
+    return Layout(dict(_staged(net, _orepa_stem(net), _orepa_block)), constants)
 
 
-def _orepa_kernel(ours: str, theirs: str, flipped: bool) -> Pairs:
+def _orepa_stem(net: ResNet) -> Pairs:
+    theirs = "stage0.conv1"
+    deep = _branches(net.stem).get("deep")
+    if isinstance(deep, DeepLinearBranch):
+        for index in range(len(deep.kernels)):
+            # Their composition does not flip the second kernel of each pair (ours does, being a convolution of
+            # kernels): all but the first are stored the other way round.
+            yield from _orepa_kernel(f"stem.branches.deep.kernels.{index}", f"{theirs}.weight{index}", index > 0)
+        yield from _norm("stem.branches.deep.norm", f"{theirs}.bn")
+    elif _is_plain(net.stem):
+        yield from _conv_norm("stem", f"{theirs}.conv", f"{theirs}.bn")
+    else:
+        yield from _orepa_block("stem", theirs)
+
+
+def _orepa_block(ours: str, theirs: str) -> Pairs:
+    yield from _orepa_kernel(f"{ours}.branches.sum", theirs)
+    yield from _norm(f"{ours}.branches.sum.norm", f"{theirs}.bn")
+
+
+def _orepa_kernel(ours: str, theirs: str, flipped: bool = False) -> Pairs:
     for name, (row, tensors) in OREPA_TENSORS.items():
         yield f"{ours}.branches.{name}.scale", Source(f"{theirs}.vector", operator.itemgetter(row))
         for tensor, key in tensors.items():
@@ -271,8 +266,10 @@ def _flip_frequency(point: Tensor) -> Tensor:
 
 
 FORMATS: dict[str, Format] = {
-    "repvgg_official": Format("model=repvgg_* rep=repvgg", _repvgg, (".rbr_dense.conv.weight", ".rbr_1x1.bn.weight")),
-    "qarepvgg_official": Format("model=repvgg_* rep=qarepvgg", _qarepvgg, (".rbr_1x1.weight",)),
+    "repvgg_official": Format(
+        "model=repvgg_* rep=repvgg", partial(_repvgg, "repvgg"), (".rbr_dense.conv.weight", ".rbr_1x1.bn.weight")
+    ),
+    "qarepvgg_official": Format("model=repvgg_* rep=qarepvgg", partial(_repvgg, "qarepvgg"), (".rbr_1x1.weight",)),
     "acnet_official": Format("model=resnet18 rep=acnet", _acnet, (".square_conv.weight", ".ver_conv.weight")),
     "orepa_official": Format("model=resnet18 rep=orepa", _orepa, (".weight_orepa_origin", ".vector")),
     "torchvision": Format("model=resnet18 rep=none", _torchvision, ("layer1.0.conv1.weight", "fc.weight")),
