@@ -59,7 +59,7 @@ def test_ptq_calibrates_and_trains_nothing(run_repq: Run) -> None:
     assert not any(json.loads(line)["stage"] == "qat" for line in (folder / "metrics.jsonl").read_text().splitlines())
 
 
-def test_branchwise_reports_the_bits_that_merging_needs(run_repq: Run) -> None:
+def test_branchwise_reports_the_bits_that_merging_needs(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
     code, folder = run_repq("train", *TINY, "quant=w4a4", "mode=branchwise", "verbosity=normal")
     assert code == 0
     row = row_of(folder)
@@ -70,6 +70,8 @@ def test_branchwise_reports_the_bits_that_merging_needs(run_repq: Run) -> None:
     assert "uniform_bits" not in row["branchwise"], "steps of three branches have no common multiple"
     assert folder is not None
     assert "lie on no integer grid of 24 bits. They are quantized to w4a4 again." in (folder / "train.log").read_text()
+    needed = row["branchwise"]["table_bits"]
+    assert f"{needed} bits with a look-up table, more than 24 as integers" in capsys.readouterr().out
     assert "branchwise" not in row_of(run_repq("train", *TINY, "quant=w4a4")[1])
 
 

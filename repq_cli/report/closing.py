@@ -22,6 +22,8 @@ def closing_table(row: Row) -> str:
         ("time", _time(time)),
         ("deployed = trained", _proof(row["checks"])),
     ]
+    if "branchwise" in row:
+        lines.insert(2, ("merging would need", _merging(row["branchwise"])))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
 
@@ -51,6 +53,10 @@ def _scaled(count: float) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _merging(needs: Row) -> str:
+    return f"{needs['table_bits']} bits with a look-up table, {needs.get('uniform_bits') or 'more than 24'} as integers"
 
 
 def _time(time: Row) -> str:
