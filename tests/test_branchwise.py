@@ -56,6 +56,17 @@ def test_sums_of_many_products_need_many_bits() -> None:
     assert 17 <= uniform_bits(merged) <= 20
 
 
+@pytest.mark.parametrize("count", range(2, 12))
+def test_values_by_chance_have_no_grid(count: int) -> None:
+    rows = torch.randn(200, count, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    assert not any(uniform_bits(row.view(1, -1)) for row in rows)
+
+
+def test_a_grid_of_more_than_24_bits_is_none() -> None:
+    for high, bits in ((2**23 - 1, 24), (2**24 - 1, None)):
+        assert uniform_bits(torch.tensor([[-1.0, 1.0, high]], dtype=torch.float64)) == bits
+
+
 def test_steps_without_a_common_multiple_have_no_grid() -> None:
     values = torch.tensor([[1.0, 2.0, 3.0, 2**0.5]], dtype=torch.float64)
     assert uniform_bits(values) is None

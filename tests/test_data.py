@@ -330,3 +330,12 @@ def test_a_broken_imagenet_image_is_named_from_a_worker(tmp_path: Path) -> None:
     data = imagenet.load(str(root), size=16, resize=20, workers=1)
     with pytest.raises(DataError, match=r"n01443537/01\.png cannot be decoded"):
         list(data.test.batches(2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [({"resize": 100}, r"data\.resize=100 is smaller"), ({"scale": (1.0, 0.5)}, r"data\.scale=\[1\.0, 0\.5\] takes")],
+)
+def test_impossible_crops_are_refused(arguments: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        imagenet.load(str(small_imagenet(tmp_path)), **arguments)

@@ -6,6 +6,8 @@ own state dict, and an eval-mode forward that reads nothing but those keys.
 
 from __future__ import annotations
 
+import argparse
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -79,12 +81,12 @@ def repvgg_state(widths: list[int], variant: str) -> State:
     return state | {"linear.weight": torch.randn(5, widths[-1]), "linear.bias": torch.randn(5)}
 
 
-def resnet_layers(widths: list[int], names: tuple[str, str]) -> list[tuple[str, int, int, int]]:
-    """Name, inputs, outputs and stride of every basic block; ``names``: of the first stage's and of its number."""
+def resnet_layers(widths: list[int]) -> list[tuple[str, int, int, int]]:
+    """Name, inputs, outputs and stride of every basic block."""
     layers, before = [], widths[0]
     for stage, (count, width) in enumerate(zip(BLOCKS, widths, strict=True)):
         for place in range(count):
-            layers.append((f"{names[0]}{stage + 1}.{place}", before, width, 2 if stage and not place else 1))
+            layers.append((f"stage{stage + 1}.{place}", before, width, 2 if stage and not place else 1))
             before = width
     return layers
 
@@ -92,7 +94,7 @@ def resnet_layers(widths: list[int], names: tuple[str, str]) -> list[tuple[str, 
 def resnet_state(widths: list[int], stem: State, block_keys: Callable[[str, int, int, str], State]) -> State:
     """The ResNets of ACNet and OREPA: they differ in how they name their blocks."""
     state = dict(stem)
-    for name, inputs, outputs, stride in resnet_layers(widths, ("stage", "")):
+    for name, inputs, outputs, stride in resnet_layers(widths):
         state |= block_keys(f"{name}.conv1", inputs, outputs, "conv1")
         state |= block_keys(f"{name}.conv2", outputs, outputs, "conv2")
         if stride != 1 or inputs != outputs:
@@ -170,7 +172,7 @@ def run_repvgg(state: State, widths: list[int], x: Tensor) -> Tensor:
 
 def run_resnet(state: State, widths: list[int], x: Tensor, stem: Callable[[Tensor], Tensor], conv: Conv) -> Tensor:
     x = F.max_pool2d(F.relu(stem(x)), 3, 2, 1)
-    for name, _, _, stride in resnet_layers(widths, ("stage", "")):
+    for name, _, _, stride in resnet_layers(widths):
         y = conv(state, f"{name}.conv2", F.relu(conv(state, f"{name}.conv1", x, stride)), 1)
         if f"{name}.shortcut.bn.weight" in state:
             x = norm(state, f"{name}.shortcut.bn", F.conv2d(x, state[f"{name}.shortcut.conv.weight"], None, stride))
@@ -283,16 +285,40 @@ def test_every_layout_is_recognised_by_its_keys(name: str) -> None:
 def test_a_layout_that_nobody_published_is_not_recognised(tmp_path: Path) -> None:
     assert recognise(["features.0.weight", "features.0.bias"]) is None
     torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "w.pth")
-    with pytest.raises(DataError, match="It is of none of the known layouts: repvgg_official, "):
+    with pytest.raises(DataError, match=r"w\.pth are of none of the known layouts \(qarep.*\): features\.0\.weight"):
         load_fp(case("torchvision")[2], tmp_path / "w.pth", "auto", SIGNATURE)
+    with pytest.raises(DataError, match=r"missing: .* It is of none of the known layouts: "):
+        load_fp(case("torchvision")[2], tmp_path / "w.pth", "torchvision", SIGNATURE)
 
 
-def test_a_deployed_net_is_recognised_as_near_but_not_loaded(tmp_path: Path) -> None:
-    """RepVGG's merged weights have no branches: what is missing is said, and what it resembles."""
-    state = {"stage0.rbr_dense.conv.weight": torch.zeros(8, 3, 3, 3), "linear.weight": torch.zeros(5, 24)}
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(DataError, match=r"missing: .* look like fp\.format=repvgg_official"):
+def test_a_net_that_was_merged_already_is_not_loaded(tmp_path: Path) -> None:
+    torch.save({"stage0.rbr_reparam.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"of none of the known layouts .*: stage0\.rbr_reparam\.weight"):
         load_fp(case("repvgg_official")[2], tmp_path / "w.pth", "auto", SIGNATURE)
+
+
+def test_qarepvggs_first_variant_is_not_taken_for_repvgg(tmp_path: Path) -> None:
+    state = repvgg_state(WIDTHS, "v1")
+    torch.save(state, tmp_path / "w.pth")
+    net = repvgg_net(functools.partial(qarepvgg_block, variant="v1"))
+    load_fp(net, tmp_path / "w.pth", "auto", SIGNATURE)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(x), run_repvgg(state, WIDTHS, x), atol=2e-4, rtol=2e-4)
+
+
+def test_a_checkpoint_may_hold_the_arguments_of_its_script(tmp_path: Path) -> None:
+    state, _, net = case("qarepvgg_official")
+    content = {"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save(content, tmp_path / "w.pth")
+    load_fp(net, tmp_path / "w.pth", "auto", SIGNATURE)
+
+
+def test_an_odd_stem_of_orepa_has_no_published_form(tmp_path: Path) -> None:
+    torch.save(case("orepa_official")[0], tmp_path / "w.pth")
+    odd = resnet(only_kernels([3, 7], orepa_block), 3, 5, BLOCKS, width=9 / 64)
+    with pytest.raises(DataError, match="even number of channels"):
+        load_fp(odd, tmp_path / "w.pth", "auto", SIGNATURE)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -328,8 +354,10 @@ def test_missing_unexpected_and_misshapen_keys_are_listed(tmp_path: Path) -> Non
     assert "1 unexpected: extra" in text
     text = damaged(lambda state: state.update({"fc.weight": torch.zeros(7, 512)}), "torchvision", tmp_path)
     assert "1 of another shape: fc.weight (7x512, not 5x512)" in text
-    text = damaged(lambda state: state.update({"stage1.0.conv1.vector": torch.zeros(2, 8)}), "orepa_official", tmp_path)
-    assert "of another shape: stage1.0.conv1.vector" in text
+    for rows in (2, 7):
+        change = {"stage1.0.conv1.vector": torch.zeros(rows, 8)}
+        text = damaged(lambda state, change=change: state.update(change), "orepa_official", tmp_path)
+        assert f"1 of another shape: stage1.0.conv1.vector ({rows}x8, not 6x8)" in text
     text = damaged(lambda state: [state.pop(key) for key in list(state)[:30]], "torchvision", tmp_path)
     assert "and " in text and " more" in text
 
@@ -342,7 +370,7 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
 
 
 def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
-    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    torch.save({"epoch": 3, 7: torch.zeros(2)}, tmp_path / "w.pth")
     with pytest.raises(DataError, match="holds no state dict"):
         load_fp(nn.Linear(2, 2), tmp_path / "w.pth", "auto", SIGNATURE)
     torch.save([torch.zeros(2)], tmp_path / "w.pth")

@@ -70,8 +70,9 @@ def test_branchwise_reports_the_bits_that_merging_needs(run_repq: Run, capsys: p
     assert "uniform_bits" not in row["branchwise"], "steps of three branches have no common multiple"
     assert folder is not None
     assert "lie on no integer grid of 24 bits. They are quantized to w4a4 again." in (folder / "train.log").read_text()
-    needed = row["branchwise"]["table_bits"]
-    assert f"{needed} bits with a look-up table, more than 24 as integers" in capsys.readouterr().out
+    needed, text = row["branchwise"]["table_bits"], capsys.readouterr().out
+    assert f"{needed} bits with a look-up table, more than 24 as integers" in text
+    assert "deployed = requantized" in text
     assert "branchwise" not in row_of(run_repq("train", *TINY, "quant=w4a4")[1])
 
 

@@ -138,13 +138,23 @@ def test_estimated_kernel_is_invariant_to_the_scale_of_its_weights() -> None:
 
 
 @pytest.mark.parametrize("statistics", [BatchStatistics, EstimatedStatistics])
-def test_detached_statistics_give_the_input_no_gradient(statistics: type) -> None:
-    geometry = Geometry(3, 4)
-    block = repvgg_block(geometry)
+def test_detached_statistics_are_constants(statistics: type) -> None:
+    """No gradient through them, neither to the input nor to the kernel: that of a fold with fixed numbers."""
+    block = randomise(repvgg_block(Geometry(3, 4)))
     x = torch.randn(4, 3, 6, 6, requires_grad=True)
     weight, bias = block.merged(statistics(x, detach=True))
-    assert torch.autograd.grad(weight.sum() + bias.sum(), x, allow_unused=True) == (None,)
-    weight, bias = block.merged(statistics(x, detach=False))
+    assert torch.autograd.grad(weight.sum() + bias.sum(), x, allow_unused=True, retain_graph=True) == (None,)
+    dense = block.branches["dense"]
+    got = torch.autograd.grad(weight.square().sum(), dense.conv.weight)
+
+    class Fixed:
+        def __call__(self, norm: torch.nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+            moments = statistics(x)(norm, kernel, geometry)
+            return Moments(moments.mean.detach(), moments.var.detach())
+
+    wanted = torch.autograd.grad(block.merged(Fixed()).weight.square().sum(), dense.conv.weight)
+    torch.testing.assert_close(got, wanted)
+    weight, bias = block.merged(statistics(x))
     assert torch.autograd.grad(weight.sum() + bias.sum(), x)[0].abs().sum() > 0
 
 

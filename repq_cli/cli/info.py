@@ -44,7 +44,8 @@ def info_job(config: dict[str, Any]) -> None:
     deployed = freeze(shipped, {"input_shape": list(inputs.shape)})
 
     print(f"{config['model']['name']}, rep {config['rep']['name']}, mode {mode.name}, {quant.label}")
-    print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}, {inputs.num_classes} classes\n")
+    classes = config["model"].get("num_classes") or inputs.num_classes
+    print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}, {classes} classes\n")
     print(_columns([HEADER, *_layers(net, deployed), _total(net, deployed)]))
     print("\nactivation tensors")
     for width, tensors in itertools.groupby(_activations(quantized), key=lambda tensor: tensor[1]):
@@ -65,8 +66,7 @@ def _inputs(config: dict[str, Any]) -> Inputs:
         inputs = build.data_inputs(config)
     except DataError as error:
         raise DataError(f"{error} (The network's input and classes come from the data.)") from error
-    classes = config["model"].get("num_classes") or inputs.num_classes
-    return Inputs(inputs.name, tuple(config.get("input_shape") or inputs.shape), classes)
+    return Inputs(inputs.name, tuple(config.get("input_shape") or inputs.shape), inputs.num_classes)
 
 
 def _layers(net: nn.Module, deployed: DeployedNet) -> Iterator[Line]:

@@ -20,9 +20,10 @@ CLASSES = 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def describe(size: int = 224, **_: object) -> Inputs:
-    """What a network must know, without reading anything."""
-    return Inputs("imagenet", (3, size, size), CLASSES)
+def describe(root: str = "", size: int = 224, **_: object) -> Inputs:
+    """What a network must know, without reading images: as many classes as there are folders, or ImageNet's own."""
+    folder = Path(root) / "train"
+    return Inputs("imagenet", (3, size, size), len(class_names(folder)) if folder.is_dir() else CLASSES)
 
 
 def load(
@@ -42,6 +43,10 @@ def load(
     ``resize``, the centre cut out. The official validation images are the test split; ``val_fraction`` of training is
     held out to choose the epoch. Raises DataError for a missing folder, a class without images, a broken image.
     """
+    if resize < size:
+        raise ValueError(f"data.resize={resize} is smaller than the square of data.size={size} that is cut out of it.")
+    if scale[0] > scale[1]:
+        raise ValueError(f"data.scale={list(scale)} takes the smaller share of the area first.")
     top = Path(root)
     for name in ("train", "val"):
         if not (top / name).is_dir():

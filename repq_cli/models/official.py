@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from repq_cli.errors import DataError
 from repq_cli.models.repvgg import RepVGG
 from repq_cli.models.resnet import BasicBlock, ResNet
 from repq_cli.reparam.block import Block
@@ -25,23 +26,23 @@ Transform = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of our tensors comes from: a key of theirs, and what has to be done to it."""
+    """Where one of our tensors comes from: a key of theirs, and what has to be done to it.
+
+    ``stacked``: theirs holds so many of ours along its first dimension.
+    """
 
     key: str
     transform: Transform | None = None
+    stacked: int | None = None
 
     def read(self, state: dict[str, Tensor]) -> Tensor:
         """Our tensor."""
         tensor = state[self.key]
         return tensor if self.transform is None else self.transform(tensor)
 
-    def shape_differs(self, theirs: Tensor, ours: Tensor) -> bool:
-        """Whether their tensor cannot become ours."""
-        try:
-            found = theirs if self.transform is None else self.transform(theirs)
-        except (RuntimeError, IndexError):
-            return True
-        return found.shape != ours.shape
+    def shape(self, ours: Tensor) -> torch.Size:
+        """The shape that theirs must have."""
+        return ours.shape if self.stacked is None else torch.Size([self.stacked, *ours.shape])
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,8 @@ def _orepa_stem(net: ResNet) -> Pairs:
     theirs = "stage0.conv1"
     deep = _branches(net.stem).get("deep")
     if isinstance(deep, DeepLinearBranch):
+        if deep.geometry.out_channels % 2:
+            raise DataError("A published OREPA stem has an even number of channels: change model.width.")
         for index in range(len(deep.kernels)):
             # Their composition does not flip the second kernel of each pair (ours does, being a convolution of
             # kernels): all but the first are stored the other way round.
@@ -246,7 +249,7 @@ def _orepa_block(ours: str, theirs: str) -> Pairs:
 
 def _orepa_kernel(ours: str, theirs: str, flipped: bool = False) -> Pairs:
     for name, (row, tensors) in OREPA_TENSORS.items():
-        yield f"{ours}.branches.{name}.scale", Source(f"{theirs}.vector", operator.itemgetter(row))
+        yield f"{ours}.branches.{name}.scale", Source(f"{theirs}.vector", operator.itemgetter(row), len(OREPA_TENSORS))
         for tensor, key in tensors.items():
             change = None
             if flipped:
@@ -266,10 +269,11 @@ def _flip_frequency(point: Tensor) -> Tensor:
 
 
 FORMATS: dict[str, Format] = {
+    # Some variants of QARepVGG have all the keys of RepVGG: the batch norm behind the sum comes first.
+    "qarepvgg_official": Format("model=repvgg_* rep=qarepvgg", partial(_repvgg, "qarepvgg"), ("stage0.bn.weight",)),
     "repvgg_official": Format(
         "model=repvgg_* rep=repvgg", partial(_repvgg, "repvgg"), (".rbr_dense.conv.weight", ".rbr_1x1.bn.weight")
     ),
-    "qarepvgg_official": Format("model=repvgg_* rep=qarepvgg", partial(_repvgg, "qarepvgg"), (".rbr_1x1.weight",)),
     "acnet_official": Format("model=resnet18 rep=acnet", _acnet, (".square_conv.weight", ".ver_conv.weight")),
     "orepa_official": Format("model=resnet18 rep=orepa", _orepa, (".weight_orepa_origin", ".vector")),
     "torchvision": Format("model=resnet18 rep=none", _torchvision, ("layer1.0.conv1.weight", "fc.weight")),

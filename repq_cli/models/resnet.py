@@ -93,7 +93,8 @@ def resnet(
     """ResNet with ``blocks[s]`` basic blocks in stage s of ``(64, 128, 256, 512)[s] * width`` channels.
 
     stem: 7x7 of stride 2 and max pooling (``imagenet``), or 3x3 of stride 1 for small images (``cifar``).
-    Differs from torchvision's in names only; ``train/official.py`` translates its state dict.
+    Differs from torchvision's in names, which ``models/official.py`` translates, and in initial weights: torch's own
+    default for convolutions, as in the published code of ACNet and OREPA.
     """
     if len(blocks) != len(STAGE_WIDTHS):
         raise ValueError(f"ResNet has four stages: model.blocks takes 4 numbers, not {len(blocks)}.")

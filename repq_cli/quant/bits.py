@@ -10,7 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-RESOLUTION = 2.0**-24  # of the largest value: a grid finer than float32's own is none
+MOST_BITS = 24  # what float32 holds: a finer grid is none
+RESOLUTION = 2.0**-MOST_BITS  # of the largest value
+EXACT = 2.0**-40  # of the largest value: what rounding in float64 leaves, and chance does not
 
 
 def levels(weight: Tensor) -> int:
@@ -31,7 +33,7 @@ def table_bits(weight: Tensor) -> int:
 
 
 def uniform_bits(weight: Tensor) -> int | None:
-    """The fewest bits of integers that give every channel exactly as ``step * integer``; None if over 24 do not.
+    """The fewest bits of integers that give every channel as ``step * integer``; None if 24 are too few.
 
     Integers are unsigned where no value is negative, otherwise in two's complement.
 
@@ -40,21 +42,20 @@ def uniform_bits(weight: Tensor) -> int | None:
     >>> uniform_bits(torch.tensor([[1.0, 2**0.5]], dtype=torch.float64)) is None
     True
     """
-    values = weight.flatten(1).double()
-    step = _common_step(values)
-    if step is None:
+    integers = _integers(weight.flatten(1).double())
+    if integers is None:
         return None
-    integers = (values / step.unsqueeze(1)).round()
     low, high = integers.min().item(), integers.max().item()
-    if low >= 0:
-        return max(1, math.ceil(math.log2(high + 1)))
-    return 1 + math.ceil(math.log2(max(-low, high + 1)))
+    signed = 1 + math.ceil(math.log2(max(-low, high + 1)))
+    bits = signed if low < 0 else max(1, math.ceil(math.log2(high + 1)))
+    return bits if bits <= MOST_BITS else None
 
 
-def _common_step(values: Tensor) -> Tensor | None:
-    """For each row the largest step of which all values are multiples, by Euclid's algorithm; None if one has none.
+def _integers(values: Tensor) -> Tensor | None:
+    """Each row divided by the largest step of which all its values are multiples; None if one has no such step.
 
-    A remainder below half of ``RESOLUTION`` times the row's largest value counts as zero.
+    Euclid's algorithm takes a remainder below half of ``RESOLUTION`` times the largest value for zero, so its step is
+    an approximation: only a least-squares step that then fits to ``EXACT`` is one.
     """
     largest = values.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     tolerance = largest * RESOLUTION / 2
@@ -65,10 +66,10 @@ def _common_step(values: Tensor) -> Tensor | None:
         steps = _common_steps(steps[:, ::2], steps[:, 1::2], tolerance)
         if bool(((steps > 0) & (steps < 2 * tolerance)).any()):
             return None
-    step = torch.where(steps > tolerance, steps, 1.0)
-    multiples = values / step
-    exact = ((multiples - multiples.round()).abs() * step <= 4 * tolerance).all()
-    return step.flatten() if bool(exact) else None
+    integers = (values / torch.where(steps > tolerance, steps, 1.0)).round()
+    fitted = (values * integers).sum(1, keepdim=True) / integers.square().sum(1, keepdim=True).clamp_min(1)
+    exact = bool(((values - integers * fitted).abs() <= EXACT * largest).all())
+    return integers if exact else None
 
 
 def _common_steps(a: Tensor, b: Tensor, tolerance: Tensor) -> Tensor:

@@ -83,13 +83,13 @@ def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:
     return F.pad(weight, (columns, columns, rows, rows)) if rows or columns else weight
 
 
-def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """``x * weight`` without a bias, for a weight of the geometry's size or a smaller one in its centre."""
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
+    """``x * weight + bias``, for a weight of the geometry's size or a smaller one in its centre."""
     rows, columns = geometry.padding_of((weight.shape[2], weight.shape[3]))
     padding = (max(rows, 0), max(columns, 0))
     if (rows, columns) != padding:
         x = pad_input(x, (min(rows, 0), min(columns, 0)))
-    return F.conv2d(x, weight, None, geometry.stride, padding, 1, geometry.groups)
+    return F.conv2d(x, weight, bias, geometry.stride, padding, 1, geometry.groups)
 
 
 def identity_kernel(channels: int, groups: int, like: Tensor, rows: int | None = None) -> Tensor:

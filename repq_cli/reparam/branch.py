@@ -55,9 +55,7 @@ class ConvBranch(Branch):
         self.norm = nn.BatchNorm2d(geometry.out_channels) if batch_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = convolve(x, self.conv.weight, self.geometry)
-        if self.conv.bias is not None:
-            y = y + self.conv.bias.view(-1, 1, 1)
+        y = convolve(x, self.conv.weight, self.geometry, self.conv.bias)
         return y if self.norm is None else self.norm(y)
 
     def merged(self, statistics: Statistics) -> Kernel:
@@ -120,7 +118,7 @@ class SumBranch(Branch):
 
     def _merge_and_run(self, x: Tensor) -> Tensor:
         weight, bias = self._sum(RunningStatistics())
-        return convolve(x, weight, self.geometry) + bias.view(-1, 1, 1)
+        return convolve(x, weight, self.geometry, bias)
 
     def _sum(self, statistics: Statistics) -> Kernel:
         branches = cast("Iterable[Branch]", self.branches.values())

@@ -32,9 +32,10 @@ class RepVGGBlock(Block):
         (dense, t_dense), (point, t_point) = map(_weight_and_multiplier, self._convolutions())
         middle = self.geometry.kernel_size // 2
         centre = dense[:, :, middle : middle + 1, middle : middle + 1]
+        tiny = torch.finfo(dense.dtype).tiny  # 0 / 0 where both multipliers are zero
         merged = centre * t_dense + point * t_point
         around = dense.square().sum() - centre.square().sum()
-        return around + (merged.square() / (t_dense.square() + t_point.square())).sum()
+        return around + (merged.square() / (t_dense.square() + t_point.square()).clamp_min(tiny)).sum()
 
     def penalised(self) -> list[nn.Parameter]:
         """The parameters whose weight decay ``custom_l2`` replaces."""

@@ -46,11 +46,14 @@ class _Observed:
     """Statistics of the current batch, kept until they enter the running averages."""
 
     def __init__(self, x: Tensor, detach: bool) -> None:
-        self.x = x.detach() if detach else x
+        """``detach``: no gradient goes through the statistics, neither to the input nor to the kernel."""
+        self.x, self.detach = x, detach
         self.seen: list[tuple[nn.BatchNorm2d, Moments]] = []
         self.counts: list[int] = []
 
-    def _remember(self, norm: nn.BatchNorm2d, moments: Moments, geometry: Geometry) -> Moments:
+    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
+            moments = self._moments(kernel, geometry)
         rows, columns = geometry.out_size(self.x)
         count = self.x.shape[0] * rows * columns
         if count < 2:
@@ -61,6 +64,9 @@ class _Observed:
         self.seen.append((norm, moments))
         self.counts.append(count)
         return moments
+
+    def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
+        raise NotImplementedError
 
     @torch.no_grad()
     def update_running(self) -> None:
@@ -82,10 +88,10 @@ class BatchStatistics(_Observed):
     def __init__(self, x: Tensor, detach: bool = False) -> None:
         super().__init__(x, detach)
 
-    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
         y = self.x if kernel is None else convolve(self.x, kernel.weight, geometry)
         var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
-        return self._remember(norm, Moments(mean if kernel is None else mean + kernel.bias, var), geometry)
+        return Moments(mean if kernel is None else mean + kernel.bias, var)
 
 
 class EstimatedStatistics(_Observed):
@@ -94,7 +100,8 @@ class EstimatedStatistics(_Observed):
     ``mean[o] = sum_iab W[o,i,a,b] m[i,a,b] + b[o]`` and ``var[o] = sum_iab W[o,i,a,b]^2 v[i,a,b]``: covariances between
     inputs are dropped. ``m, v`` are computed once for all branches. With ``offset`` they are the moments of what each
     tap really sees, so that the mean is exact for any stride and padding; with ``channel`` each tap has its channel's.
-    A nested batch norm is estimated from the merged kernel in front of it, so that its mean stays exact as well.
+    A nested batch norm is estimated from the merged kernel in front of it, so that its mean stays exact; to take the
+    inner norm's beta and gamma^2 for the moments of a white map in between would drop other covariances instead.
 
     Source: arXiv 2311.05317, section 3.3 (1x1 case); the per-tap form is our reading of the general case.
     """
@@ -102,20 +109,20 @@ class EstimatedStatistics(_Observed):
     def __init__(self, x: Tensor, estimator: Estimator = "offset", detach: bool = False) -> None:
         super().__init__(x, detach)
         self.estimator = estimator
+        source = x.detach() if detach else x
         # Reduce over the batch first: what remains are two small maps, whatever the estimator does with them.
-        self._sums = torch.stack([self.x.sum(0), self.x.square().sum(0)])
+        self._sums = torch.stack([source.sum(0), source.square().sum(0)])
         self._tables: dict[tuple[int, int, int], Moments] = {}
 
-    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
         tap_mean, tap_var = self._tap_moments(geometry)
         if kernel is None:
             centre = geometry.kernel_size // 2
-            return self._remember(norm, Moments(tap_mean[:, centre, centre], tap_var[:, centre, centre]), geometry)
+            return Moments(tap_mean[:, centre, centre], tap_var[:, centre, centre])
         weight, groups = kernel.weight, geometry.groups
         grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
         mean, var = (_centred(table, weight).reshape(groups, -1, 1) for table in (tap_mean, tap_var))
-        moments = Moments((grouped @ mean).flatten() + kernel.bias, (grouped.square() @ var).flatten())
-        return self._remember(norm, moments, geometry)
+        return Moments((grouped @ mean).flatten() + kernel.bias, (grouped.square() @ var).flatten())
 
     def _tap_moments(self, geometry: Geometry) -> Moments:
         """Mean and biased variance ``[I, k, k]`` of the input under each tap of the geometry's kernel."""

@@ -20,7 +20,7 @@ def closing_table(row: Row) -> str:
         ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
         ("cost", f"{_scaled(cost['macs'])}MACs, {_scaled(cost['bops'])}BOPs for one image"),
         ("time", _time(time)),
-        ("deployed = trained", _proof(row["checks"])),
+        (f"deployed = {'requantized' if 'branchwise' in row else 'trained'}", _proof(row["checks"])),
     ]
     if "branchwise" in row:
         lines.insert(2, ("merging would need", _merging(row["branchwise"])))

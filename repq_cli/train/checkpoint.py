@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 from pathlib import Path
@@ -27,7 +28,8 @@ def load_any(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"There is no checkpoint {path}: name a run folder or one of its checkpoints/*.pt.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # published checkpoints hold their arguments
+            content = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load raises whatever the broken bytes happen to trip over: zip, pickle, key or end-of-file errors.
     except Exception as error:
         raise DataError(f"The checkpoint {path} is truncated or holds more than tensors: use another one.") from error

@@ -92,13 +92,14 @@ def training_step(
     outputs = net(x)
     loss = task.loss(outputs, targets)
     value = loss.item()
-    if not torch.isfinite(loss):
+    objective = loss if penalty is None else loss + penalty()
+    if not torch.isfinite(objective):
         raise CheckError(
-            f"The loss became {value}: {first_non_finite(net, x)}. The last good checkpoint is kept; "
+            f"The loss became {objective.item()}: {first_non_finite(net, x)}. The last good checkpoint is kept; "
             f"a lower learning rate or optim.clip_norm usually helps."
         )
     optimizer.zero_grad(set_to_none=True)
-    (loss if penalty is None else loss + penalty()).backward()
+    objective.backward()
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
     optimizer.step()

@@ -52,16 +52,18 @@ def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: di
 
 def _load_published(net: nn.Module, path: Path, state: dict[str, Tensor], layout: WeightFormat) -> None:
     looks_like = recognise(state)
-    name = (looks_like or "torchvision") if layout == "auto" else layout
     known = ", ".join(FORMATS)
-    hint = f" Its keys look like fp.format={looks_like} ({FORMATS[looks_like].net})." if looks_like else ""
-    hint = hint or f" It is of none of the known layouts: {known}."
+    if layout == "auto" and looks_like is None:
+        raise DataError(f"The keys of {path} are of none of the known layouts ({known}): {_some(state)}.")
+    name = looks_like if layout == "auto" and looks_like else layout
+    hint = f"Its keys look like fp.format={looks_like} ({FORMATS[looks_like].net})." if looks_like else ""
+    hint = hint or f"It is of none of the known layouts: {known}."
     wanted = FORMATS[name].layout(net)
     if wanted is None:
-        raise DataError(f"fp.format={name} is for {FORMATS[name].net}, and this run's net is another.{hint}")
+        raise DataError(f"fp.format={name} is for {FORMATS[name].net}, and this run's net is another. {hint}")
     problems = _differences(net, state, wanted)
     if problems:
-        raise DataError(f"The file {path} does not fit this run's net as fp.format={name}: {problems}.{hint}")
+        raise DataError(f"The file {path} does not fit this run's net as fp.format={name}: {problems}. {hint}")
     net.load_state_dict(convert(net, state, wanted))
 
 
@@ -76,16 +78,16 @@ def _differences(net: nn.Module, state: dict[str, Tensor], wanted: Layout) -> st
     ]
     ours = net.state_dict()
     misshapen = [
-        f"{source.key} ({_shape(state[source.key])}, not {_shape(ours[key])})"
+        f"{source.key} ({_shape(state[source.key].shape)}, not {_shape(source.shape(ours[key]))})"
         for key, source in wanted.sources.items()
-        if source.key in state and source.shape_differs(state[source.key], ours[key])
+        if source.key in state and state[source.key].shape != source.shape(ours[key])
     ]
     parts.append(("of another shape", list(dict.fromkeys(misshapen))))
     return "; ".join(f"{len(keys)} {word}: {_some(keys)}" for word, keys in parts if keys)
 
 
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "a number"
 
 
 def _some(keys: Iterable[str]) -> str:
@@ -98,7 +100,11 @@ def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]
-    tensors = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {
+        key.removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise DataError(f"The file {path} holds no state dict: name one, or a checkpoint or run folder of repq's.")
     return tensors

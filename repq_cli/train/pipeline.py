@@ -56,9 +56,7 @@ class Run:
         if saved is None:
             self.around.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
         if self.experiment.optim.custom_l2:
-            logger.warning(
-                "optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593): use it for FP only."
-            )
+            logger.warning("optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593).")
         fp_net = self.fp_stage(saved)
         self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
         qat_net = self.qat_stage(fp_net, saved)
