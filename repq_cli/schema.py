@@ -168,6 +168,11 @@ def _mode_fits_block(config: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("mode", mode, f"needs batch norm, which rep={rep['name']} has none of; use mode=repq")
 
 
+def _branches_are_quantized(config: dict[str, Any]) -> Iterator[Problem]:
+    if config["mode"]["name"] == "branchwise" and config["quant"]["weight_bits"] == 32:
+        yield Problem("mode", "branchwise", "has nothing to quantize at quant.weight_bits=32; use 8 or less")
+
+
 def _penalty_fits_block(config: dict[str, Any]) -> Iterator[Problem]:
     if config["optim"].get("custom_l2") and (config["rep"]["name"] != "repvgg" or config["mode"]["name"] == "plain"):
         yield Problem(
@@ -189,6 +194,7 @@ def _stages_have_weights(config: dict[str, Any]) -> Iterator[Problem]:
 # Rules over several sections, each checked where those sections are sound in themselves.
 COMBINATIONS: list[tuple[set[str], Callable[[dict[str, Any]], Iterator[Problem]]]] = [
     ({"mode", "rep"}, _mode_fits_block),
+    ({"mode", "quant"}, _branches_are_quantized),
     ({"mode", "rep", "optim"}, _penalty_fits_block),
     ({"fp", "qat"}, _stages_have_weights),
 ]

@@ -411,6 +411,10 @@ def test_totals_of_info_are_the_sums_of_its_lines(in_folder: Path, capsys: pytes
     ("arguments", "sentence"),
     [
         ("rep=none mode=branchwise", "mode=branchwise has no branches to quantize with rep=none"),
+        (
+            "mode=branchwise quant=fp32",
+            "mode=branchwise has nothing to quantize at quant.weight_bits=32; use 8 or less.",
+        ),
         ("rep=none mode=merged", "mode=merged has nothing to merge with rep=none"),
         ("rep=acnet optim.custom_l2=true", "optim.custom_l2=true is the penalty of RepVGG's blocks"),
         ("mode=plain optim.custom_l2=true", "it needs rep=repvgg and a mode other than plain"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,7 +288,7 @@ def test_a_layout_that_nobody_published_is_not_recognised(tmp_path: Path) -> Non
     torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "w.pth")
     with pytest.raises(DataError, match=r"w\.pth are of none of the known layouts \(qarep.*\): features\.0\.weight"):
         load_fp(case("torchvision")[2], tmp_path / "w.pth", "auto", SIGNATURE)
-    with pytest.raises(DataError, match=r"missing: .* It is of none of the known layouts: "):
+    with pytest.raises(DataError, match=r"missing: .* its keys are of none of the known layouts "):
         load_fp(case("torchvision")[2], tmp_path / "w.pth", "torchvision", SIGNATURE)
 
 
@@ -330,7 +331,9 @@ def test_a_layout_is_for_its_own_nets_only(name: str, tmp_path: Path) -> None:
             continue
         _, _, net = case(other)
         before = {key: value.clone() for key, value in net.state_dict().items()}
-        with pytest.raises(DataError, match=rf"fp\.format={name} is for .* this run's net is another"):
+        with pytest.raises(
+            DataError, match=rf"as fp\.format={name} is for .* another: choose that net or another file"
+        ):
             load_fp(net, tmp_path / "w.pth", "auto", SIGNATURE)
         with pytest.raises(DataError, match=rf"missing: .* unexpected: .* look like fp\.format={name} \(model="):
             load_fp(net, tmp_path / "w.pth", other, SIGNATURE)
@@ -371,8 +374,36 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
 
 def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, 7: torch.zeros(2)}, tmp_path / "w.pth")
-    with pytest.raises(DataError, match="holds no state dict"):
+    with pytest.raises(DataError, match=r"of none of the known layouts .*: 7"):
+        load_fp(nn.Linear(2, 2), tmp_path / "w.pth", "auto", SIGNATURE)
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"holds no state dict: fp\.checkpoint takes tensors"):
         load_fp(nn.Linear(2, 2), tmp_path / "w.pth", "auto", SIGNATURE)
     torch.save([torch.zeros(2)], tmp_path / "w.pth")
     with pytest.raises(DataError, match="is no dict of tensors"):
         load_fp(nn.Linear(2, 2), tmp_path / "w.pth", "auto", SIGNATURE)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "sentence"),
+    [
+        ("fc.weight", lambda tensor: tensor * torch.nan, r"values in fc\.weight that are not finite"),
+        ("bn1.running_var", lambda tensor: -tensor, r"a negative variance in bn1\.running_var"),
+        ("fc.weight", lambda tensor: tensor.int(), r"fc\.weight as torch\.int32: floating-point"),
+        ("fc.weight", lambda tensor: tensor.to(torch.complex64), r"fc\.weight as torch\.complex64"),
+        ("fc.weight", lambda tensor: tensor.to_sparse(), r"fc\.weight as a torch\.sparse_coo tensor: dense"),
+    ],
+)
+def test_weights_that_no_net_can_run_with_are_named(
+    key: str, change: Callable[[Tensor], Tensor], sentence: str, tmp_path: Path
+) -> None:
+    text = damaged(lambda state: state.update({key: change(state[key])}), "torchvision", tmp_path)
+    assert re.search(sentence, text)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_are_loaded(dtype: torch.dtype, tmp_path: Path) -> None:
+    state, _, net = case("torchvision")
+    torch.save({k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "w.pth")
+    load_fp(net, tmp_path / "w.pth", "auto", SIGNATURE)
+    assert net.classifier.weight.dtype == torch.float32

@@ -69,7 +69,10 @@ def test_branchwise_reports_the_bits_that_merging_needs(run_repq: Run, capsys: p
     assert row["branchwise"]["table_bits"] == max(layer["table_bits"] for layer in layers.values())
     assert "uniform_bits" not in row["branchwise"], "steps of three branches have no common multiple"
     assert folder is not None
-    assert "lie on no integer grid of 24 bits. They are quantized to w4a4 again." in (folder / "train.log").read_text()
+    assert (
+        "and 5 of 5 lie on no integer grid of 24 bits. They are quantized to w4a4 again."
+        in (folder / "train.log").read_text()
+    )
     needed, text = row["branchwise"]["table_bits"], capsys.readouterr().out
     assert f"{needed} bits with a look-up table, more than 24 as integers" in text
     assert "deployed = requantized" in text
@@ -90,7 +93,9 @@ def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsy
         assert row_of(folder)["lineage"]["fp_run"] == "resnet18.pth"
     cases = {
         ("fp.format=acnet_official", "rep=acnet"): "look like fp.format=torchvision (model=resnet18 rep=none)",
-        ("rep=repvgg",): "fp.format=torchvision is for model=resnet18 rep=none, and this run's net is another",
+        (
+            "rep=repvgg",
+        ): "as fp.format=torchvision is for model=resnet18 rep=none, and this run's net is another: choose that net",
         ("fp.format=repq",): "is not one of repq's",
     }
     for arguments, sentence in cases.items():

@@ -25,7 +25,7 @@ from repq_cli.train.engine import EpochTotals, training_step
 from repq_cli.train.environment import pick_device
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
-from repq_cli.train.optim import learning_rate, make_optimizer, parameter_groups
+from repq_cli.train.optim import learning_rate, make_optimizer, parameter_groups, patterns_without_match
 from repq_cli.train.options import OptimOptions, ScheduleOptions
 
 
@@ -282,3 +282,8 @@ def test_the_penalty_is_minimised_but_not_reported() -> None:
     (loss, weight), (same_loss, smaller_weight) = one_step(False), one_step(True)
     assert loss == same_loss
     assert smaller_weight < weight
+
+
+def test_patterns_that_name_nothing_are_found() -> None:
+    patterns = ["*.identity.norm.weight", "foo", "*.scale"]
+    assert patterns_without_match(tiny_net(), patterns) == ["foo", "*.scale"]

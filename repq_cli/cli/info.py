@@ -45,7 +45,8 @@ def info_job(config: dict[str, Any]) -> None:
 
     print(f"{config['model']['name']}, rep {config['rep']['name']}, mode {mode.name}, {quant.label}")
     classes = config["model"].get("num_classes") or inputs.num_classes
-    print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}, {classes} classes\n")
+    asked = " (input_shape)" if config.get("input_shape") else ""
+    print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {classes} classes\n")
     print(_columns([HEADER, *_layers(net, deployed), _total(net, deployed)]))
     print("\nactivation tensors")
     for width, tensors in itertools.groupby(_activations(quantized), key=lambda tensor: tensor[1]):
@@ -57,7 +58,8 @@ def info_job(config: dict[str, Any]) -> None:
     print(f"multiply-accumulates    {macs:>16,}  for one image")
     print(f"bit operations          {bops:>16,}  MACs x weight bits x input bits\n")
     for key, value in environment().items():
-        print(f"{key:<10} {_flat(value)}")
+        if value:
+            print(f"{key:<10} {_flat(value)}")
 
 
 def _inputs(config: dict[str, Any]) -> Inputs:

@@ -46,7 +46,7 @@ def load(
     if resize < size:
         raise ValueError(f"data.resize={resize} is smaller than the square of data.size={size} that is cut out of it.")
     if scale[0] > scale[1]:
-        raise ValueError(f"data.scale={list(scale)} takes the smaller share of the area first.")
+        raise ValueError(f"data.scale={list(scale)} takes the smaller share first: use [{scale[1]}, {scale[0]}].")
     top = Path(root)
     for name in ("train", "val"):
         if not (top / name).is_dir():
@@ -62,6 +62,8 @@ def load(
 
     cut, look = RandomCrop(size, scale), CentreCut(size, resize)
     kept, held = stratified_split(labels["train"], val_fraction)
+    if len(kept) == 0:
+        raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add some.")
     return Data(
         info,
         Split(Subset(Files(paths["train"], cut, workers), kept), labels["train"][kept], info),

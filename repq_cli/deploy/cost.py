@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -33,8 +34,9 @@ class LayerCost(NamedTuple):
 @torch.no_grad()
 def layer_costs(net: DeployedNet) -> dict[str, LayerCost]:
     """The cost of every convolution and classifier by node name, for one input of the network's shape."""
+    net = copy.deepcopy(net).to("meta")  # shapes are enough, whatever the size of the images
     bits_of = {net.graph["input"]: 32}
-    values = {net.graph["input"]: torch.zeros(1, *net.graph["input_shape"])}
+    values = {net.graph["input"]: torch.zeros(1, *net.graph["input_shape"], device="meta")}
     layers = {}
     for node in net.nodes:
         inputs = [values[source] for source in node["inputs"]]

@@ -51,7 +51,10 @@ class BranchwiseKernel(BranchKernel):
 
 
 class MergedBits(NamedTuple):
-    """What a kernel merged from quantized branches needs; see ``quant.bits``."""
+    """What a kernel merged from quantized branches needs; see ``quant.bits``.
+
+    levels: distinct values in one output channel, of those that are there: at most its number of weights.
+    """
 
     levels: int
     table_bits: int
@@ -60,11 +63,12 @@ class MergedBits(NamedTuple):
 
 @torch.no_grad()
 def merged_bits(net: nn.Module) -> dict[str, MergedBits]:
-    """By layer, the bits that its merged kernel needs; in float64, where the merge's own rounding makes no levels."""
+    """By block, the bits that its merged kernel needs; in float64, where the merge's own rounding makes no levels."""
     found = {}
     for name, layer in net.named_modules():
-        if isinstance(layer, QuantConv) and isinstance(layer.kernel, BranchwiseKernel):
-            weight, _ = copy.deepcopy(layer.kernel).double().inference()
+        kernel = layer.kernel if isinstance(layer, QuantConv) else None
+        if isinstance(kernel, BranchwiseKernel) and kernel.block.kind != "conv":  # an ordinary one merges with nothing
+            weight, _ = copy.deepcopy(kernel).double().inference()
             found[name] = MergedBits(levels(weight), table_bits(weight), uniform_bits(weight))
     return found
 

@@ -26,7 +26,9 @@ def acnet_block(
     """
     size = geometry.kernel_size
     if size == 1:
-        raise ValueError("rep=acnet adds a middle row and column, which a 1x1 kernel does not have: see rep.kernels.")
+        raise ValueError(
+            "rep=acnet adds a middle row and column, which a 1x1 kernel does not have: leave 1 out of rep.kernels."
+        )
     branches = {
         "square": ConvBranch(geometry),
         "row": ConvBranch(geometry, (1, size)),

@@ -15,7 +15,7 @@ def closing_table(row: Row) -> str:
     bits = f"weights {_bits(quant['weight_bits'])}, activations {_bits(quant['act_bits'])}"
     lines = [
         ("net", f"{row['model']}, rep {row['rep']}, mode {row['mode']}, {bits}"),
-        (f"{metric['name']} ({metric['split']})", _three(metric, unit)),
+        (f"{metric['name']} ({metric['split']})", _three(metric, unit, row["mode"])),
         ("size", f"{_bytes(size['bytes_packed'])} deployed, {_bytes(size['bytes_fp32'])} in float32"),
         ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
         ("cost", f"{_scaled(cost['macs'])}MACs, {_scaled(cost['bops'])}BOPs for one image"),
@@ -32,11 +32,9 @@ def _bits(bits: int) -> str:
     return "float" if bits == 32 else f"{bits} bit"
 
 
-def _three(metric: Row, unit: str) -> str:
-    return "   ".join(f"{name} {metric[key]:.2f} {unit}" for key, name in NETS.items() if key in metric)
-
-
-NETS = {"fp": "FP", "qat": "QAT", "deployed": "deployed"}
+def _three(metric: Row, unit: str, mode: str) -> str:
+    names = {"fp": "FP", "qat": "PTQ" if mode == "ptq" else "QAT", "deployed": "deployed"}
+    return "   ".join(f"{name} {metric[key]:.2f} {unit}" for key, name in names.items() if key in metric)
 
 
 def _scaled(count: float) -> str:

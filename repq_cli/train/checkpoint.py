@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,16 @@ def load_any(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"There is no checkpoint {path}: name a run folder or one of its checkpoints/*.pt.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # published checkpoints hold their arguments
+        # Published checkpoints hold their script's arguments. Of odd pickles torch warns before it refuses them.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load raises whatever the broken bytes happen to trip over: zip, pickle, key or end-of-file errors.
     except Exception as error:
-        raise DataError(f"The checkpoint {path} is truncated or holds more than tensors: use another one.") from error
+        raise DataError(
+            f"The checkpoint {path} is truncated or holds more than tensors: use another one, or save the net's "
+            f"state_dict()."
+        ) from error
     if not isinstance(content, dict):
         raise DataError(f"The checkpoint {path} is no dict of tensors: use another one.")
     return content

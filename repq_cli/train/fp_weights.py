@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from repq_cli.errors import DataError
@@ -20,7 +21,9 @@ def load_fp(net: nn.Module, path: Path, layout: WeightFormat, signature: dict[st
     """Load FP weights into ``net``; DataError, and the net as it was, says what does not fit."""
     content = checkpoint.load_any(path)
     own = "format" in content and "signature" in content
-    if layout == "repq" or (layout == "auto" and own):
+    if own and layout not in ("auto", "repq"):
+        raise DataError(f"The checkpoint {path} is one of repq's own: leave fp.format={layout} out.")
+    if own or layout == "repq":
         _load_own(net, path, checkpoint.checked(path, content), signature)
     else:
         _load_published(net, path, _state_dict(path, content), layout)
@@ -51,20 +54,40 @@ def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: di
 
 
 def _load_published(net: nn.Module, path: Path, state: dict[str, Tensor], layout: WeightFormat) -> None:
-    looks_like = recognise(state)
-    known = ", ".join(FORMATS)
+    looks_like, known = recognise(state), ", ".join(FORMATS)
     if layout == "auto" and looks_like is None:
         raise DataError(f"The keys of {path} are of none of the known layouts ({known}): {_some(state)}.")
     name = looks_like if layout == "auto" and looks_like else layout
-    hint = f"Its keys look like fp.format={looks_like} ({FORMATS[looks_like].net})." if looks_like else ""
-    hint = hint or f"It is of none of the known layouts: {known}."
+    if looks_like == name:
+        hint = "choose that net or another file"
+    elif looks_like:
+        hint = f"its keys look like fp.format={looks_like} ({FORMATS[looks_like].net})"
+    else:
+        hint = f"its keys are of none of the known layouts ({known})"
     wanted = FORMATS[name].layout(net)
     if wanted is None:
-        raise DataError(f"fp.format={name} is for {FORMATS[name].net}, and this run's net is another. {hint}")
+        raise DataError(
+            f"{path} as fp.format={name} is for {FORMATS[name].net}, and this run's net is another: {hint}."
+        )
     problems = _differences(net, state, wanted)
     if problems:
-        raise DataError(f"The file {path} does not fit this run's net as fp.format={name}: {problems}. {hint}")
+        raise DataError(f"{path} does not fit this run's net as fp.format={name}: {problems}; {hint}.")
+    _refuse_impossible(
+        path, {source.key: state[source.key] for source in wanted.sources.values() if source.key in state}
+    )
     net.load_state_dict(convert(net, state, wanted))
+
+
+def _refuse_impossible(path: Path, state: dict[str, Tensor]) -> None:
+    """DataError for a tensor that no net can run with."""
+    for key, tensor in state.items():
+        counter = key.endswith("num_batches_tracked")
+        if not tensor.is_floating_point() and not counter:
+            raise DataError(f"The file {path} holds {key} as {tensor.dtype}: floating-point weights are needed.")
+        if not torch.isfinite(tensor).all():
+            raise DataError(f"The file {path} holds values in {key} that are not finite: use another file.")
+        if key.endswith("running_var") and tensor.min() < 0:
+            raise DataError(f"The file {path} holds a negative variance in {key}: use another file.")
 
 
 def _differences(net: nn.Module, state: dict[str, Tensor], wanted: Layout) -> str:
@@ -100,11 +123,13 @@ def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]
-    tensors = {
-        key.removeprefix("module."): value
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }
+    tensors = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise DataError(f"The file {path} holds no state dict: name one, or a checkpoint or run folder of repq's.")
+        raise DataError(
+            f"The file {path} holds no state dict: fp.checkpoint takes tensors by name, bare or below 'state_dict' or "
+            f"'model', or a checkpoint or run folder of repq's."
+        )
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized:
+            raise DataError(f"The file {path} holds {key} as a {value.layout} tensor: dense weights are needed.")
     return tensors

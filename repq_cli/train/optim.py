@@ -36,6 +36,12 @@ def parameter_groups(net: nn.Module, options: OptimOptions) -> list[dict[str, ob
     ]
 
 
+def patterns_without_match(net: nn.Module, patterns: list[str]) -> list[str]:
+    """Those of ``decay_also`` that name no parameter."""
+    names = [name for name, _ in net.named_parameters()]
+    return [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)]
+
+
 def make_optimizer(net: nn.Module, options: OptimOptions, lr: float) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW."""
     groups = parameter_groups(net, options)

@@ -31,6 +31,7 @@ from repq_cli.train.environment import peak_memory_bytes
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_weights import load_fp
 from repq_cli.train.log import logger
+from repq_cli.train.optim import patterns_without_match
 from repq_cli.train.stage import Stage, StageTrainer, Surroundings
 
 STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated between the stages
@@ -87,6 +88,8 @@ class Run:
             checkpoint.save(checkpoints.fp, content)
             logger.info("FP weights from %s", experiment.fp.checkpoint)
         else:
+            for pattern in patterns_without_match(net, experiment.optim.decay_also):
+                logger.warning("optim.decay_also has '%s', which is the name of no parameter of this net.", pattern)
             self._fit(Stage("fp", experiment.fp, checkpoints.fp), net, saved)
         return net
 
@@ -135,7 +138,8 @@ class Run:
             start = with_reinserted_norms(fp_net, self.first_batches())
         net = compose(start, mode, quant)
         calibrate(net, next(self.first_batches()), quant.init)
-        logger.info("Mode %s at %s: steps initialised by %s", mode.name, quant.label, quant.init)
+        steps = "nothing is quantized" if quant.label == "fp32" else f"steps initialised by {quant.init}"
+        logger.info("Mode %s at %s: %s", mode.name, quant.label, steps)
 
         def on_epoch(epoch: int) -> None:
             if mode.freeze_bn_after is not None and epoch >= mode.freeze_bn_after:
@@ -159,8 +163,9 @@ class Run:
             "layers": {name: bits._asdict() for name, bits in layers.items()},
         }
         logger.info(
-            "Merged from quantized branches, the kernels need up to %d bits with a look-up table; %d of %d lie on no "
-            "integer grid of 24 bits. They are quantized to %s again.",
+            "Merged from quantized branches, the kernels hold up to %d different values in a channel (%d bits with a "
+            "look-up table), and %d of %d lie on no integer grid of 24 bits. They are quantized to %s again.",
+            max(bits.levels for bits in layers.values()),
             tables,
             uniform.count(None),
             len(uniform),
