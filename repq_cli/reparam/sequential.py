@@ -11,14 +11,13 @@ from repq_cli.reparam.algebra import (
     Geometry,
     Kernel,
     depthwise_then_point,
-    fold_batch_norm,
     identity_kernel,
     pad_input,
     point_then_average,
     point_then_conv,
 )
 from repq_cli.reparam.branch import Branch, fold, without_bias
-from repq_cli.reparam.statistics import Moments, Statistics
+from repq_cli.reparam.statistics import Statistics
 
 
 class PlusIdentity(nn.Module):
@@ -96,14 +95,13 @@ class PointFirst(Branch):
 
 
 def _image_of_zero(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
-    """``[C, 1, 1]``: what the batch norm gives to a zero pixel of its input ``y``."""
+    """``[C, 1, 1]``: what the batch norm gives to a zero pixel of its input ``y``: ``beta - mean gamma / sigma``."""
     if norm.training:
         var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
     else:
         assert norm.running_mean is not None and norm.running_var is not None
-        mean, var = Moments(norm.running_mean, norm.running_var)
-    nothing = Kernel(norm.weight.new_zeros(norm.num_features, 1, 1, 1), norm.weight.new_zeros(norm.num_features))
-    return fold_batch_norm(nothing, norm.weight, norm.bias, mean, var, norm.eps).bias.view(-1, 1, 1)
+        mean, var = norm.running_mean, norm.running_var
+    return (norm.bias - mean * norm.weight / torch.sqrt(var + norm.eps)).view(-1, 1, 1)
 
 
 class PointConvBranch(PointFirst):
