@@ -66,27 +66,31 @@ def _search(rows: Tensor, weights: Tensor | None, codes: IntegerRange) -> Tensor
     if codes.low < 0:
         widest = torch.maximum(widest, rows.amin(1) / codes.low)
     best, least = widest.clone(), torch.full_like(widest, torch.inf)
-    scratch = torch.empty_like(rows)
+    scratch = rows.new_empty(max(1, CHUNK // rows.numel()), *rows.shape)  # room for so many candidates at once
 
-    def consider(step: Tensor) -> Tensor:
-        """Quantize with ``step``; keep the best step for these codes if it beats all before; return it."""
+    def consider(steps: Tensor) -> Tensor:
+        """Quantize with each of ``steps [K, R]``; keep the best step for these codes if it beats all before."""
         nonlocal best, least
-        torch.mul(rows, 1 / step.clamp_min(1e-30).unsqueeze(1), out=scratch)
-        scratch.round_().clamp_(codes.low, codes.high)
-        along = _row_dot(weighted, scratch)
-        length = _row_dot(scratch if weights is None else scratch * weights, scratch)
+        quantized = scratch[: len(steps)]
+        torch.mul(rows, (1 / steps.clamp_min(1e-30)).unsqueeze(2), out=quantized)
+        quantized.round_().clamp_(codes.low, codes.high)
+        along = torch.linalg.vecdot(weighted, quantized)
+        length = torch.linalg.vecdot(quantized if weights is None else quantized * weights, quantized)
         fitted = along / length.clamp_min(1e-30)
-        error = -along * fitted  # the squared error less the constant <v, v>
+        error, first = (-along * fitted).min(0)  # the squared error less the constant <v, v>
         better = error < least
-        best, least = torch.where(better, fitted, best), torch.where(better, error, least)
-        return torch.where(fitted > 0, fitted, step)
+        best = torch.where(better, fitted.gather(0, first.unsqueeze(0))[0], best)
+        least = torch.where(better, error, least)
+        return torch.where(fitted > 0, fitted, steps)
 
-    for factor in [*torch.logspace(-3, -1.5, 24).tolist(), *torch.logspace(-1.5, 0.08, _points(rows, codes)).tolist()]:
-        consider(widest * factor)
-    basin = best
-    for factor in torch.linspace(0.98, 1.02, 32).tolist():
-        consider(basin * factor)
-    step = best
+    def consider_all(middle: Tensor, factors: Tensor) -> None:
+        for some in factors.to(rows.device).split(len(scratch)):
+            consider(middle * some.unsqueeze(1))
+
+    consider_all(widest, torch.logspace(-3, -1.5, 24))
+    consider_all(widest, torch.logspace(-1.5, 0.08, _points(rows, codes)))
+    consider_all(best, torch.linspace(0.98, 1.02, 32))
+    step = best.unsqueeze(0)
     for _ in range(4):
         step = consider(step)
     return best
@@ -98,10 +102,6 @@ def _points(rows: Tensor, codes: IntegerRange) -> int:
     With many levels the error of a short row is ragged in the step, since single values decide it; long rows average.
     """
     return 184 * (min(max(4096 // rows.shape[1], 1), 24) if codes.high > 15 else 1)
-
-
-def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b, dim=1)
 
 
 def _or_fallback(steps: Tensor) -> Tensor:
