@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from repq_cli.bounds import Range
 from repq_cli.errors import ConfigError
 from repq_cli.modes.options import ModeOptions, resolve_mode
-from repq_cli.quant.options import QuantOptions
+from repq_cli.quant.options import METHOD_BITS, QuantOptions
 from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
 from repq_cli.typecheck import annotations_of, mistake, nearest
 
@@ -191,13 +191,87 @@ def _stages_have_weights(config: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("qat.checkpoint", config["qat"]["checkpoint"], "has no meaning; go on with a run by resume=DIR")
 
 
+def _methods_have_their_bits(config: dict[str, Any]) -> Iterator[Problem]:
+    quant = config["quant"]
+    for tensors, methods in METHOD_BITS.items():
+        bits, method = quant[f"{tensors}_bits"], quant[f"{tensors}_method"]
+        if bits != 32 and bits not in methods[method]:
+            legal = ", ".join(map(str, methods[method]))
+            fitting = ", ".join(name for name, widths in methods.items() if bits in widths)
+            yield Problem(
+                f"quant.{tensors}_bits",
+                bits,
+                f"does not go with quant.{tensors}_method={method}, which is for {legal} bits (or 32 for none); "
+                f"{bits} bits: {fitting}",
+            )
+    if quant["act_bits"] == 1 and quant["first_last"] == "same":
+        yield Problem(
+            "quant.first_last",
+            "same",
+            "would leave one bit of the image, whose values are real; use 8, inputs8 (weights the same) or fp",
+        )
+
+
+def _quant_keys_have_effect(config: dict[str, Any]) -> Iterator[Problem]:
+    quant = config["quant"]
+    signs = quant["act_method"] == "sign" and quant["act_bits"] == 1
+    for key, default in (("pad_value", 0), ("input_scale", False)):
+        if quant[key] != default and not signs:
+            yield Problem(
+                f"quant.{key}", quant[key], "is for activations of -1 and 1; it needs quant.act_method=sign, act_bits=1"
+            )
+    if quant["stochastic"] and not signs and not _signs_of_weights(quant):
+        yield Problem("quant.stochastic", True, "is for signs; it needs weight_method=sign or act_method=sign")
+    if quant["latent_range"] != "auto" and not _signs_of_weights(quant):
+        yield Problem("quant.latent_range", quant["latent_range"], "is for signs; it needs quant.weight_method=sign")
+    if quant["symmetric"] and quant["weight_method"] != "lsq":
+        yield Problem("quant.symmetric", True, "is for quant.weight_method=lsq; the other methods are symmetric")
+
+
+def _signs_of_weights(quant: dict[str, Any]) -> bool:
+    return bool(quant["weight_method"] == "sign" and quant["weight_bits"] == 1)
+
+
+def _signs_have_two_values(config: dict[str, Any]) -> Iterator[Problem]:
+    quant, activation = config["quant"], config["model"].get("activation")
+    if quant["act_method"] == "sign" and quant["act_bits"] == 1 and activation in ("relu", "relu6"):
+        yield Problem(
+            "model.activation",
+            activation,
+            "leaves no value below zero, and the sign of all others is +1; quant.act_method=sign wants the order "
+            "convolution, batch norm, sign: use model.activation=hardtanh or null, or quant.act_method=lsq",
+        )
+
+
+def _branches_have_steps(config: dict[str, Any]) -> Iterator[Problem]:
+    if config["mode"]["name"] == "branchwise" and _signs_of_weights(config["quant"]):
+        yield Problem(
+            "mode",
+            "branchwise",
+            "merges branches by their scales, which quant.weight_method=sign has none of; use weight_method=bwn or lsq",
+        )
+
+
 # Rules over several sections, each checked where those sections are sound in themselves.
 COMBINATIONS: list[tuple[set[str], Callable[[dict[str, Any]], Iterator[Problem]]]] = [
     ({"mode", "rep"}, _mode_fits_block),
     ({"mode", "quant"}, _branches_are_quantized),
+    ({"mode", "quant"}, _branches_have_steps),
+    ({"quant"}, _methods_have_their_bits),
+    ({"quant"}, _quant_keys_have_effect),
+    ({"quant", "model"}, _signs_have_two_values),
     ({"mode", "rep", "optim"}, _penalty_fits_block),
     ({"fp", "qat"}, _stages_have_weights),
 ]
+
+
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with what it leaves to us decided: ``mode=auto``, and hard tanh where activations are signs."""
+    config = config | {"mode": config["mode"] | {"name": resolved_mode(config)}}
+    model, quant = config["model"], config["quant"]
+    if model.get("activation", "") is None and quant["act_method"] == "sign" and quant["act_bits"] == 1:
+        config |= {"model": model | {"activation": "hardtanh"}}
+    return config
 
 
 def resolved_mode(config: dict[str, Any]) -> str:

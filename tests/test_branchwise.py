@@ -9,7 +9,8 @@ from conftest import randomise, tiny_net
 from torch import nn
 
 from repq_cli.modes.branchwise import BranchwiseKernel, merged_bits, requantize
-from repq_cli.modes.compose import calibrate, compose, compose_block
+from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.compose import compose, compose_block
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.bits import levels, table_bits, uniform_bits
 from repq_cli.quant.options import QuantOptions

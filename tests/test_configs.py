@@ -13,7 +13,8 @@ from conftest import random_data
 
 from repq_cli import build
 from repq_cli.cli.jobs import compose_plain
-from repq_cli.modes.compose import calibrate, compose
+from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.schema import Config, validate

@@ -19,7 +19,8 @@ from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, size_on_disk
 from repq_cli.deploy.packing import pack, packed_bits, unpack
 from repq_cli.errors import CheckError, DataError
-from repq_cli.modes.compose import calibrate, compose
+from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.switch import with_reinserted_norms
 from repq_cli.quant.functional import integer_range

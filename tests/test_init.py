@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repq_cli.quant.functional import IntegerRange, integer_range, quantize
+from repq_cli.quant.functional import Grid, IntegerRange, integer_range, quantize
 from repq_cli.quant.init import lsq_step, min_error_step
 from repq_cli.quant.lsq import LSQ
 
@@ -31,7 +31,7 @@ def tensors() -> dict[str, Tensor]:
 
 
 def squared_error(values: Tensor, step: Tensor, codes: IntegerRange) -> float:
-    return ((quantize(values, step, codes) * step - values).double() ** 2).sum().item()
+    return ((quantize(values, Grid(step), codes) * step - values).double() ** 2).sum().item()
 
 
 def exhaustive(values: Tensor, codes: IntegerRange) -> float:

@@ -13,7 +13,8 @@ from conftest import randomise, tiny_net
 from torch import Tensor, nn
 
 from repq_cli.models.tap import Tap
-from repq_cli.modes.compose import calibrate, compose, compose_block, freeze_statistics
+from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.compose import compose, compose_block, freeze_statistics
 from repq_cli.modes.kernels import BranchKernel
 from repq_cli.modes.options import ModeOptions, resolve_mode
 from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
@@ -215,9 +216,10 @@ def test_granularity_tensor_has_one_step_a_layer() -> None:
 
 
 def test_calibration_sees_already_quantized_inputs_layer_by_layer() -> None:
-    composed = compose(net_for("merged"), ModeOptions("merged"), QuantOptions(weight_bits=2, act_bits=2))
+    net = net_for("merged")
+    composed = compose(net, ModeOptions("merged"), QuantOptions(weight_bits=2, act_bits=2))
     x = images(dtype=torch.float32)
-    calibrate(composed, x, "min_error")
+    calibrate(composed, x, "min_error", net)
     composed.eval()
     seen: dict[str, Tensor] = {}
     tap = composed.taps[3]
@@ -300,7 +302,9 @@ def test_float_options_need_no_quantizer() -> None:
     ("arguments", "mode"),
     [
         (("auto", "none", True, 4), "plain"),
-        (("auto", "repvgg", True, 2), "repq_bnest"),
+        (("auto", "repvgg", True, 1), "repq"),
+        (("auto", "repvgg", True, 2), "repq"),
+        (("auto", "repvgg", True, 3), "repq_bnest"),
         (("auto", "repvgg", True, 8), "repq_bn"),
         (("auto", "ecb", False, 4), "repq"),
         (("merged", "repvgg", True, 4), "merged"),

@@ -14,7 +14,8 @@ from torch import nn
 
 from repq_cli.errors import CheckError, ConfigError, DataError, Interrupted
 from repq_cli.files import write_atomically
-from repq_cli.modes.compose import calibrate, compose
+from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.repvgg import repvgg_blocks

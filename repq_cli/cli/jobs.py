@@ -11,15 +11,15 @@ from hydra import compose, initialize_config_module
 from repq_cli import build
 from repq_cli.cli.hydra_app import CONFIGS, plain
 from repq_cli.report.row import failure, write_row
-from repq_cli.schema import report, resolved_mode, validate
+from repq_cli.schema import report, resolved, validate
 from repq_cli.train.runner import run
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with ``auto`` resolved. Raises ConfigError with every problem."""
     problems = validate(config, build.target_arguments)
-    if not problems and config["mode"]["name"] == "auto":
-        config = config | {"mode": config["mode"] | {"name": resolved_mode(config)}}
+    if not problems:
+        config = resolved(config)
         problems = validate(config, build.target_arguments)
     if problems:
         raise report(problems)

@@ -46,7 +46,9 @@ def compare(
             expected = net(x)
             values = deployed.run(x)
             outputs = values[deployed.graph["output"]]
-            lsb += [(values[name] - tensor).abs().max() / by_node[name].step() for name, tensor in seen.items()]
+            lsb += [
+                (values[name] - tensor).abs().max() / by_node[name].grid(tensor).step for name, tensor in seen.items()
+            ]
             differences.append((outputs - expected).abs().max())
             same.append(agreement(outputs, expected))
     finally:

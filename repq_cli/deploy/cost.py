@@ -63,7 +63,7 @@ def layer_parameters(net: DeployedNet, node: Node) -> int:
 
 def layer_bytes(net: DeployedNet, node: Node) -> int:
     """Bytes of a layer's tensors as they are stored: packed codes, steps, biases, multipliers."""
-    keys = ("weight", "weight_step", "bias", "multiplier")
+    keys = ("weight", "weight_step", "weight_zero_point", "bias", "bias_step", "multiplier")
     tensors = [net.stored[node[key]] for key in keys if node.get(key)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

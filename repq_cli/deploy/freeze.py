@@ -10,24 +10,24 @@ from torch import Tensor, fx, nn
 
 from repq_cli.deploy.network import FORMAT, DeployedNet, Node
 from repq_cli.deploy.packing import pack
-from repq_cli.quant.functional import integer_range
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
+from repq_cli.quant.wiring import QuantTracer
 
 SIMPLE_OPS: dict[type[nn.Module], str] = {
     nn.AdaptiveAvgPool2d: "global_average_pool",
     nn.Flatten: "flatten",
     nn.MaxPool2d: "max_pool",
     nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardtanh: "hardtanh",
 }
-ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Identity: "none"}
-
-
-class _Tracer(fx.Tracer):
-    """Stops at every module that becomes an operation of its own, and at every one of torch's layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (QuantLayer, Quantizer)) or super().is_leaf_module(m, module_qualified_name)
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardtanh: "hardtanh",
+    nn.Identity: "none",
+}
 
 
 @torch.no_grad()
@@ -38,9 +38,8 @@ def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
     stored: dict[str, Tensor] = {}
     nodes: list[Node] = []
     aliases: dict[str, str] = {}  # of modules that do nothing, and so become no node
-    for step in _Tracer().trace(net).nodes:
-        # A quantized layer is also called with its input before quantization, which inference does not need.
-        arguments = step.args if step.op == "call_function" else step.args[:1]
+    for step in QuantTracer().trace(net).nodes:
+        arguments = step.args if step.op == "call_function" or _reads_raw(net, step) else step.args[:1]
         inputs = [aliases.get(arg.name, arg.name) for arg in arguments if isinstance(arg, fx.Node)]
         if step.op == "placeholder":
             source = step.name
@@ -70,30 +69,46 @@ def _operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
         return f"{path}.{key}"
 
     if isinstance(module, QuantLayer):
-        frozen, _ = module.frozen()
-        bits = module.quantizer.bits
-        node: Node = {"op": "linear" if isinstance(module, QuantLinear) else "conv", "bits": bits}
+        frozen = module.inference().frozen
+        quantizer = module.quantizer
+        node: Node = {"op": "linear" if isinstance(module, QuantLinear) else "conv", "bits": quantizer.bits}
         node["shape"] = list(frozen.weight.shape)
-        if frozen.step is None:
+        if frozen.grid is None:
             node["weight"] = store("weight", frozen.weight)
         else:
-            node["low"], node["high"] = integer_range(bits, signed=True)
-            node["weight"] = store("codes", pack(frozen.weight.cpu(), bits, node["low"]))
-            node["weight_step"] = store("weight_step", frozen.step)
-        node["bias"] = store("bias", frozen.bias)
+            node |= _codes(quantizer)
+            node["weight"] = store("codes", pack(frozen.weight.cpu(), quantizer.bits, node["low"]))
+            node["weight_step"] = store("weight_step", frozen.grid.step)
+            node["weight_zero_point"] = store("weight_zero_point", frozen.grid.zero_point)
+        int32 = frozen.bias_step is not None and frozen.bias is not None
+        node["bias"] = store("bias", frozen.bias.to(torch.int32) if int32 and frozen.bias is not None else frozen.bias)
+        node["bias_step"] = store("bias_step", frozen.bias_step)
+        node["multiplier"] = store("multiplier", frozen.multiplier)
         if isinstance(module, QuantConv):
-            node["multiplier"] = store("multiplier", frozen.multiplier)
             node |= {"stride": module.stride, "padding": module.padding, "groups": module.groups}
+            node |= {"pad_value": module.pad_value, "input_scale": module.input_scale}
             node["activation"] = _known(ACTIVATIONS, path, module.activation)
         return node
     if isinstance(module, Quantizer):
-        low, high = module.codes
-        return {"op": "quantize", "bits": module.bits, "low": low, "high": high, "step": store("step", module.step())}
+        grid = module.grid(torch.zeros(()))
+        node = {"op": "quantize", "bits": module.bits, **_codes(module)}
+        return node | {"step": store("step", grid.step), "zero_point": store("zero_point", grid.zero_point)}
     if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
         raise ValueError(f"The layer {path} pools to {module.output_size}; only global pooling has a deployed form.")
     if isinstance(module, nn.MaxPool2d):
         return {"op": "max_pool", "size": module.kernel_size, "stride": module.stride, "padding": module.padding}
     return {"op": _known(SIMPLE_OPS, path, module)}
+
+
+def _codes(quantizer: Quantizer) -> Node:
+    """Which integers are codes, and whether they are given by sign or by rounding."""
+    return {"low": quantizer.codes.low, "high": quantizer.codes.high, "by_sign": quantizer.by_sign}
+
+
+def _reads_raw(net: nn.Module, step: fx.Node) -> bool:
+    """Whether a layer needs, beside its codes, its input before quantization, with which it is always called."""
+    module = net.get_submodule(str(step.target)) if step.op == "call_module" else None
+    return isinstance(module, QuantConv) and module.input_scale
 
 
 def _known(names: dict[type[nn.Module], str], path: str, module: nn.Module) -> str:

@@ -16,7 +16,7 @@ from repq_cli.errors import CheckError, DataError
 from repq_cli.files import write_atomically, write_json
 
 TENSORS, GRAPH = "model.safetensors", "model.json"
-FORMAT = 1
+FORMAT = 2
 
 Node = dict[str, Any]
 
@@ -35,7 +35,9 @@ class DeployedNet(nn.Module):
         for node in self.nodes:
             if "weight" in node:
                 self._hold(node, "weight_value", self._weight_value(node))
-            for key in ("step", "multiplier", "bias"):
+            if node.get("bias"):
+                self._hold(node, "bias", self._bias_value(node))
+            for key in ("step", "zero_point", "multiplier"):
                 if node.get(key):
                     self._hold(node, key, stored[node[key]])
 
@@ -58,7 +60,14 @@ class DeployedNet(nn.Module):
     def _weight_value(self, node: Node) -> Tensor:
         if node["bits"] == 32:
             return self.stored[node["weight"]]
-        return self.codes(node).float() * self.stored[node["weight_step"]]
+        codes = self.codes(node).float()
+        if node["weight_zero_point"]:
+            codes -= self.stored[node["weight_zero_point"]]
+        return codes * self.stored[node["weight_step"]]
+
+    def _bias_value(self, node: Node) -> Tensor:
+        bias = self.stored[node["bias"]]
+        return bias.float() * self.stored[node["bias_step"]] if node["bias_step"] else bias
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)[self.graph["output"]]
@@ -72,24 +81,49 @@ class DeployedNet(nn.Module):
         return values
 
     def _quantize(self, node: Node, x: Tensor) -> Tensor:
-        step = self._held(node, "step")
+        step, zero_point = self._held(node, "step"), self._held(node, "zero_point")
         assert step is not None
-        return (x / step).round().clamp(node["low"], node["high"]) * step
+        if node["by_sign"]:
+            return torch.where(x >= 0, node["high"], node["low"]) * step
+        codes = (x / step).round()
+        if zero_point is None:
+            return codes.clamp(node["low"], node["high"]) * step
+        return ((codes + zero_point).clamp(node["low"], node["high"]) - zero_point) * step
 
-    def _conv(self, node: Node, x: Tensor) -> Tensor:
-        multiplier, bias = self._held(node, "multiplier"), self._held(node, "bias")
-        fused_bias = bias if multiplier is None else None
+    def _conv(self, node: Node, x: Tensor, raw: Tensor | None = None) -> Tensor:
         weight = self._held(node, "weight_value")
         assert weight is not None
-        y = F.conv2d(x, weight, fused_bias, node["stride"], node["padding"], 1, node["groups"])
+        if raw is not None:
+            y = self._convolve(node, x, weight, None) * self._input_scale(node, raw)
+            y = self._multiply_and_add(node, y, 2)
+        elif node["multiplier"]:
+            y = self._multiply_and_add(node, self._convolve(node, x, weight, None), 2)
+        else:
+            y = self._convolve(node, x, weight, self._held(node, "bias"))
+        return y if node["activation"] == "none" else getattr(self, f"_{node['activation']}")(node, y)
+
+    def _convolve(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = node["padding"]
+        if node["pad_value"] and padding:
+            x, padding = F.pad(x, [padding] * 4, value=node["pad_value"]), 0
+        return F.conv2d(x, weight, bias, node["stride"], padding, 1, node["groups"])
+
+    def _input_scale(self, node: Node, raw: Tensor) -> Tensor:
+        return F.avg_pool2d(raw.abs().mean(1, keepdim=True), node["shape"][-1], node["stride"], node["padding"])
+
+    def _multiply_and_add(self, node: Node, y: Tensor, trailing: int) -> Tensor:
+        """The multiplier of an unfolded batch norm, then the bias, each where there is one."""
+        multiplier, bias = self._held(node, "multiplier"), self._held(node, "bias")
+        shape = (-1, *[1] * trailing)
         if multiplier is not None:
-            assert bias is not None
-            y = y * multiplier.view(-1, 1, 1) + bias.view(-1, 1, 1)
-        return F.relu(y) if node["activation"] == "relu" else y
+            y = y * multiplier.view(shape)
+        return y if bias is None else y + bias.view(shape)
 
     def _linear(self, node: Node, x: Tensor) -> Tensor:
         weight = self._held(node, "weight_value")
         assert weight is not None
+        if node["multiplier"]:
+            return self._multiply_and_add(node, F.linear(x, weight), 0)
         return F.linear(x, weight, self._held(node, "bias"))
 
     def _global_average_pool(self, node: Node, x: Tensor) -> Tensor:
@@ -100,6 +134,12 @@ class DeployedNet(nn.Module):
 
     def _relu(self, node: Node, x: Tensor) -> Tensor:
         return F.relu(x)
+
+    def _relu6(self, node: Node, x: Tensor) -> Tensor:
+        return F.relu6(x)
+
+    def _hardtanh(self, node: Node, x: Tensor) -> Tensor:
+        return F.hardtanh(x)
 
     def _add(self, node: Node, x: Tensor, y: Tensor) -> Tensor:
         return x + y

@@ -8,6 +8,8 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from repq_cli.bounds import Range
+from repq_cli.models.activation import Activation, gives_signs, make_activation
+from repq_cli.models.classifier import Classifier
 from repq_cli.models.tap import Tap, layer
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import MakeBlock
@@ -15,7 +17,7 @@ from repq_cli.reparam.block import MakeBlock
 STAGE_WIDTHS = (64, 128, 256, 512)
 
 
-class RepVGG(nn.Module):
+class RepVGG(Classifier):
     """Blocks in a chain; ``taps[i]`` is the tensor that ``blocks[i]`` reads."""
 
     def __init__(
@@ -26,6 +28,7 @@ class RepVGG(nn.Module):
         num_classes: int,
         stages: Sequence[int],
         groups: int = 1,
+        activation: Activation = "relu",
     ) -> None:
         """Build a block for each of ``strides``; ``widths``: channels of the image and of each output.
 
@@ -39,18 +42,15 @@ class RepVGG(nn.Module):
             grouped = groups if index > 0 and index % 2 == 0 else 1
             with layer(f"blocks.{index}"):
                 geometry = Geometry(before, after, stride=stride, groups=grouped)
-                self.blocks.append(make_block(geometry, nn.ReLU()))
-        self.taps = nn.ModuleList(Tap(signed=index == 0) for index in range(len(strides)))
-        self.pool_tap = Tap(signed=False)
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.classifier_tap = Tap(signed=False)
-        self.classifier = nn.Linear(widths[-1], num_classes)
+                self.blocks.append(make_block(geometry, make_activation(activation)))
+        signed = gives_signs(activation)
+        self.taps = nn.ModuleList(Tap(signed or index == 0) for index in range(len(strides)))
+        self.add_head(widths[-1], num_classes, signed)
 
     def forward(self, x: Tensor) -> Tensor:
         for tap, block in zip(self.taps, self.blocks, strict=True):
             x = block(tap(x), x)
-        features = self.pool(self.pool_tap(x))
-        return self.classifier(self.classifier_tap(features))
+        return self.classify(x)
 
     def stage_names(self) -> list[str]:
         """Every block by stage and place, as the published code has it: ``stage0``, ``stage1.0``, ``stage1.1``, …"""
@@ -71,11 +71,13 @@ def repvgg(
     strides: list[Annotated[int, Range(1)]],
     width: Annotated[float, Range(0, None, open_low=True)] = 1.0,
     groups: Annotated[int, Range(1)] = 1,
+    activation: Activation | None = None,
 ) -> RepVGG:
     """RepVGG with ``blocks[s]`` blocks in stage s, each stage ``widths[s] * width`` times its base width.
 
     The stem has one block of ``min(64, 64 * widths[0])`` channels. ``strides`` are the stem's and each stage's
     first block; the paper's are all 2 (224x224 images), small images want fewer. ``groups``: of every second block.
+    ``activation``: behind every block; the paper's is ReLU.
     """
     if len(blocks) != 4 or len(widths) != 4 or len(strides) != 5:
         raise ValueError(
@@ -88,4 +90,4 @@ def repvgg(
     for base, scale, count, stride in zip(STAGE_WIDTHS, scales, blocks, strides[1:], strict=True):
         channels += [max(1, int(base * scale))] * count
         all_strides += [stride] + [1] * (count - 1)
-    return RepVGG(make_block, channels, all_strides, num_classes, [1, *blocks], groups)
+    return RepVGG(make_block, channels, all_strides, num_classes, [1, *blocks], groups, activation or "relu")

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from torch import Tensor, nn
 
 from repq_cli.bounds import Range
+from repq_cli.models.activation import Activation, gives_signs, make_activation
+from repq_cli.models.classifier import Classifier
 from repq_cli.models.tap import Shortcut, Tap, layer
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import MakeBlock
@@ -18,11 +20,14 @@ STEMS = {"imagenet": (7, 2), "cifar": (3, 1)}  # kernel size and stride
 class BasicBlock(nn.Module):
     """``relu(conv2(relu(conv1(x))) + shortcut(x))``; a 1x1 convolution is the shortcut where shapes differ."""
 
-    def __init__(self, make_block: MakeBlock, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(
+        self, make_block: MakeBlock, in_channels: int, out_channels: int, stride: int, activation: Activation
+    ) -> None:
         super().__init__()
-        self.tap1, self.tap2 = Tap(signed=False), Tap(signed=False)
+        signed = gives_signs(activation)
+        self.tap1, self.tap2 = Tap(signed), Tap(signed)
         with layer("conv1"):
-            self.conv1 = make_block(Geometry(in_channels, out_channels, stride=stride), nn.ReLU())
+            self.conv1 = make_block(Geometry(in_channels, out_channels, stride=stride), make_activation(activation))
         with layer("conv2"):
             self.conv2 = make_block(Geometry(out_channels, out_channels), None)
         if stride == 1 and in_channels == out_channels:
@@ -30,15 +35,15 @@ class BasicBlock(nn.Module):
         else:
             with layer("shortcut"):
                 self.shortcut = make_block(Geometry(in_channels, out_channels, 1, stride, 0), None)
-        self.relu = nn.ReLU()
+        self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         codes = self.tap1(x)
         y = self.conv1(codes, x)
-        return self.relu(self.conv2(self.tap2(y), y) + self.shortcut(codes, x))
+        return self.activation(self.conv2(self.tap2(y), y) + self.shortcut(codes, x))
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """Stem, stages of basic blocks, global average pooling and a classifier."""
 
     def __init__(
@@ -49,13 +54,16 @@ class ResNet(nn.Module):
         blocks: list[int],
         stem: Literal["imagenet", "cifar"],
         num_classes: int,
+        activation: Activation = "relu",
     ) -> None:
         """``widths`` and ``blocks``: channels and number of blocks of each stage; all but the first halve the map."""
         super().__init__()
         size, stride = STEMS[stem]
         self.stem_tap = Tap(signed=True)
         with layer("stem"):
-            self.stem = make_block(Geometry(in_channels, widths[0], size, stride, size // 2), nn.ReLU())
+            self.stem = make_block(
+                Geometry(in_channels, widths[0], size, stride, size // 2), make_activation(activation)
+            )
         self.max_pool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         self.stages = nn.Sequential()
         before = widths[0]
@@ -64,18 +72,14 @@ class ResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 with layer(f"stages.{stage}.{index}"):
-                    row.append(BasicBlock(make_block, before, width, stride))
+                    row.append(BasicBlock(make_block, before, width, stride, activation))
                 before = width
             self.stages.append(row)
-        self.pool_tap = Tap(signed=False)
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.classifier_tap = Tap(signed=False)
-        self.classifier = nn.Linear(before, num_classes)
+        self.add_head(before, num_classes, gives_signs(activation))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.max_pool(self.stem(self.stem_tap(x), x))
-        features = self.pool(self.pool_tap(self.stages(x)))
-        return self.classifier(self.classifier_tap(features))
+        return self.classify(self.stages(x))
 
     def edges(self) -> frozenset[str]:
         """The first and the last layer and the tensors that they read: by convention kept at 8 bit."""
@@ -89,14 +93,16 @@ def resnet(
     blocks: list[Annotated[int, Range(1)]],
     stem: Literal["imagenet", "cifar"] = "imagenet",
     width: Annotated[float, Range(0, None, open_low=True)] = 1.0,
+    activation: Activation | None = None,
 ) -> ResNet:
     """ResNet with ``blocks[s]`` basic blocks in stage s of ``(64, 128, 256, 512)[s] * width`` channels.
 
     stem: 7x7 of stride 2 and max pooling (``imagenet``), or 3x3 of stride 1 for small images (``cifar``).
+    activation: behind every convolution and sum; the paper's is ReLU.
     Differs from torchvision's in names, which ``models/official.py`` translates, and in initial weights: torch's own
     default for convolutions, as in the published code of ACNet and OREPA.
     """
     if len(blocks) != len(STAGE_WIDTHS):
         raise ValueError(f"ResNet has four stages: model.blocks takes 4 numbers, not {len(blocks)}.")
     widths = [max(1, int(base * width)) for base in STAGE_WIDTHS]
-    return ResNet(make_block, in_channels, widths, blocks, stem, num_classes)
+    return ResNet(make_block, in_channels, widths, blocks, stem, num_classes, activation or "relu")

@@ -12,11 +12,12 @@ class Tap(nn.Identity):
     """One activation tensor. QAT puts the tensor's quantizer here, so that all its readers get the same codes.
 
     ``signed``: whether values below zero occur by construction (an input, a PReLU), never inferred from a batch.
+    ``pooled``: whether global average pooling reads it, not a layer.
     """
 
-    def __init__(self, signed: bool) -> None:
+    def __init__(self, signed: bool, pooled: bool = False) -> None:
         super().__init__()
-        self.signed = signed
+        self.signed, self.pooled = signed, pooled
 
 
 class Shortcut(nn.Module):

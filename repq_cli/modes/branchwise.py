@@ -34,7 +34,7 @@ class BranchwiseKernel(BranchKernel):
         self.quant, self.edge = quant, edge
         self.quantizers: list[Quantizer] = []  # a plain list: they are modules of their convolutions
         for conv in [module for module in block.modules() if isinstance(module, nn.Conv2d)]:
-            quantizer = weight_quantizer(quant, conv.out_channels, edge)
+            quantizer = weight_quantizer(quant, conv.weight.shape, edge)
             parametrize.register_parametrization(conv, "weight", quantizer)
             self.quantizers.append(quantizer)
 
@@ -77,19 +77,12 @@ def merged_bits(net: nn.Module) -> dict[str, MergedBits]:
 def requantize(net: nn.Module, initialiser: Initialiser) -> nn.Module:
     """A copy of ``net`` with every block merged and its one kernel quantized to the bits that were asked for."""
     net = copy.deepcopy(net)
-    for name, layer in list(net.named_modules()):
+    for layer in net.modules():
         if isinstance(layer, QuantConv) and isinstance(layer.kernel, BranchwiseKernel):
             kernel = layer.kernel
+            depthwise = kernel.block.geometry.depthwise
             conv = kernel.block.to_conv()
-            quantizer = weight_quantizer(kernel.quant, conv.out_channels, kernel.edge).to(conv.weight.device)
-            merged = QuantConv(
-                FixedKernel(conv),
-                quantizer,
-                layer.activation,
-                stride=layer.stride,
-                padding=layer.padding,
-                groups=layer.groups,
-            )
-            merged.calibrate(initialiser)
-            net.set_submodule(name, merged)
+            quantizer = weight_quantizer(kernel.quant, conv.weight.shape, kernel.edge, depthwise)
+            layer.kernel, layer.quantizer = FixedKernel(conv), quantizer.to(conv.weight.device)
+            layer.calibrate(initialiser)
     return net.eval()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repq_cli.models.tap import Shortcut, Tap
 from repq_cli.modes.branchwise import BranchwiseKernel
 from repq_cli.modes.kernels import BranchKernel, FixedKernel, Source
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.build import activation_quantizer, weight_quantizer
-from repq_cli.quant.init import Initialiser
-from repq_cli.quant.layers import KernelSource, QuantConv, QuantLayer, QuantLinear, quantizers_in_layers
+from repq_cli.quant.layers import KernelSource, QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.options import QuantOptions
-from repq_cli.quant.quantizer import NoQuantizer, Quantizer, quantizers
+from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
+from repq_cli.quant.quantizer import NoQuantizer
+from repq_cli.quant.wiring import link_inputs
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
 
@@ -35,11 +35,15 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
         if isinstance(module, Block):
             net.set_submodule(name, compose_block(module, mode, quant, edge))
         elif isinstance(module, Tap):
-            net.set_submodule(name, activation_quantizer(quant, module.signed, edge))
+            # What is averaged feeds no convolution: at one bit it would lose most and save nothing.
+            averaged = module.pooled and quant.act_bits == 1
+            net.set_submodule(name, activation_quantizer(quant, module.signed, edge or averaged))
         elif isinstance(module, Shortcut):
             module.reads_raw = quant.residual == "fp"
         elif isinstance(module, nn.Linear):
-            net.set_submodule(name, QuantLinear(module, weight_quantizer(quant, module.out_features, edge)))
+            net.set_submodule(name, _compose_linear(module, quant, edge))
+    if quant.bias == "int32":
+        link_inputs(net)
     return net
 
 
@@ -47,12 +51,13 @@ def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bo
     """One block as a quantized convolution."""
     kernel: KernelSource
     geometry = block.geometry
-    quantizer = weight_quantizer(quant, geometry.out_channels, edge)
-    norm = None
+    quantizer = weight_quantizer(quant, geometry.weight_shape, edge, geometry.depthwise)
+    post_bn = quantizer.scale_free or mode.has_post_bn(quantizer.bits)
+    norm: nn.BatchNorm2d | None = None
     if mode.name in STATISTICS:
-        kernel = BranchKernel(block, STATISTICS[mode.name], mode)
+        kernel = BranchKernel(block, STATISTICS[mode.name], mode, post_bn)
     elif mode.name == "plain" and mode.plain_bn == "folded":
-        kernel = BranchKernel(block, "batch", mode)
+        kernel = BranchKernel(block, "batch", mode, post_bn)
     elif mode.name == "ptq" or (mode.name == "merged" and mode.merged_bn == "none"):
         kernel = FixedKernel(block.to_conv())
     elif mode.name == "branchwise":
@@ -60,6 +65,9 @@ def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bo
     else:
         branch = _only_branch(block)
         kernel, norm = FixedKernel(branch.conv), branch.norm
+    if post_bn and norm is None:
+        norm = PostNorm2d(geometry.out_channels).to(next(block.parameters()).device)
+    reads_signs = quant.method("act", quant.bits("act", edge)) == "sign"
     return QuantConv(
         kernel,
         quantizer,
@@ -68,7 +76,17 @@ def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bo
         stride=geometry.stride,
         padding=geometry.padding,
         groups=geometry.groups,
+        pad_value=quant.pad_value if reads_signs else 0,
+        input_scale=quant.input_scale and reads_signs,
+        int32_bias=quant.bias == "int32",
     )
+
+
+def _compose_linear(linear: nn.Linear, quant: QuantOptions, edge: bool) -> QuantLinear:
+    """A classifier; one without a scale gets a batch norm, as BNN's last layer has (arXiv 1602.02830)."""
+    quantizer = weight_quantizer(quant, linear.weight.shape, edge)
+    norm = PostNorm1d(linear.out_features).to(linear.weight.device) if quantizer.scale_free else None
+    return QuantLinear(linear, quantizer, norm, int32_bias=quant.bias == "int32")
 
 
 def _only_branch(block: Block) -> ConvBranch:
@@ -77,37 +95,8 @@ def _only_branch(block: Block) -> ConvBranch:
     return branch
 
 
-@torch.no_grad()
-def calibrate(net: nn.Module, batch: Tensor, initialiser: Initialiser) -> None:
-    """Set every step: weights on their merged kernels, then activations layer by layer on ``batch`` in one forward.
-
-    Each activation quantizer sees its input as the already quantized layers before it give it, in eval mode.
-    """
-    was_training = net.training
-    net.eval()
-    in_layers = quantizers_in_layers(net)
-    for layer in net.modules():
-        if isinstance(layer, QuantLayer):
-            layer.calibrate(initialiser)
-
-    def set_steps(quantizer: Quantizer, inputs: tuple[Tensor]) -> None:
-        quantizer.calibrate(inputs[0], initialiser)
-
-    hooks = [
-        quantizer.register_forward_pre_hook(set_steps)
-        for quantizer in quantizers(net).values()
-        if quantizer not in in_layers
-    ]
-    try:
-        net(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    net.train(was_training)
-
-
 def freeze_statistics(net: nn.Module) -> None:
     """Stop all batch-norm statistics of a quantization-aware net where they are."""
     for module in net.modules():
-        if isinstance(module, BranchKernel | QuantConv):
+        if isinstance(module, BranchKernel | QuantLayer):
             module.freeze_statistics()

@@ -37,9 +37,11 @@ class BranchKernel(KernelSource):
     the running averages. Source: arXiv 2311.05317, eq. for R_q and Algorithm 1.
     """
 
-    def __init__(self, block: Block, statistics: Source, options: ModeOptions) -> None:
+    def __init__(self, block: Block, statistics: Source, options: ModeOptions, post_bn: bool = False) -> None:
+        """``post_bn``: whether a batch norm of its own follows the quantized convolution."""
         super().__init__()
         self.block, self.statistics, self.options = block, statistics, options
+        self.detach = options.detaches(post_bn)
 
     def forward(self, x: Tensor, raw: Tensor) -> Kernel:
         if self.statistics == "running":
@@ -51,10 +53,9 @@ class BranchKernel(KernelSource):
         return kernel
 
     def _observe(self, x: Tensor) -> BatchStatistics | EstimatedStatistics:
-        detach = self.options.detach_stats
         if self.statistics == "batch":
-            return BatchStatistics(x, detach)
-        return EstimatedStatistics(x, self.options.estimator, detach)
+            return BatchStatistics(x, self.detach)
+        return EstimatedStatistics(x, self.options.estimator, self.detach)
 
     def inference(self) -> Kernel:
         """The kernel by running statistics."""

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-from repq_cli.quant.lsq import LSQ
+import torch
+
+from repq_cli.quant.affine import AffineActivation, AffineWeight
+from repq_cli.quant.binary import ScaledSignWeight, SignActivation, SignWeight, glorot_range
+from repq_cli.quant.lsq import LSQ, LSQPlus
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
+from repq_cli.quant.ternary import TernaryWeight
 
-METHODS = {"lsq": LSQ}
 
-
-def weight_quantizer(options: QuantOptions, out_channels: int, edge: bool) -> Quantizer:
-    """The quantizer of a layer's merged weight ``[O, ...]``: signed, per output channel unless asked otherwise."""
+def weight_quantizer(options: QuantOptions, shape: torch.Size, edge: bool, depthwise: bool = False) -> Quantizer:
+    """The quantizer of a layer's merged weight of the given shape ``[O, I/g, ...]``."""
     bits = options.bits("weight", edge)
     if bits == 32:
         return NoQuantizer()
-    channels = out_channels if options.granularity == "channel" else None
-    return METHODS[options.weight_method](bits, signed=True, channels=channels)
+    per_channel = options.granularity == "channel" or depthwise
+    match options.method("weight", bits):
+        case "sign":
+            glorot = options.latent_range == "glorot" or (options.latent_range == "auto" and options.stochastic)
+            return SignWeight(options.stochastic, glorot_range(shape) if glorot else 1.0)
+        case "bwn":
+            return ScaledSignWeight(per_channel)
+        case "twn":
+            return TernaryWeight(options.threshold, per_channel)
+        case "affine":
+            return AffineWeight(bits, per_channel)
+    channels = shape[0] if per_channel else None
+    return LSQ(bits, signed=True, channels=channels, symmetric=options.symmetric)
 
 
 def activation_quantizer(options: QuantOptions, signed: bool, edge: bool) -> Quantizer:
     """The quantizer of one activation tensor, shared by all its readers."""
     bits = options.bits("act", edge)
+    per_sample = options.act_n == "features"
     if bits == 32:
         return NoQuantizer()
-    return METHODS[options.act_method](bits, signed=signed, per_sample=options.act_n == "features")
+    match options.method("act", bits):
+        case "sign":
+            return SignActivation(options.stochastic)
+        case "lsqplus":
+            return LSQPlus(bits, per_sample=per_sample)
+        case "affine":
+            return AffineActivation(bits, options.act_momentum, options.act_delay)
+    return LSQ(bits, signed=signed, per_sample=per_sample)

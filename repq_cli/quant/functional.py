@@ -1,11 +1,14 @@
-"""Uniform quantization as pure functions of tensors."""
+"""Quantization as pure functions of tensors: uniform, affine, binary and ternary."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+SMALLEST_STEP = 1e-8
 
 
 class IntegerRange(NamedTuple):
@@ -15,41 +18,69 @@ class IntegerRange(NamedTuple):
     high: int
 
 
-def integer_range(bits: int, signed: bool) -> IntegerRange:
-    """``[-2^(bits-1), 2^(bits-1) - 1]`` if signed, else ``[0, 2^bits - 1]`` (arXiv 1902.08153, section 2)."""
-    return IntegerRange(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else IntegerRange(0, 2**bits - 1)
+class Grid(NamedTuple):
+    """Where codes lie: ``value = (code - zero_point) * step``; both broadcast against the codes, no zero_point is 0."""
+
+    step: Tensor
+    zero_point: Tensor | None = None
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """The values of integer codes."""
+        return (codes if self.zero_point is None else codes - self.zero_point) * self.step
 
 
-def quantize(values: Tensor, step: Tensor, codes: IntegerRange) -> Tensor:
-    """``clip(round(values / step), low, high)``, integers in the dtype of ``values``; ties round to even."""
-    return (values / step).round_().clamp_(codes.low, codes.high)
+def integer_range(bits: int, signed: bool, symmetric: bool = False) -> IntegerRange:
+    """``[-2^(bits-1), 2^(bits-1) - 1]`` if signed, else ``[0, 2^bits - 1]`` (arXiv 1902.08153, section 2).
+
+    ``symmetric``: without the lowest signed code, so that two bits are ``{-1, 0, 1}``.
+    """
+    if not signed:
+        return IntegerRange(0, 2**bits - 1)
+    return IntegerRange(-(2 ** (bits - 1)) + symmetric, 2 ** (bits - 1) - 1)
 
 
-def dequantize(codes: Tensor, step: Tensor) -> Tensor:
-    """``codes * step``."""
-    return codes * step
+def quantize(values: Tensor, grid: Grid, codes: IntegerRange) -> Tensor:
+    """``clip(round(values / step) + zero_point, low, high)``, integers in the dtype of ``values``; ties go to even."""
+    rounded = (values / grid.step).round_()
+    if grid.zero_point is not None:
+        rounded.add_(grid.zero_point)
+    return rounded.clamp_(codes.low, codes.high)
 
 
 class _LSQ(torch.autograd.Function):
-    """The closed-form gradients of LSQ, without boolean masks: on a CPU those cost several times an arithmetic pass."""
+    """The closed-form gradients of LSQ and LSQ+, without boolean masks: on a CPU those cost several arithmetic passes.
+
+    With codes ``q`` and unrounded codes ``u = values / step + zero_point``: the gradient passes where
+    ``low < u < high``; there the output moves by ``q - u`` per step and not at all with the offset, elsewhere by ``q``
+    and by 1.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, step: Tensor, codes: IntegerRange, grad_scale: float) -> Tensor:
-        ratio = values / step
-        quantized = ratio.round().clamp_(codes.low, codes.high)
-        ctx.save_for_backward(ratio, quantized)
+    def forward(
+        ctx: Any, values: Tensor, step: Tensor, offset: Tensor | None, codes: IntegerRange, grad_scale: float
+    ) -> Tensor:
+        zero_point = None if offset is None else offset_zero_point(offset, step, codes)
+        unrounded = values / step
+        quantized = unrounded.round()
+        if zero_point is not None:
+            quantized, unrounded = quantized.add_(zero_point), unrounded.add_(zero_point)
+        quantized.clamp_(codes.low, codes.high)
+        ctx.save_for_backward(unrounded, quantized)
         ctx.codes, ctx.grad_scale, ctx.step_shape = codes, grad_scale, step.shape
-        return dequantize(quantized, step)
+        ctx.zero_point = zero_point
+        return Grid(step, zero_point).dequantize(quantized)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        ratio, quantized = ctx.saved_tensors
-        # The gradient where low < ratio < high, both ends excluded, else 0.
-        inside = torch.ops.aten.hardtanh_backward(grad, ratio, *ctx.codes)
-        # d(out)/d(step) is round(v/s) - v/s inside, the end of the range outside: the code, less the ratio if inside.
-        per_value = (grad * quantized).addcmul_(inside, ratio, value=-1)
-        return inside, per_value.sum_to_size(ctx.step_shape) * ctx.grad_scale, None, None
+        unrounded, quantized = ctx.saved_tensors
+        # The gradient where low < u < high, both ends excluded, else 0.
+        inside = torch.ops.aten.hardtanh_backward(grad, unrounded, *ctx.codes)
+        per_value = (grad * quantized).addcmul_(inside, unrounded, value=-1)
+        to_step = per_value.sum_to_size(ctx.step_shape) * ctx.grad_scale
+        if ctx.zero_point is None:
+            return inside, to_step, None, None, None
+        return inside, to_step, (grad - inside).sum_to_size(ctx.step_shape) * ctx.grad_scale, None, None
 
 
 def lsq_fake_quantize(values: Tensor, step: Tensor, codes: IntegerRange, grad_scale: float = 1.0) -> Tensor:
@@ -62,4 +93,145 @@ def lsq_fake_quantize(values: Tensor, step: Tensor, codes: IntegerRange, grad_sc
     Source: arXiv 1902.08153, eqs. 1-3 and 5. The order round-then-clip equals the paper's clip-then-round because the
     ends of the range are integers.
     """
-    return _LSQ.apply(values, step, codes, grad_scale)
+    return _LSQ.apply(values, step, None, codes, grad_scale)
+
+
+def lsq_plus_fake_quantize(
+    values: Tensor, step: Tensor, offset: Tensor, codes: IntegerRange, grad_scale: float = 1.0
+) -> Tensor:
+    """LSQ with a learned offset: ``step * clip(round((values - offset) / step), low, high) + offset``.
+
+    Gradients: to ``values`` and ``step`` as in LSQ for ``values - offset``; to ``offset`` ``grad_scale`` where clipped,
+    else 0. Source: arXiv 2004.09576, eqs. 1-4.
+    Differs from the paper: the offset is rounded to a multiple of the step (``offset_zero_point``), so that zero, and
+    with it the padding of a convolution, is a code.
+    """
+    return _LSQ.apply(values, step, offset, codes, grad_scale)
+
+
+def offset_zero_point(offset: Tensor, step: Tensor, codes: IntegerRange) -> Tensor:
+    """The code of zero, ``clip(round(-offset / step), low, high)``."""
+    return (-offset / step).round().clamp(codes.low, codes.high)
+
+
+def nudged_grid(low: Tensor, high: Tensor, codes: IntegerRange) -> Grid:
+    """The grid of all codes over ``[low, high]``, widened to hold zero and shifted so that zero is a code exactly.
+
+    ``step = (high - low) / (codes.high - codes.low)``, ``zero_point = clip(round(codes.low - low / step))``.
+    Source: arXiv 1712.05877, section 3.1 and eqs. 12-13. An empty range (all values zero) gets the smallest step.
+    """
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    step = ((high - low) / (codes.high - codes.low)).clamp_min(SMALLEST_STEP)
+    return Grid(step, (codes.low - low / step).round().clamp(codes.low, codes.high))
+
+
+def affine_fake_quantize(values: Tensor, grid: Grid, codes: IntegerRange) -> Tensor:
+    """``(quantize(values) - zero_point) * step``; the gradient passes where ``values`` lie within the codes' range.
+
+    The range itself is observed, not learned (arXiv 1712.05877, section 3.1).
+    """
+    low, high = grid.dequantize(values.new_tensor(codes.low)), grid.dequantize(values.new_tensor(codes.high))
+    inside = (values >= low) & (values <= high)
+    return _straight_through(values, grid.dequantize(quantize(values, grid, codes)), inside)
+
+
+def binarize(values: Tensor) -> Tensor:
+    """``+1`` where ``values >= 0``, else ``-1``: zero has a sign here, unlike in ``torch.sign``."""
+    return values.ge(0).to(values.dtype).mul_(2).sub_(1)
+
+
+def stochastic_binarize(values: Tensor, certain: float = 1.0) -> Tensor:
+    """``+1`` with probability ``clip((values / certain + 1) / 2, 0, 1)``, else ``-1`` (arXiv 1602.02830, eqs. 2-3)."""
+    return binarize((values / certain + 1) / 2 - torch.rand_like(values))
+
+
+def binary_fake_quantize(values: Tensor, bound: float | None = None, certain: float | None = None) -> Tensor:
+    """``binarize`` with a straight-through gradient: where ``|values| <= bound``, or everywhere without one.
+
+    ``bound=1`` is the gradient of hard tanh (arXiv 1602.02830, eq. 4). ``certain``: draw signs at random instead,
+    those of magnitudes from here on excepted.
+    """
+    codes = binarize(values) if certain is None else stochastic_binarize(values, certain)
+    return _straight_through(values, codes, None if bound is None else values.abs() <= bound)
+
+
+def lsq_binary_fake_quantize(values: Tensor, step: Tensor, grad_scale: float = 1.0) -> Tensor:
+    """``step * sign(values)``: what signed LSQ becomes at one bit, where its highest code would be 0.
+
+    Gradients: to ``values`` where ``|values| <= step``, else 0; to ``step`` ``grad_scale * sign(values)``.
+    """
+    inside = values.abs() <= step
+    return scale_gradient(step, grad_scale) * _straight_through(values / step.detach(), binarize(values), inside)
+
+
+def mean_magnitude(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """``mean |values|`` over ``dims``, kept as ones: the step of least squared error for ``{-1, 1}``."""
+    return values.abs().mean(dims, keepdim=True).clamp_min(SMALLEST_STEP)
+
+
+def scaled_binary_fake_quantize(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """``alpha * sign(values)`` with ``alpha = mean |values|`` over ``dims`` (arXiv 1603.05279, eqs. 4-6).
+
+    Gradient, with g that of the output: ``alpha g 1[|v| <= 1] + sign(v) sum(g sign(v)) / n``: the exact chain rule,
+    where the paper's own first term, eq. 8, is an approximation.
+    """
+    return mean_magnitude(values, dims) * binary_fake_quantize(values, bound=1.0)
+
+
+def input_scale(values: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """XNOR-Net's K for an input ``[B, I, H, W]``: ``mean_i |values_i|`` under a box of ``1 / k^2``, ``[B, 1, Ho, Wo]``.
+
+    Source: arXiv 1603.05279, section 3.2; padded with zeros.
+    """
+    return F.avg_pool2d(values.abs().mean(1, keepdim=True), kernel_size, stride, padding)
+
+
+def ternarize(values: Tensor, threshold: float, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Codes in ``{-1, 0, 1}`` and their step.
+
+    ``delta = threshold * mean |values|``; the code is ``sign(values)`` where ``|values| > delta``, else 0; the step is
+    the mean of those magnitudes (arXiv 1605.04711, eqs. 4-6). Means are over ``dims``.
+    """
+    magnitude = values.abs()
+    beyond = (magnitude > threshold * magnitude.mean(dims, keepdim=True)).to(values.dtype)
+    step = (magnitude * beyond).sum(dims, keepdim=True) / beyond.sum(dims, keepdim=True).clamp_min(1)
+    return values.sign() * beyond, step.clamp_min(SMALLEST_STEP)
+
+
+def ternary_fake_quantize(values: Tensor, threshold: float, dims: tuple[int, ...]) -> Tensor:
+    """``ternarize`` times its step; the gradient passes unchanged (arXiv 1605.04711, section 2.4)."""
+    codes, step = ternarize(values.detach(), threshold, dims)
+    return _straight_through(values, codes * step)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, quantized: Tensor, inside: Tensor | None) -> Tensor:
+        ctx.inside = inside
+        return quantized.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        return (grad if ctx.inside is None else grad * ctx.inside), None, None
+
+
+def _straight_through(values: Tensor, quantized: Tensor, inside: Tensor | None = None) -> Tensor:
+    """``quantized``, with the gradient of ``values`` where ``inside``."""
+    return _StraightThrough.apply(values, quantized, inside)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+def scale_gradient(values: Tensor, factor: float) -> Tensor:
+    """``values``, with ``factor`` times their gradient."""
+    return _ScaleGradient.apply(values, factor)

@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from repq_cli.quant.functional import IntegerRange
+from repq_cli.quant.functional import SMALLEST_STEP, Grid, IntegerRange, nudged_grid, quantize
 
 Initialiser = Literal["min_error", "lsq"]
 
 SAMPLE_SIZE = 2**17
 EXTREMES = 2**10
 CHUNK = 2**18  # values searched at a time: small enough to stay in cache
+OFFSET_SAMPLE = 2**14  # of which step and offset are searched together
 
 
 def lsq_step(rows: Tensor, codes: IntegerRange) -> Tensor:
@@ -102,6 +103,44 @@ def _points(rows: Tensor, codes: IntegerRange) -> int:
     With many levels the error of a short row is ragged in the step, since single values decide it; long rows average.
     """
     return 184 * (min(max(4096 // rows.shape[1], 1), 24) if codes.high > 15 else 1)
+
+
+def min_error_offset(values: Tensor, codes: IntegerRange) -> tuple[Tensor, Tensor]:
+    """Step and offset of least squared error, ``argmin sum (s (clip(round(v / s) + z) - z) - v)^2`` with ``o = -z s``.
+
+    Every combination of a lowest and a highest value between zero and the tensor's own is tried; around the best, for
+    each zero-point z, codes and the best step for them are alternated, which can only lower the error. Values are
+    sampled evenly by size, extremes included. Shapes: scalars. Source: arXiv 2004.09576, section 4.
+    """
+    ordered = values.detach().flatten().float().sort().values
+    picked = torch.linspace(0, len(ordered) - 1, min(len(ordered), OFFSET_SAMPLE), device=ordered.device)
+    sample = ordered[picked.round().long()]
+    low, high = sample[0].clamp_max(0), sample[-1].clamp_min(0)
+    best_step, best_zero = torch.full_like(low, 1e-3), torch.full_like(low, codes.low)
+    least = torch.full_like(low, torch.inf)
+
+    def consider(step: Tensor, zero_point: Tensor) -> Tensor:
+        """Keep step and zero-point if they are the best; the codes less the zero-point."""
+        nonlocal best_step, best_zero, least
+        steps = quantize(sample, Grid(step, zero_point), codes) - zero_point
+        error = (steps * step - sample).square().sum()
+        if error < least:
+            best_step, best_zero, least = step, zero_point, error
+        return steps
+
+    for low_share in torch.linspace(0, 1, 17).tolist():
+        for high_share in torch.logspace(-1.5, 0, 33).tolist():
+            step, zero_point = nudged_grid(low * low_share, high * high_share, codes)
+            assert zero_point is not None
+            consider(step, zero_point)
+    start = best_step, best_zero
+    for nudge in (-1, 0, 1):
+        step, zero_point = start[0], (start[1] + nudge).clamp(codes.low, codes.high)
+        for _ in range(8):
+            steps = consider(step, zero_point)
+            fitted = (sample * steps).sum() / steps.square().sum().clamp_min(1e-30)
+            step = torch.where(fitted > SMALLEST_STEP, fitted, step)
+    return best_step, -best_zero * best_step
 
 
 def _or_fallback(steps: Tensor) -> Tensor:

@@ -3,40 +3,85 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
+from repq_cli.bounds import Range
+
+Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 32]
+Tensors = Literal["weight", "act"]
+
+# The widths for which each method is defined.
+METHOD_BITS: dict[Tensors, dict[str, tuple[int, ...]]] = {
+    "weight": {"lsq": (*range(1, 9),), "sign": (1,), "bwn": (1,), "twn": (2,), "affine": (*range(2, 9),)},
+    "act": {"lsq": (*range(1, 9),), "lsqplus": (*range(2, 9),), "sign": (1,), "affine": (*range(2, 9),)},
+}
 
 
 @dataclass(frozen=True)
 class QuantOptions:
-    """Which tensors are quantized, to how many bits, and how steps start.
+    """Which tensors are quantized, how and to how many bits, and how steps start.
 
-    weight_bits, act_bits: 2..8, or 32 for no quantization.
-    granularity: one weight step per output ``channel`` (default) or per ``tensor`` (LSQ's own); activations: tensor.
-    first_last: the first and the last layer's weights and inputs at ``8`` bit, in ``fp``, or the ``same`` as the rest.
+    weight_method: ``lsq``, ``sign`` (BinaryConnect, BNN: 1 bit without a scale), ``bwn`` (BWN, XNOR-Net: 1 bit, mean
+        magnitude as scale), ``twn`` (ternary: 2 bits) or ``affine`` (integer-only: zero-point, minimum and maximum).
+    act_method: ``lsq``, ``lsqplus`` (with a learned offset), ``sign`` (-1 and 1) or ``affine`` (moving range).
+    weight_bits, act_bits: 1..8, or 32 for no quantization.
+    granularity: one weight step per output ``channel`` or per ``tensor`` (depthwise layers: always per channel);
+        activations: tensor.
+    first_last: the first and the last layer's weights and inputs at ``8`` bit, in ``fp``, or the ``same`` as the rest;
+        ``inputs8``: their inputs at 8 bit, their weights the same as the rest.
     residual: shortcuts read the codes (``int``) or the tensor before its quantizer (``fp``, LSQ's own placement);
         without effect in networks that have no shortcuts once they are merged, such as RepVGG.
-    act_n: the N of the activations' gradient scale: the ``features`` of one sample, or ``numel`` of the batch.
-    init: initial steps by ``min_error`` (least squared error) or by ``lsq``'s rule.
+    act_n: (LSQ) the N of the activations' gradient scale: the ``features`` of one sample, or ``numel`` of the batch.
+    init: (LSQ) initial steps by ``min_error`` (least squared error) or by ``lsq``'s rule.
+    symmetric: (LSQ weights) without the lowest code: {-1, 0, 1} at 2 bits.
+    stochastic: (sign) draw signs at random in training.
+    latent_range: (sign weights) H, to which float weights are clipped: ``one``, or ``glorot``, the size of freshly
+        initialised ones, as in BinaryConnect's code; ``auto``: glorot where signs are drawn, which against one would be
+        those of a coin.
+    pad_value: (sign activations) what convolutions pad codes with: 0, as published code does, or -1 or 1, since a
+        kernel of XNOR and popcount has no zero.
+    input_scale: (sign activations) XNOR-Net's K: outputs times the mean magnitude of what each position saw.
+    threshold: (TWN) up to which multiple of the mean magnitude weights become zero.
+    act_momentum, act_delay: (affine) of the moving range; training steps before activations are quantized.
+    bias: ``fp``, or ``int32``: a multiple of the weight's times the input's step, where no batch norm stays behind.
     """
 
-    weight_method: Literal["lsq"] = "lsq"
-    act_method: Literal["lsq"] = "lsq"
+    weight_method: Literal["lsq", "sign", "bwn", "twn", "affine"] = "lsq"
+    act_method: Literal["lsq", "lsqplus", "sign", "affine"] = "lsq"
     weight_bits: Bits = 8
     act_bits: Bits = 8
     granularity: Literal["channel", "tensor"] = "channel"
-    first_last: Literal[8, "fp", "same"] = 8
+    first_last: Literal[8, "fp", "same", "inputs8"] = 8
     residual: Literal["int", "fp"] = "int"
     act_n: Literal["features", "numel"] = "features"
     init: Literal["min_error", "lsq"] = "min_error"
+    symmetric: bool = False
+    stochastic: bool = False
+    latent_range: Literal["auto", "one", "glorot"] = "auto"
+    pad_value: Literal[-1, 0, 1] = 0
+    input_scale: bool = False
+    threshold: Annotated[float, Range(0)] = 0.7
+    act_momentum: Annotated[float, Range(0, 1)] = 0.99
+    act_delay: Annotated[int, Range(0)] = 0
+    bias: Literal["fp", "int32"] = "fp"
 
-    def bits(self, of: Literal["weight", "act"], edge: bool) -> int:
+    def bits(self, of: Tensors, edge: bool) -> int:
         """The width of a layer's weight or input; ``edge`` marks the first and the last layer."""
         bits = self.weight_bits if of == "weight" else self.act_bits
-        if not edge or self.first_last == "same" or bits == 32:
+        same = self.first_last == "same" or (self.first_last == "inputs8" and of == "weight")
+        if not edge or same or bits == 32:
             return bits
         return 32 if self.first_last == "fp" else 8
+
+    def method(self, of: Tensors, bits: int) -> str:
+        """The method for a tensor of so many bits: the one that was asked for, or LSQ where it has no such width."""
+        method = self.weight_method if of == "weight" else self.act_method
+        return method if bits in METHOD_BITS[of][method] else "lsq"
+
+    @property
+    def signs(self) -> bool:
+        """Whether activations become -1 and 1, which wants a network without ReLU."""
+        return self.act_method == "sign" and self.act_bits == 1
 
     @property
     def label(self) -> str:

@@ -5,32 +5,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repq_cli.quant.functional import IntegerRange
+from repq_cli.quant.functional import Grid, IntegerRange
 from repq_cli.quant.init import Initialiser
 
 
 class Quantizer(nn.Module):
-    """Parameters plus a pure function: ``forward`` fake-quantizes, and equals ``integers * step_for`` bit for bit."""
+    """Parameters plus a pure function: ``forward`` fake-quantizes, and equals ``grid`` times ``integers`` bit for bit.
+
+    bits, codes  the integers that ``integers`` gives; with ``by_sign`` they are -1 and 1, nothing between
+    signed       whether values below zero have codes of their own
+    scale_free   codes are values: the layer needs a batch norm behind it
+    latent_bound, latent_decays  rules for the float weights behind a layer's codes, which the training loop applies:
+                 they are clipped to +-bound after every update; whether weight decay may pull at them
+    """
 
     bits: int
     signed: bool
     codes: IntegerRange
+    by_sign: bool = False
+    scale_free: bool = False
+    latent_bound: float | None = None
+    latent_decays: bool = True
 
     def calibrate(self, values: Tensor, initialiser: Initialiser = "min_error") -> None:
         """Set the steps from a tensor: the merged kernel, or the first batch of an activation."""
-        raise NotImplementedError
 
-    def step(self) -> Tensor:
-        """The steps, all positive."""
-        raise NotImplementedError
+    def step(self) -> Tensor | None:
+        """The steps, all positive; None where they follow the tensor at hand."""
+        return None
 
-    def step_for(self, values: Tensor) -> Tensor:
-        """The steps in a shape that broadcasts against ``values``."""
+    def grid(self, values: Tensor) -> Grid:
+        """Where the codes of ``values`` lie, in shapes that broadcast against them."""
         raise NotImplementedError
 
     def integers(self, values: Tensor) -> Tensor:
         """The codes of ``values``, in their dtype."""
         raise NotImplementedError
+
+    @property
+    def kind(self) -> str:
+        """``4 bit, signed``."""
+        return f"{self.bits} bit, {'signed' if self.signed else 'unsigned'}"
+
+    def extra_repr(self) -> str:
+        return self.kind
 
 
 class NoQuantizer(Quantizer):
@@ -38,9 +56,6 @@ class NoQuantizer(Quantizer):
 
     bits = 32
     signed = True
-
-    def calibrate(self, values: Tensor, initialiser: Initialiser = "min_error") -> None:
-        """Nothing to set."""
 
     def forward(self, values: Tensor) -> Tensor:
         return values
@@ -53,5 +68,6 @@ def quantizers(net: nn.Module) -> dict[str, Quantizer]:
 
 @torch.no_grad()
 def step_sizes(net: nn.Module) -> dict[str, Tensor]:
-    """Every quantizer's steps by module name."""
-    return {name: quantizer.step() for name, quantizer in quantizers(net).items()}
+    """The steps of every quantizer that has its own, by module name."""
+    steps = {name: quantizer.step() for name, quantizer in quantizers(net).items()}
+    return {name: step for name, step in steps.items() if step is not None}

@@ -51,6 +51,17 @@ class Geometry:
         return rows, columns
 
     @property
+    def weight_shape(self) -> torch.Size:
+        """``[O, I/g, k, k]``."""
+        size = self.kernel_size
+        return torch.Size([self.out_channels, self.in_channels // self.groups, size, size])
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every output channel reads one input channel of its own."""
+        return self.groups == self.in_channels > 1
+
+    @property
     def keeps_shape(self) -> bool:
         """Whether the input itself may be added to the output (an identity branch)."""
         same_size = self.stride == 1 and self.padding == self.kernel_size // 2

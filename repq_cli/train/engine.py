@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from repq_cli.data.base import Batch, Split
 from repq_cli.errors import CheckError
-from repq_cli.quant.layers import QuantLayer
+from repq_cli.quant.layers import QuantLayer, clip_latent_weights
 
 EVAL_BATCH = 256
 TIMED_STEPS = 500
@@ -103,6 +103,7 @@ def training_step(
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
     optimizer.step()
+    clip_latent_weights(net)
     with torch.no_grad():
         return value, task.scores(outputs.detach(), targets).mean().item()
 

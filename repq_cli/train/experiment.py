@@ -14,6 +14,8 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.train.engine import Task
 from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
 
+OWN_ACTIVATION = "default"  # in a signature: the one of the model's paper
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -43,4 +45,10 @@ class Experiment:
         """What a checkpoint's net must agree in to be loaded here."""
         rep = "none" if self.mode.name == "plain" else self.rep
         shape = "x".join(map(str, self.data.info.shape))
-        return {"model": self.model, "rep": rep, "input": shape, "classes": str(self.data.info.num_classes)}
+        return {
+            "model": self.model,
+            "rep": rep,
+            "activation": self.config["model"].get("activation") or OWN_ACTIVATION,
+            "input": shape,
+            "classes": str(self.data.info.num_classes),
+        }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from repq_cli.errors import DataError
 from repq_cli.models.official import FORMATS, Layout, convert, recognise
 from repq_cli.train import checkpoint
+from repq_cli.train.experiment import OWN_ACTIVATION
 from repq_cli.train.options import WeightFormat
 
 LISTED = 8  # keys of a mismatch that an error names
@@ -36,7 +37,7 @@ def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: di
             f"use the same run's checkpoints/fp.pt."
         )
     for key, wanted in signature.items():
-        found = content.get("signature", {}).get(key)
+        found = {"activation": OWN_ACTIVATION, **content.get("signature", {})}.get(key)
         if found != wanted:
             raise DataError(
                 f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 import torch
 from torch import nn
 
+from repq_cli.quant.layers import undecayed_latent_weights
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.repvgg import repvgg_blocks
 from repq_cli.train.options import OptimOptions, ScheduleOptions
@@ -17,10 +18,10 @@ def parameter_groups(net: nn.Module, options: OptimOptions) -> list[dict[str, ob
     """Parameters by weight decay and learning rate.
 
     Kernels decay; batch norm, biases and whatever else has one dimension only where ``decay_also`` names it; the steps
-    of quantizers never, nor kernels that ``custom_l2`` penalises.
+    of quantizers never, nor kernels that ``custom_l2`` penalises or whose quantizer reads nothing but their signs.
     """
     steps = {id(step) for module in net.modules() if isinstance(module, Quantizer) for step in module.parameters()}
-    exempt = set(steps)
+    exempt = steps | {id(weight) for weight in undecayed_latent_weights(net)}
     if options.custom_l2:
         exempt |= {id(kernel) for block in repvgg_blocks(net) for kernel in block.penalised()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {(options.weight_decay, 1.0): [], (0.0, 1.0): []}

@@ -18,7 +18,8 @@ from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, size_on_disk
 from repq_cli.errors import CheckError
 from repq_cli.modes.branchwise import merged_bits, requantize
-from repq_cli.modes.compose import calibrate, compose, freeze_statistics
+from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.compose import compose, freeze_statistics
 from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
 from repq_cli.quant.options import QuantOptions
@@ -137,7 +138,7 @@ class Run:
         elif mode.name == "merged" and mode.merged_bn == "reinsert":
             start = with_reinserted_norms(fp_net, self.first_batches())
         net = compose(start, mode, quant)
-        calibrate(net, next(self.first_batches()), quant.init)
+        calibrate(net, next(self.first_batches()), quant.init, start)
         steps = "nothing is quantized" if quant.label == "fp32" else f"steps initialised by {quant.init}"
         logger.info("Mode %s at %s: %s", mode.name, quant.label, steps)
 

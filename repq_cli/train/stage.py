@@ -131,6 +131,8 @@ class StageTrainer:
         train, start = around.data.train, self.totals.steps
         for batch in train.training_batches(around.batch_size, seed, start, around.device):
             lr = learning_rate(around.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
+            # Quantizers may draw at random: from a state that a resumed run finds again.
+            torch.manual_seed(derive_seed(seed, "step", self.totals.steps))
             with self.timer.step():
                 loss, score = training_step(
                     self.net, batch, around.task, self.optimizer, lr, around.optim.clip_norm, self.penalty

@@ -1,0 +1,126 @@
+"""Every quantizer learns, freezes exactly and evaluates with every block in every mode that trains.
+
+The default suite runs a set of combinations in which every pair of choices meets; ``-m slow`` runs all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_matrix import Combination, covering
+from torch import nn
+
+from repq_cli import build
+from repq_cli.cli.jobs import compose_plain
+from repq_cli.data import digits
+from repq_cli.data.base import Data
+from repq_cli.deploy.check import compare
+from repq_cli.deploy.freeze import freeze
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.compose import compose
+from repq_cli.modes.options import ModeOptions
+from repq_cli.modes.switch import to_estimated_statistics
+from repq_cli.quant.options import QuantOptions
+from repq_cli.tasks.classification import Classification
+from repq_cli.train.engine import evaluate, training_step
+from repq_cli.train.optim import make_optimizer
+from repq_cli.train.options import OptimOptions
+
+SMALL = ["model.width=0.125", "model.blocks=[1,1,1,1]"]
+FP_STEPS, QAT_STEPS = 30, 30
+CHANCE = 10.0  # percent: ten digits
+
+REPS = ("none", "repvgg", "acnet", "orepa")
+MODES = ("plain", "merged", "repq", "repq_bn", "repq_bnest")
+QUANTS: dict[str, list[str]] = {
+    "bnn": [],
+    "bnn stochastic": ["quant.stochastic=true"],
+    "binaryconnect": [],
+    "bwn": [],
+    "xnor": [],
+    "xnor with K": ["quant.input_scale=true"],
+    "w1a1": [],
+    "w1a32": [],
+    "twn": [],
+    "w2a2 ternary": ["quant.symmetric=true"],
+    "int8_affine": ["quant.act_delay=10"],
+    "int8_affine at four bits": ["quant.weight_bits=4", "quant.act_bits=4", "quant.granularity=channel"],
+    "w4a4 lsqplus": ["quant.act_method=lsqplus", "model.activation=hardtanh"],
+    "w2a4 twn and lsq": ["quant.weight_bits=2", "quant.weight_method=twn"],
+}
+OPTION = {"w2a4 twn and lsq": "w4a4"}  # where the first word names no file
+
+ALL = [
+    combination
+    for combination in itertools.product(["resnet18_cifar"], REPS, MODES, QUANTS)
+    if combination[1] != "none" or combination[2] != "merged"
+]
+
+
+@functools.cache
+def data() -> Data:
+    return digits.load(size=16, crop=0)
+
+
+def configuration(combination: Combination) -> dict[str, Any]:
+    model, rep, mode, quant = combination
+    option = OPTION.get(quant, quant.split()[0])
+    groups = [f"+model={model}", f"rep={rep}", f"mode={mode}", f"quant={option}"]
+    return compose_plain([*groups, *SMALL, "data.size=16", *QUANTS[quant]])
+
+
+@functools.cache
+def fp_state(rep: str, activation: str | None) -> dict[str, torch.Tensor]:
+    """Weights after some steps of full precision; both are all that these depend on."""
+    config = compose_plain(["+model=resnet18_cifar", f"rep={rep}", f"model.activation={activation or 'null'}", *SMALL])
+    torch.manual_seed(0)
+    net = build.network_maker(config, data().info)()
+    train(net, FP_STEPS, 0.05)
+    return net.state_dict()
+
+
+def train(net: nn.Module, steps: int, lr: float) -> list[float]:
+    """The loss of every step."""
+    net.train()
+    optimizer, task = make_optimizer(net, OptimOptions(), lr), Classification()
+    epochs = itertools.chain.from_iterable(data().train.training_batches(64, epoch) for epoch in itertools.count())
+    return [training_step(net, batch, task, optimizer, lr, None)[0] for batch in itertools.islice(epochs, steps)]
+
+
+def check_learns(combination: Combination, folder: Path) -> None:
+    config = configuration(combination)
+    mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
+    rep = "none" if mode.name == "plain" else config["rep"]["name"]
+    net = build.network_maker(config, data().info)()
+    net.load_state_dict(copy.deepcopy(fp_state(rep, config["model"]["activation"])))
+    first = next(data().train.training_batches(64, 0))[0]
+    start = to_estimated_statistics(net, [first], mode.estimator) if mode.name == "repq_bnest" else net
+    composed = compose(start, mode, quant)
+    calibrate(composed, first, quant.init, start)
+    losses = train(composed, QAT_STEPS, 0.01)
+    assert sum(losses[-3:]) / 3 < losses[0]
+    assert evaluate(composed, data().test, Classification(), torch.device("cpu")) > 3 * CHANCE
+    freeze(composed, {"input_shape": list(data().info.shape)}).save(folder)
+    images = [x for x, _ in data().val.batches(64)]
+    agreement = compare(composed, DeployedNet.load(folder), images, Classification().agreement)
+    assert agreement.max_abs == 0
+    assert agreement.max_lsb in (None, 0)
+    assert agreement.top1 == 100
+
+
+@pytest.mark.parametrize("combination", covering(ALL), ids=", ".join)
+def test_every_pair_of_choices_learns(combination: Combination, tmp_path: Path) -> None:
+    check_learns(combination, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", ALL, ids=", ".join)
+def test_every_combination_learns(combination: Combination, tmp_path: Path) -> None:
+    check_learns(combination, tmp_path)
