@@ -16,16 +16,19 @@ from repq_cli.cli.jobs import compose_plain
 from repq_cli.errors import ConfigError
 from repq_cli.train.runner import run
 
-SMALL = ["model.width=0.0625", "model.blocks=[1,1,1,1]", "data.batch_size=10"]
+SMALL = ["model.width=0.0625", "data.batch_size=10"]
 SHORT = ["fp.epochs=1", "qat.epochs=1", "runtime.tensorboard=false", "runtime.threads=1", "verbosity=quiet"]
 
+SHALLOW = ["model.blocks=[1,1,1,1]"]
 MODELS = {
-    "repvgg_a0": [],
-    "repvgg_a0_cifar": [],
-    "repvgg_b0": [],
-    "repvgg_b0 g2": ["model.groups=2"],
-    "resnet18": [],
-    "resnet18_cifar": [],
+    "repvgg_a0": SHALLOW,
+    "repvgg_a0_cifar": SHALLOW,
+    "repvgg_b0": SHALLOW,
+    "repvgg_b0 g2": [*SHALLOW, "model.groups=2"],
+    "resnet18": SHALLOW,
+    "resnet18_cifar": SHALLOW,
+    "mobilenet_v1": [],
+    "mobilenet_v2": [],
 }
 REPS = {
     "none": [],

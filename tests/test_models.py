@@ -7,10 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
+from conftest import randomise
 from torch import nn
 
 from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
+from repq_cli.models.mobilenet import mobilenet_v1, mobilenet_v2
+from repq_cli.models.official import FORMATS, convert
 from repq_cli.models.repvgg import RepVGG, repvgg
 from repq_cli.models.resnet import resnet
 from repq_cli.modes.compose import compose
@@ -180,3 +183,53 @@ def forced_identity(geometry: Geometry, activation: nn.Module | None) -> Block:
 def test_a_block_that_cannot_be_is_refused_with_its_layer(build: Callable[[], nn.Module], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build()
+
+
+V1_STRIDES, V2_STRIDES = [2, 1, 2, 2, 2, 2], [2, 1, 2, 2, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("width", [0.35, 0.75, 1.0, 1.4])
+def test_mobilenet_v2_is_torchvisions(width: float) -> None:
+    net = mobilenet_v2(plain_block, 3, 7, V2_STRIDES, width).eval()
+    reference = torchvision.models.mobilenet_v2(num_classes=7, width_mult=width)
+    layout = FORMATS["torchvision"].layout(net)
+    assert layout is not None
+    state = randomise(reference).eval().state_dict()
+    assert {source.key for source in layout.sources.values()} == set(state)
+    net.load_state_dict(convert(net, state, layout))
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(net(x), reference(x), rtol=1e-4, atol=1e-4)
+    assert parameters(net) == parameters(reference)
+
+
+@pytest.mark.parametrize(
+    ("width", "millions", "mmacs"), [(1.0, 4.2, 569), (0.75, 2.6, 325), (0.5, 1.3, 149), (0.25, 0.5, 41)]
+)
+def test_mobilenet_v1_costs_what_its_paper_says(width: float, millions: float, mmacs: int) -> None:
+    """Arxiv 1704.04861, table 6."""
+    net = mobilenet_v1(plain_block, 3, 1000, V1_STRIDES, width)
+    assert parameters(net) / 1e6 == pytest.approx(millions, abs=0.051)
+    deployed = freeze(compose(net, ModeOptions("plain"), QuantOptions()), {"input_shape": [3, 224, 224]})
+    assert cost(deployed).macs / 1e6 == pytest.approx(mmacs, abs=1)
+
+
+@pytest.mark.parametrize("make", [mobilenet_v1, mobilenet_v2, repvgg, resnet])
+def test_a_wrong_number_of_stages_is_refused(make: Callable[..., nn.Module]) -> None:
+    arguments = {
+        mobilenet_v1: {"strides": [1, 2]},
+        mobilenet_v2: {"strides": [1, 2]},
+        repvgg: {"strides": [1, 2], "blocks": [1], "widths": [1.0]},
+        resnet: {"blocks": [1]},
+    }[make]
+    with pytest.raises(ValueError, match="stages"):
+        make(plain_block, 3, 10, **arguments)
+
+
+def test_depthwise_convolutions_can_be_re_parameterised() -> None:
+    blocks = [
+        module
+        for module in mobilenet_v1(only_kernels([3], repvgg_block), 3, 10, V1_STRIDES, 0.25).modules()
+        if isinstance(module, Block)
+    ]
+    assert [block.kind for block in blocks[:3]] == ["repvgg", "repvgg", "conv"]
+    assert blocks[1].geometry.depthwise

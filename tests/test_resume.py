@@ -34,17 +34,31 @@ class StopAfter(StopRequest):
         return super().__bool__()
 
 
-@pytest.mark.parametrize("steps", [7, 19, 26, 38])
+@pytest.mark.parametrize(
+    ("steps", "quant"),
+    [
+        (7, ["quant=w4a4"]),
+        (19, ["quant=w4a4"]),
+        (26, ["quant=w4a4"]),
+        (38, ["quant=int8_affine", "quant.act_delay=8"]),
+        (27, ["quant=bnn", "quant.stochastic=true"]),  # draws go on where they stopped
+    ],
+)
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    steps: int, run_repq: Run, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    steps: int,
+    quant: list[str],
+    run_repq: Run,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stopped in FP or QAT, in the middle of an epoch or at its end: equal metrics, log, and deployed bytes."""
-    _, unbroken = run_repq("train", *TINY, "quant=w4a4")
+    _, unbroken = run_repq("train", *TINY, *quant)
     assert unbroken is not None
     with monkeypatch.context() as patch:
         patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
         StopAfter.left = steps
-        code, stopped = run_repq("train", *TINY, "quant=w4a4")
+        code, stopped = run_repq("train", *TINY, *quant)
     assert code == 130
     assert stopped is not None
     assert row_of(stopped)["status"] == "interrupted"

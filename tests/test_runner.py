@@ -92,10 +92,13 @@ def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsy
         assert torch.equal(kept["net"]["classifier.weight"], reference.state_dict()["fc.weight"])
         assert row_of(folder)["lineage"]["fp_run"] == "resnet18.pth"
     cases = {
-        ("fp.format=acnet_official", "rep=acnet"): "look like fp.format=torchvision (model=resnet18 rep=none)",
+        (
+            "fp.format=acnet_official",
+            "rep=acnet",
+        ): "look like fp.format=torchvision (model=resnet18 or mobilenet_v2, rep=none)",
         (
             "rep=repvgg",
-        ): "as fp.format=torchvision is for model=resnet18 rep=none, and this run's net is another: choose that net",
+        ): "is for model=resnet18 or mobilenet_v2, rep=none, and this run's net is another: choose that net",
         ("fp.format=repq",): "is not one of repq's",
     }
     for arguments, sentence in cases.items():

@@ -1,6 +1,6 @@
 """Published state dicts in our networks: which of their keys is which of ours.
 
-Key lists were read in the projects' own code: torchvision (ResNet), DingXiaoH/RepVGG and DingXiaoH/ACNet,
+Key lists were read in the projects' own code: torchvision (ResNet, MobileNet v2), DingXiaoH/RepVGG and DingXiaoH/ACNet,
 cxxgtxy/QARepVGG, JUGGHM/OREPA_CVPR2022.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.errors import DataError
+from repq_cli.models.mobilenet import MobileNetV2
 from repq_cli.models.repvgg import RepVGG
 from repq_cli.models.resnet import BasicBlock, ResNet
 from repq_cli.reparam.block import Block
@@ -59,11 +60,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Format:
-    """One published layout: the nets it is of, in words and as a function, and a key ending that gives it away."""
+    """One published layout: its nets, in words and as a function, and sets of key endings that give it away."""
 
     net: str
     layout: Callable[[nn.Module], Layout | None]
-    marks: tuple[str, ...]
+    marks: tuple[tuple[str, ...], ...]
 
 
 def convert(net: nn.Module, state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -78,8 +79,10 @@ def recognise(keys: Iterable[str]) -> str | None:
     listed = list(keys)
 
     def share(name: str) -> float:
-        marks = FORMATS[name].marks
-        return sum(any(key.endswith(mark) for key in listed) for mark in marks) / len(marks)
+        return max(
+            sum(any(key.endswith(mark) for key in listed) for mark in marks) / len(marks)
+            for marks in FORMATS[name].marks
+        )
 
     best = max(FORMATS, key=share)
     return best if share(best) > 0 else None
@@ -164,6 +167,8 @@ def _kinds(net: ResNet) -> set[str]:
 
 
 def _torchvision(net: nn.Module) -> Layout | None:
+    if isinstance(net, MobileNetV2) and all(map(_is_plain, _blocks(net))):
+        return Layout(dict(_mobilenet_v2(net)))
     if not isinstance(net, ResNet) or not all(map(_is_plain, _blocks(net))):
         return None
 
@@ -178,6 +183,19 @@ def _torchvision(net: nn.Module) -> Layout | None:
         yield from _linear("classifier", "fc")
 
     return Layout(dict(pairs()))
+
+
+def _mobilenet_v2(net: MobileNetV2) -> Pairs:
+    yield from _conv_norm("stem.block", "features.0.0", "features.0.1")
+    for index, block in enumerate(net.blocks, start=1):
+        ours, theirs = f"blocks.{index - 1}", f"features.{index}.conv"
+        inner = [name for name in ("expand", "depthwise") if getattr(block, name) is not None]
+        for place, name in enumerate(inner):
+            yield from _conv_norm(f"{ours}.{name}", f"{theirs}.{place}.0", f"{theirs}.{place}.1")
+        yield from _conv_norm(f"{ours}.project", f"{theirs}.{len(inner)}", f"{theirs}.{len(inner) + 1}")
+    last = f"features.{len(net.blocks) + 1}"
+    yield from _conv_norm("last.block", f"{last}.0", f"{last}.1")
+    yield from _linear("classifier", "classifier.1")
 
 
 def _staged(net: ResNet, stem: Pairs, block_pairs: Callable[[str, str], Pairs], behind_conv1: str = "") -> Pairs:
@@ -270,11 +288,15 @@ def _flip_frequency(point: Tensor) -> Tensor:
 
 FORMATS: dict[str, Format] = {
     # Some variants of QARepVGG have all the keys of RepVGG: the batch norm behind the sum comes first.
-    "qarepvgg_official": Format("model=repvgg_* rep=qarepvgg", partial(_repvgg, "qarepvgg"), ("stage0.bn.weight",)),
+    "qarepvgg_official": Format("model=repvgg_* rep=qarepvgg", partial(_repvgg, "qarepvgg"), (("stage0.bn.weight",),)),
     "repvgg_official": Format(
-        "model=repvgg_* rep=repvgg", partial(_repvgg, "repvgg"), (".rbr_dense.conv.weight", ".rbr_1x1.bn.weight")
+        "model=repvgg_* rep=repvgg", partial(_repvgg, "repvgg"), ((".rbr_dense.conv.weight", ".rbr_1x1.bn.weight"),)
     ),
-    "acnet_official": Format("model=resnet18 rep=acnet", _acnet, (".square_conv.weight", ".ver_conv.weight")),
-    "orepa_official": Format("model=resnet18 rep=orepa", _orepa, (".weight_orepa_origin", ".vector")),
-    "torchvision": Format("model=resnet18 rep=none", _torchvision, ("layer1.0.conv1.weight", "fc.weight")),
+    "acnet_official": Format("model=resnet18 rep=acnet", _acnet, ((".square_conv.weight", ".ver_conv.weight"),)),
+    "orepa_official": Format("model=resnet18 rep=orepa", _orepa, ((".weight_orepa_origin", ".vector"),)),
+    "torchvision": Format(
+        "model=resnet18 or mobilenet_v2, rep=none",
+        _torchvision,
+        (("layer1.0.conv1.weight", "fc.weight"), ("features.1.conv.0.0.weight", "classifier.1.weight")),
+    ),
 }
