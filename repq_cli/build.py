@@ -129,6 +129,7 @@ def experiment(config: dict[str, Any]) -> Any:
     """Everything a run needs. ``config`` is validated and its mode resolved."""
     import torch
 
+    from repq_cli.modes.compose import refuse_signs_behind_relu
     from repq_cli.tasks.classification import Classification
     from repq_cli.train.experiment import Experiment
     from repq_cli.train.fp_key import fp_key
@@ -138,8 +139,9 @@ def experiment(config: dict[str, Any]) -> Any:
     loaded.train.steps(batch_size)  # says so if a batch is larger than the data
     optim = OptimOptions(**config["optim"])
     make_net = network_maker(config, loaded.info)
-    with torch.device("meta"):
-        make_net()  # says so if a block cannot be built, before anything is written
+    quant = QuantOptions(**config["quant"])
+    with torch.device("meta"):  # what cannot be built is said before anything is written
+        refuse_signs_behind_relu(make_net(), quant)
     return Experiment(
         config=config,
         data_name=config["data"]["name"],
@@ -149,7 +151,7 @@ def experiment(config: dict[str, Any]) -> Any:
         data=loaded,
         batch_size=batch_size,
         task=Classification(optim.label_smoothing),
-        quant=QuantOptions(**config["quant"]),
+        quant=quant,
         mode=ModeOptions(**config["mode"]),
         fp=StageOptions(**config["fp"]),
         qat=StageOptions(**config["qat"]),

@@ -265,6 +265,18 @@ COMBINATIONS: list[tuple[set[str], Callable[[dict[str, Any]], Iterator[Problem]]
 ]
 
 
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with keys that it lacks, as a file of an earlier version does, at their defaults."""
+    config = dict(config)
+    for section, annotation in annotations_of(Config).items():
+        if dataclasses.is_dataclass(annotation) and isinstance(config.get(section), dict):
+            fields = dataclasses.fields(annotation)
+            defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+            if "_target_" not in annotations_of(annotation):
+                config[section] = defaults | config[section]
+    return config
+
+
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with what it leaves to us decided: ``mode=auto``, and hard tanh where activations are signs."""
     config = config | {"mode": config["mode"] | {"name": resolved_mode(config)}}

@@ -19,6 +19,7 @@ from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, size_on_disk
 from repq_cli.deploy.packing import pack, packed_bits, unpack
 from repq_cli.errors import CheckError, DataError
+from repq_cli.models.repvgg import repvgg
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
@@ -121,6 +122,39 @@ def test_packing_is_lossless_and_small(bits: int, count: int, seed: int) -> None
     assert packed.dtype == torch.uint8
     assert len(packed) == -(-count * packed_bits(bits) // 8)
     assert torch.equal(unpack(packed, bits, low, [count]).long(), codes)
+
+
+@settings(max_examples=50, deadline=None)
+@given(low=st.sampled_from([-1, 0]), count=st.integers(1, 40), seed=st.integers(0, 99))
+def test_one_bit_is_packed_eight_to_a_byte(low: int, count: int, seed: int) -> None:
+    """Codes of -1 and 1, or of 0 and 1."""
+    bits = torch.randint(0, 2, (count,), generator=torch.Generator().manual_seed(seed))
+    codes = bits if low == 0 else 2 * bits - 1
+    packed = pack(codes.float(), 1, low)
+    assert len(packed) == -(-count // 8)
+    assert torch.equal(unpack(packed, 1, low, [count]).long(), codes)
+
+
+@pytest.mark.parametrize(
+    ("quant", "smaller"),
+    [
+        (QuantOptions("bwn", act_bits=32, weight_bits=1, granularity="tensor"), 30),
+        (QuantOptions("sign", act_bits=32, weight_bits=1), 30),
+        (QuantOptions("twn", act_bits=32, weight_bits=2), 15.8),
+        (QuantOptions(weight_bits=4), 7.8),
+        (QuantOptions("affine", "affine"), 3.9),
+    ],
+)
+def test_convolutions_of_repvgg_a0_shrink_by_their_bits(quant: QuantOptions, smaller: float) -> None:
+    """Codes and steps together, the first layer at 8 bit included, against float32."""
+    net = repvgg(plain_block, 3, 10, [2, 4, 14, 1], [0.75, 0.75, 0.75, 2.5], [2] * 5)
+    composed = compose(net, ModeOptions("merged", post_bn=False), quant)
+    deployed = freeze(composed, DESCRIPTION)
+    convs = [node for node in deployed.nodes if node["op"] == "conv"]
+    keys = ("weight", "weight_step", "weight_zero_point")
+    tensors = [deployed.stored[node[key]] for node in convs for key in keys if node.get(key)]
+    floats = 4 * sum(torch.Size(node["shape"]).numel() for node in convs)
+    assert floats / sum(tensor.numel() * tensor.element_size() for tensor in tensors) >= smaller
 
 
 def test_four_bit_weights_take_an_eighth_of_float32(tmp_path: Path) -> None:

@@ -211,7 +211,21 @@ def test_lsq_plus_equals_numpy(bits: int, offset: float) -> None:
     ends = np.where(unrounded >= codes.high, codes.high, codes.low)
     per_step = np.where(inside, clipped - unrounded, ends)
     assert to_step.item() == pytest.approx(0.125 * (G * per_step).sum(), rel=1e-10)
-    assert to_offset.item() == pytest.approx(0.125 * (G * ~inside).sum(), rel=1e-10)
+    wanted = 0.125 * (G * ~inside).sum()
+    stuck = (zero == codes.low and wanted < 0) or (zero == codes.high and wanted > 0)
+    assert to_offset.item() == pytest.approx(0 if stuck else wanted, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("offset", "grad", "moves"), [(0.0, -1, False), (0.0, 1, True), (-9.0, 1, False), (-9.0, -1, True)]
+)
+def test_an_offset_does_not_move_zero_beyond_the_codes(offset: float, grad: float, moves: bool) -> None:
+    """Down the gradient: an offset that rises lowers the code of zero, which cannot go below the first."""
+    o = torch.tensor(offset, requires_grad=True)
+    values = torch.tensor([100.0, -100.0])
+    y = lsq_plus_fake_quantize(values, torch.tensor(0.1), o, integer_range(4, False))
+    (gradient,) = torch.autograd.grad(y, o, torch.tensor([grad, 0.0]))
+    assert (gradient != 0) == moves
 
 
 def test_one_signed_bit_of_lsq_is_a_scaled_sign() -> None:
@@ -246,7 +260,7 @@ def test_input_scale_is_the_box_mean_of_the_mean_magnitude() -> None:
     expected = np.array(
         [[[image[r : r + 3, c : c + 3].mean() for c in range(0, 6, 2)] for r in range(0, 5, 2)] for image in magnitude]
     )
-    np.testing.assert_allclose(input_scale(x, 3, 2, 1)[:, 0].numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(input_scale(x, torch.Size([4, 3, 3, 3]), 2, 1)[:, 0].numpy(), expected, rtol=1e-12)
 
 
 EVERY: dict[str, Callable[[], Quantizer]] = {

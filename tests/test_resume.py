@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import TINY, results, row_of
 
 from repq_cli.cli import main
@@ -215,3 +216,17 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(run_repq: Run, in_
 
 def test_a_second_interrupt_is_not_an_exception_that_a_sweep_swallows() -> None:
     assert not issubclass(Interrupted, Exception)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_todays_defaults(run_repq: Run, in_folder: Path) -> None:
+    """Its config.yaml lacks the keys that came later."""
+    code, folder = run_repq("train", *TINY, "quant=w4a4")
+    assert code == 0
+    assert folder is not None
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for key in ("pad_value", "symmetric", "bias"):
+        del config["quant"][key]
+    del config["mode"]["post_bn"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "summary.json").unlink()
+    assert main(["train", f"resume={folder}"]) == 0

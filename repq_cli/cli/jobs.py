@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from repq_cli import build
 from repq_cli.cli.hydra_app import CONFIGS, plain
 from repq_cli.report.row import failure, write_row
-from repq_cli.schema import report, resolved, validate
+from repq_cli.schema import report, resolved, validate, with_defaults
 from repq_cli.train.runner import run
 
 
@@ -48,7 +48,7 @@ def _shown(folder: Path) -> Path:
 
 def resume_job(config: dict[str, Any], folder: Path) -> None:
     """Go on with the run in ``folder``."""
-    run(build.experiment(checked(config)), folder, resume=True)
+    run(build.experiment(checked(with_defaults(config))), folder, resume=True)
 
 
 def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:

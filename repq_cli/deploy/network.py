@@ -109,7 +109,11 @@ class DeployedNet(nn.Module):
         return F.conv2d(x, weight, bias, node["stride"], padding, 1, node["groups"])
 
     def _input_scale(self, node: Node, raw: Tensor) -> Tensor:
-        return F.avg_pool2d(raw.abs().mean(1, keepdim=True), node["shape"][-1], node["stride"], node["padding"])
+        """The mean magnitude of what each position saw, per group of channels."""
+        outputs, inputs, size, _ = node["shape"]
+        magnitude = raw.abs().unflatten(1, (node["groups"], inputs)).mean(2)
+        scale = F.avg_pool2d(magnitude, size, node["stride"], node["padding"])
+        return scale if node["groups"] == 1 else scale.repeat_interleave(outputs // node["groups"], 1)
 
     def _multiply_and_add(self, node: Node, y: Tensor, trailing: int) -> Tensor:
         """The multiplier of an unfolded batch norm, then the bias, each where there is one."""

@@ -34,7 +34,7 @@ class BranchwiseKernel(BranchKernel):
         self.quant, self.edge = quant, edge
         self.quantizers: list[Quantizer] = []  # a plain list: they are modules of their convolutions
         for conv in [module for module in block.modules() if isinstance(module, nn.Conv2d)]:
-            quantizer = weight_quantizer(quant, conv.weight.shape, edge)
+            quantizer = weight_quantizer(quant, conv.weight.shape, edge, block.geometry.depthwise)
             parametrize.register_parametrization(conv, "weight", quantizer)
             self.quantizers.append(quantizer)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.errors import CheckError
+from repq_cli.modes.options import POST_BN_BITS
 from repq_cli.quant.init import Initialiser
 from repq_cli.quant.layers import QuantLayer, quant_layers, quantizers_in_layers
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
@@ -27,7 +28,7 @@ def calibrate(net: nn.Module, batch: Tensor, initialiser: Initialiser, reference
     Each activation quantizer sees its input as the already quantized layers before it give it, in eval mode. New batch
     norms behind quantized layers are set the same way: mean and variance of what ``reference``, the network that
     ``net`` was composed of, has there become shift and squared scale, those of what the codes give the statistics.
-    Behind codes without a scale, a batch norm that was there before gets new statistics too.
+    A batch norm that was there before gets new statistics too where codes have one or two bits.
     Raises CheckError, with the layer's name, for values that are not finite or that a quantizer has no codes for.
     """
     was_training = net.training
@@ -44,8 +45,8 @@ def calibrate(net: nn.Module, batch: Tensor, initialiser: Initialiser, reference
     }
     added = {name: layer.norm for name, layer in layers.items() if isinstance(layer.norm, PostNorm1d | PostNorm2d)}
     _take_over_outputs(added, reference, batch)
-    renewed = [layer for name, layer in layers.items() if name in added or layer.quantizer.scale_free]
-    hooks |= dict.fromkeys(renewed, _set_statistics)
+    few = [layer for layer in layers.values() if layer.quantizer.bits <= POST_BN_BITS]
+    hooks |= {layer: _set_statistics for layer in layers.values() if layer.norm in added.values() or layer in few}
     with _before_each(hooks):
         net(batch)
     net.train(was_training)
@@ -70,20 +71,22 @@ def _step_setter(name: str, initialiser: Initialiser) -> Hook:
 def _require_finite(what: str, values: Tensor) -> None:
     if not torch.isfinite(values).all():
         raise CheckError(
-            f"{what} holds NaN or infinity, on which no step can be set: train FP with a lower learning rate or "
-            f"optim.clip_norm, or choose another fp.checkpoint."
+            f"{what} holds NaN or infinity, on which no step can be set: if the data are finite, train FP with a lower "
+            f"learning rate or optim.clip_norm, or choose another fp.checkpoint."
         )
 
 
 def _set_statistics(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """The running statistics of the batch norm behind a layer, from what its codes give for this input."""
+    """The running statistics of the batch norm behind a layer, if any, from what its codes give for this input."""
     assert isinstance(module, QuantLayer)
     norm = module.norm
+    if norm is None:
+        return
     mean, var = _moments(module.before_norm(inputs[0], inputs[-1]))
     if isinstance(norm, PostNorm1d | PostNorm2d):
         norm.set_statistics(mean, var)
     else:
-        assert norm is not None and norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)
 

@@ -6,15 +6,17 @@ import copy
 
 from torch import nn
 
+from repq_cli.errors import ConfigError
 from repq_cli.models.tap import Shortcut, Tap
 from repq_cli.modes.branchwise import BranchwiseKernel
 from repq_cli.modes.kernels import BranchKernel, FixedKernel, Source
 from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.binary import SignActivation
 from repq_cli.quant.build import activation_quantizer, weight_quantizer
 from repq_cli.quant.layers import KernelSource, QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
-from repq_cli.quant.quantizer import NoQuantizer
+from repq_cli.quant.quantizer import NoQuantizer, Quantizer
 from repq_cli.quant.wiring import link_inputs
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
@@ -28,6 +30,7 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
     Every block becomes one convolution whose kernel comes from where the mode says, every tap its tensor's quantizer,
     every linear layer a quantized one. The function is that of ``net`` in eval mode, up to quantization.
     """
+    refuse_signs_behind_relu(net, quant)
     net = copy.deepcopy(net)
     edges = net.edges()  # type: ignore[operator]
     for name, module in list(net.named_modules()):
@@ -35,9 +38,7 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
         if isinstance(module, Block):
             net.set_submodule(name, compose_block(module, mode, quant, edge))
         elif isinstance(module, Tap):
-            # What is averaged feeds no convolution: at one bit it would lose most and save nothing.
-            averaged = module.pooled and quant.act_bits == 1
-            net.set_submodule(name, activation_quantizer(quant, module.signed, edge or averaged))
+            net.set_submodule(name, _tap_quantizer(module, quant, edge))
         elif isinstance(module, Shortcut):
             module.reads_raw = quant.residual == "fp"
         elif isinstance(module, nn.Linear):
@@ -45,6 +46,28 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
     if quant.bias == "int32":
         link_inputs(net)
     return net
+
+
+def refuse_signs_behind_relu(net: nn.Module, quant: QuantOptions) -> None:
+    """ConfigError, with the tensor's name, where signs would be taken of values none of which is below zero."""
+    edges = net.edges()  # type: ignore[operator]
+    for name, tap in net.named_modules():
+        if (
+            isinstance(tap, Tap)
+            and not tap.signed
+            and isinstance(_tap_quantizer(tap, quant, name in edges), SignActivation)
+        ):
+            raise ConfigError(
+                f"quant.act_method=sign: the activation tensor {name} has no value below zero, as behind a ReLU: their "
+                f"signs are all +1. Signs want the order convolution, batch norm, sign: build the network with "
+                f"hard tanh, or use quant.act_method=lsq."
+            )
+
+
+def _tap_quantizer(tap: Tap, quant: QuantOptions, edge: bool) -> Quantizer:
+    # What is averaged feeds no convolution: at one bit it would lose most and save nothing.
+    averaged = tap.pooled and quant.act_bits == 1
+    return activation_quantizer(quant, tap.signed, edge or averaged)
 
 
 def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bool) -> QuantConv:

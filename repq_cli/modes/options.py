@@ -29,8 +29,8 @@ class ModeOptions:
     plain_bn: batch norm behind the quantized convolution (``unfolded``, as LSQ) or inside its weight (``folded``).
     merged_bn: ``none``, or ``reinsert`` a batch norm behind each merged convolution, keeping the function.
     post_bn: a batch norm behind each quantized convolution as well, whose codes change mean and variance; it ships as
-        one more multiplier per channel. ``auto``: at one and two bits in the modes that train. Ours, not the papers';
-        without it, folded blocks do not train at these widths. Weights without a scale always have it.
+        one more multiplier per channel. ``auto``: at one and two bits, where folded blocks do not train without it.
+        Never in ptq and branchwise; always behind weights without a scale. Ours, not the papers'.
     """
 
     name: ModeName = "auto"
@@ -45,7 +45,7 @@ class ModeOptions:
 
     def has_post_bn(self, weight_bits: int) -> bool:
         """Whether a layer with weights of so many bits gets a batch norm behind it."""
-        if self.name == "ptq" or weight_bits == 32:
+        if self.name in ("ptq", "branchwise") or weight_bits == 32:
             return False
         return weight_bits <= POST_BN_BITS if self.post_bn == "auto" else self.post_bn
 

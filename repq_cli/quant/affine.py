@@ -11,7 +11,6 @@ from repq_cli.quant.functional import (
     affine_fake_quantize,
     integer_range,
     nudged_grid,
-    quantize,
 )
 from repq_cli.quant.init import Initialiser
 from repq_cli.quant.quantizer import Quantizer
@@ -37,10 +36,6 @@ class AffineWeight(Quantizer):
 
     def forward(self, values: Tensor) -> Tensor:
         return affine_fake_quantize(values, self.grid(values), self.codes)
-
-    def integers(self, values: Tensor) -> Tensor:
-        """The codes of ``values``, in their dtype."""
-        return quantize(values, self.grid(values), self.codes)
 
 
 class AffineActivation(Quantizer):
@@ -91,7 +86,3 @@ class AffineActivation(Quantizer):
         self.high.lerp_(high, 1 - self.momentum)
         self.steps_seen += 1
         return int(self.steps_seen)
-
-    def integers(self, values: Tensor) -> Tensor:
-        """The codes of ``values``, in their dtype."""
-        return quantize(values, self.grid(values), self.codes)

@@ -18,18 +18,27 @@ from repq_cli.quant.functional import (
 from repq_cli.quant.quantizer import Quantizer
 
 
-class SignWeight(Quantizer):
+class _Sign(Quantizer):
+    """Codes -1 and 1 by sign, whatever the grid."""
+
+    bits, signed, codes, by_sign = 1, True, IntegerRange(-1, 1), True
+
+    def integers_on(self, grid: Grid, values: Tensor) -> Tensor:
+        """-1 or 1, in the dtype of ``values``."""
+        return binarize(values)
+
+
+class SignWeight(_Sign):
     """``sign(weight)``, in training at random if ``stochastic``; the gradient passes unchanged.
 
     Float weights are clipped to [-H, H] after every update and do not decay; drawn signs go by ``weight / H``.
     H is 1, or Glorot's coefficient of the layer, see ``glorot_range``.
     Source: arXiv 1511.00363, algorithm 1, and arXiv 1602.02830, algorithm 1, which treat weights alike.
+    Differs from BinaryConnect's code, which gives +-H and scales updates by ``1 / H``: behind a batch norm the first
+    changes nothing, and rates are the optimiser's business here.
     """
 
-    bits, signed, codes = 1, True, IntegerRange(-1, 1)
-    by_sign, scale_free = True, True
-    latent_decays = False
-    gradient_bound: float | None = None
+    scale_free, latent_decays = True, False
 
     def __init__(self, stochastic: bool = False, latent_bound: float = 1.0) -> None:
         super().__init__()
@@ -40,30 +49,36 @@ class SignWeight(Quantizer):
         return Grid(torch.ones((), device=values.device))
 
     def forward(self, values: Tensor) -> Tensor:
-        return binary_fake_quantize(values, self.gradient_bound, self.latent_bound if self._draws else None)
-
-    @property
-    def _draws(self) -> bool:
-        return self.stochastic and self.training
-
-    def integers(self, values: Tensor) -> Tensor:
-        """-1 or 1, in the dtype of ``values``."""
-        return binarize(values)
+        draws = self.stochastic and self.training
+        return binary_fake_quantize(values, certain=self.latent_bound if draws else None)
 
 
-class SignActivation(SignWeight):
-    """``sign(activation)``; the gradient passes where the activation lies in [-1, 1] (arXiv 1602.02830, eq. 4)."""
+class SignActivation(_Sign):
+    """``sign(activation)``, in training at random if ``stochastic``: +1 with chance ``clip((x + 1) / 2, 0, 1)``.
 
-    gradient_bound = 1.0
+    The gradient passes where the activation lies in [-1, 1], as that of hard tanh. Source: arXiv 1602.02830, eqs. 1-4.
+    """
+
+    scale_free = True
+
+    def __init__(self, stochastic: bool = False) -> None:
+        super().__init__()
+        self.stochastic = stochastic
+
+    def grid(self, values: Tensor) -> Grid:
+        """Step 1."""
+        return Grid(torch.ones((), device=values.device))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return binary_fake_quantize(values, bound=1.0, certain=1.0 if self.stochastic and self.training else None)
 
 
-class ScaledSignWeight(Quantizer):
+class ScaledSignWeight(_Sign):
     """``alpha * sign(weight)``, ``alpha = mean |weight|`` of each filter or of the tensor, anew at every step.
 
     Source: arXiv 1603.05279, section 3.1. The gradient is the exact chain rule, see ``scaled_binary_fake_quantize``.
+    Differs from the published code, which centres weights over input channels and clamps them to [-1, 1].
     """
-
-    bits, signed, codes, by_sign = 1, True, IntegerRange(-1, 1), True
 
     def __init__(self, per_filter: bool = True) -> None:
         super().__init__()
@@ -75,10 +90,6 @@ class ScaledSignWeight(Quantizer):
 
     def forward(self, values: Tensor) -> Tensor:
         return scaled_binary_fake_quantize(values, shared_dims(values, self.per_filter))
-
-    def integers(self, values: Tensor) -> Tensor:
-        """-1 or 1, in the dtype of ``values``."""
-        return binarize(values)
 
 
 def glorot_range(shape: torch.Size) -> float:

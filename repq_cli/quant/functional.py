@@ -80,7 +80,12 @@ class _LSQ(torch.autograd.Function):
         to_step = per_value.sum_to_size(ctx.step_shape) * ctx.grad_scale
         if ctx.zero_point is None:
             return inside, to_step, None, None, None
-        return inside, to_step, (grad - inside).sum_to_size(ctx.step_shape) * ctx.grad_scale, None, None
+        to_offset = (grad - inside).sum_to_size(ctx.step_shape) * ctx.grad_scale
+        # Where zero is the first or the last code already, an offset that goes on would change nothing.
+        outward = ((ctx.zero_point <= ctx.codes.low) & (to_offset < 0)) | (
+            (ctx.zero_point >= ctx.codes.high) & (to_offset > 0)
+        )
+        return inside, to_step, to_offset.masked_fill(outward, 0), None, None
 
 
 def lsq_fake_quantize(values: Tensor, step: Tensor, codes: IntegerRange, grad_scale: float = 1.0) -> Tensor:
@@ -102,7 +107,7 @@ def lsq_plus_fake_quantize(
     """LSQ with a learned offset: ``step * clip(round((values - offset) / step), low, high) + offset``.
 
     Gradients: to ``values`` and ``step`` as in LSQ for ``values - offset``; to ``offset`` ``grad_scale`` where clipped,
-    else 0. Source: arXiv 2004.09576, eqs. 1-4.
+    else 0, and none that would move zero beyond the first or the last code. Source: arXiv 2004.09576, eqs. 1-4.
     Differs from the paper: the offset is rounded to a multiple of the step (``offset_zero_point``), so that zero, and
     with it the padding of a convolution, is a code.
     """
@@ -178,12 +183,16 @@ def scaled_binary_fake_quantize(values: Tensor, dims: tuple[int, ...]) -> Tensor
     return mean_magnitude(values, dims) * binary_fake_quantize(values, bound=1.0)
 
 
-def input_scale(values: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """XNOR-Net's K for an input ``[B, I, H, W]``: ``mean_i |values_i|`` under a box of ``1 / k^2``, ``[B, 1, Ho, Wo]``.
+def input_scale(values: Tensor, shape: torch.Size, stride: int, padding: int) -> Tensor:
+    """XNOR-Net's K for an input ``[B, I, H, W]`` and a weight of ``shape [O, I/g, k, k]``: ``[B, O or 1, Ho, Wo]``.
 
-    Source: arXiv 1603.05279, section 3.2; padded with zeros.
+    ``mean_i |values_i|`` over the channels of a group, under a box of ``1 / k^2``; padded with zeros. Source: arXiv
+    1603.05279, section 3.2. Differs from the paper in what ``values`` are here: those behind hard tanh, at most 1.
     """
-    return F.avg_pool2d(values.abs().mean(1, keepdim=True), kernel_size, stride, padding)
+    groups = values.shape[1] // shape[1]
+    magnitude = values.abs().unflatten(1, (groups, shape[1])).mean(2)
+    scale = F.avg_pool2d(magnitude, shape[-1], stride, padding)
+    return scale if groups == 1 else scale.repeat_interleave(shape[0] // groups, 1)
 
 
 def ternarize(values: Tensor, threshold: float, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

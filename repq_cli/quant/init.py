@@ -117,6 +117,8 @@ def min_error_offset(values: Tensor, codes: IntegerRange) -> tuple[Tensor, Tenso
     sample = ordered[picked.round().long()]
     low, high = sample[0].clamp_max(0), sample[-1].clamp_min(0)
     best_step, best_zero = torch.full_like(low, 1e-3), torch.full_like(low, codes.low)
+    if high == low:  # all zero
+        return best_step, torch.zeros_like(low)
     least = torch.full_like(low, torch.inf)
 
     def consider(step: Tensor, zero_point: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from repq_cli.quant.init import Initialiser
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import Quantizer
 
-INT32 = (-(2.0**31), 2.0**31 - 128)  # the largest float32 below 2^31
+LARGEST_BIAS = 2.0**30  # as an int32 code, with room for the sum of products that it is added to
 
 
 class KernelSource(nn.Module):
@@ -87,12 +87,16 @@ class QuantLayer(nn.Module):
         if self.quantizer.bits == 32:
             return FrozenWeight(weight.detach(), None, multiplier, bias)
         grid = self.quantizer.grid(weight)
-        frozen = FrozenWeight(self.quantizer.integers(weight), grid, multiplier, bias)
         if not (self.int32_bias and self._reads and bias is not None and multiplier is None):
-            return frozen
-        bias_step = grid.step.flatten() * self._reads[0].grid(weight).step
-        codes = (bias / bias_step).round_().clamp_(*INT32)
-        return frozen._replace(bias=codes, bias_step=bias_step)
+            return FrozenWeight(self.quantizer.integers(weight), grid, multiplier, bias)
+        # A dead channel's weights are so small that its bias would be no int32 in their step: it gets a larger one.
+        input_step = self._reads[0].grid(weight).step
+        least = bias.abs() / (LARGEST_BIAS * input_step)
+        needed = least.view(-1, *[1] * (weight.dim() - 1)) if grid.step.numel() > 1 else least.max()
+        grid = grid._replace(step=torch.maximum(grid.step, needed))
+        bias_step = grid.step.flatten() * input_step
+        codes = (bias / bias_step).round_()
+        return FrozenWeight(self.quantizer.integers_on(grid, weight), grid, None, codes, bias_step)
 
     @torch.no_grad()
     def calibrate(self, initialiser: Initialiser) -> None:
@@ -193,7 +197,7 @@ class QuantConv(QuantLayer):
             x, padding = F.pad(x, [padding] * 4, value=self.pad_value), 0
         if not self.input_scale:
             return F.conv2d(x, weight, bias, self.stride, padding, 1, self.groups)
-        scale = input_scale(raw, weight.shape[-1], self.stride, self.padding)
+        scale = input_scale(raw, weight.shape, self.stride, self.padding)
         y = F.conv2d(x, weight, None, self.stride, padding, 1, self.groups) * scale
         return y if bias is None else y + bias.view(-1, 1, 1)
 

@@ -17,7 +17,6 @@ from repq_cli.quant.functional import (
     lsq_fake_quantize,
     lsq_plus_fake_quantize,
     offset_zero_point,
-    quantize,
 )
 from repq_cli.quant.init import INITIALISERS, Initialiser, min_error_offset
 from repq_cli.quant.quantizer import Quantizer
@@ -88,9 +87,9 @@ class LSQ(Quantizer):
             return lsq_binary_fake_quantize(values, self.step_for(values), self.grad_scale(values))
         return lsq_fake_quantize(values, self.step_for(values), self.codes, self.grad_scale(values))
 
-    def integers(self, values: Tensor) -> Tensor:
-        """The codes of ``values``, in their dtype."""
-        return binarize(values) if self.by_sign else quantize(values, self.grid(values), self.codes)
+    def integers_on(self, grid: Grid, values: Tensor) -> Tensor:
+        """The codes of ``values``, in their dtype; signs whatever the grid."""
+        return binarize(values) if self.by_sign else super().integers_on(grid, values)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {'per tensor' if self.channels is None else 'per channel'}"

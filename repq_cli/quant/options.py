@@ -60,7 +60,7 @@ class QuantOptions:
     latent_range: Literal["auto", "one", "glorot"] = "auto"
     pad_value: Literal[-1, 0, 1] = 0
     input_scale: bool = False
-    threshold: Annotated[float, Range(0)] = 0.7
+    threshold: Annotated[float, Range(0, 2)] = 0.7
     act_momentum: Annotated[float, Range(0, 1)] = 0.99
     act_delay: Annotated[int, Range(0)] = 0
     bias: Literal["fp", "int32"] = "fp"
@@ -77,11 +77,6 @@ class QuantOptions:
         """The method for a tensor of so many bits: the one that was asked for, or LSQ where it has no such width."""
         method = self.weight_method if of == "weight" else self.act_method
         return method if bits in METHOD_BITS[of][method] else "lsq"
-
-    @property
-    def signs(self) -> bool:
-        """Whether activations become -1 and 1, which wants a network without ReLU."""
-        return self.act_method == "sign" and self.act_bits == 1
 
     @property
     def label(self) -> str:

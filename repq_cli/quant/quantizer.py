@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repq_cli.quant.functional import Grid, IntegerRange
+from repq_cli.quant.functional import Grid, IntegerRange, quantize
 from repq_cli.quant.init import Initialiser
 
 
@@ -40,7 +40,11 @@ class Quantizer(nn.Module):
 
     def integers(self, values: Tensor) -> Tensor:
         """The codes of ``values``, in their dtype."""
-        raise NotImplementedError
+        return self.integers_on(self.grid(values), values)
+
+    def integers_on(self, grid: Grid, values: Tensor) -> Tensor:
+        """The codes of ``values`` on another grid than their own."""
+        return quantize(values, grid, self.codes)
 
     @property
     def kind(self) -> str:

@@ -26,8 +26,8 @@ class TernaryWeight(Quantizer):
         """``alpha``."""
         return Grid(self._ternarize(values)[1])
 
-    def integers(self, values: Tensor) -> Tensor:
-        """-1, 0 or 1, in the dtype of ``values``."""
+    def integers_on(self, grid: Grid, values: Tensor) -> Tensor:
+        """-1, 0 or 1 by the threshold whatever the grid, in the dtype of ``values``."""
         return self._ternarize(values)[0]
 
     def forward(self, values: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Geometry:
 
     @property
     def depthwise(self) -> bool:
-        """Whether every output channel reads one input channel of its own."""
+        """Whether every output channel reads one input channel."""
         return self.groups == self.in_channels > 1
 
     @property

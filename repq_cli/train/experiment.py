@@ -14,7 +14,7 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.train.engine import Task
 from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
 
-OWN_ACTIVATION = "default"  # in a signature: the one of the model's paper
+OWN_ACTIVATION = "null"  # as in the configuration: the one of the model's paper
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Experiment:
         return {
             "model": self.model,
             "rep": rep,
-            "activation": self.config["model"].get("activation") or OWN_ACTIVATION,
+            "model.activation": self.config["model"].get("activation") or OWN_ACTIVATION,
             "input": shape,
             "classes": str(self.data.info.num_classes),
         }

@@ -13,6 +13,7 @@ from repq_cli.errors import DataError
 from repq_cli.models.official import FORMATS, Layout, convert, recognise
 from repq_cli.train import checkpoint
 from repq_cli.train.experiment import OWN_ACTIVATION
+from repq_cli.train.log import logger
 from repq_cli.train.options import WeightFormat
 
 LISTED = 8  # keys of a mismatch that an error names
@@ -28,6 +29,13 @@ def load_fp(net: nn.Module, path: Path, layout: WeightFormat, signature: dict[st
         _load_own(net, path, checkpoint.checked(path, content), signature)
     else:
         _load_published(net, path, _state_dict(path, content), layout)
+        activation = signature.get("model.activation", OWN_ACTIVATION)
+        if activation != OWN_ACTIVATION:
+            logger.warning(
+                "%s was trained with its own activation, and this net has %s: what it computes is another function.",
+                path,
+                activation,
+            )
 
 
 def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: dict[str, str]) -> None:
@@ -37,7 +45,7 @@ def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: di
             f"use the same run's checkpoints/fp.pt."
         )
     for key, wanted in signature.items():
-        found = {"activation": OWN_ACTIVATION, **content.get("signature", {})}.get(key)
+        found = {"model.activation": OWN_ACTIVATION, **content.get("signature", {})}.get(key)
         if found != wanted:
             raise DataError(
                 f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "
