@@ -41,7 +41,7 @@ def trained(mode: ModeOptions, quant: QuantOptions) -> nn.Module:
     if mode.merged_bn == "reinsert":
         net = with_reinserted_norms(net, batches)
     composed = compose(net, mode, quant)
-    calibrate(composed, batches[0], "min_error")
+    calibrate(composed, batches[0], "min_error", net)
     optimizer = torch.optim.SGD(composed.parameters(), 1e-3)
     for x in batches:
         composed.train()(x).square().mean().backward()

@@ -85,10 +85,16 @@ def test_a_checkpoint_holds_the_floor_of_an_added_batch_norm() -> None:
 
 def test_signs_keep_the_batch_norm_of_a_plain_net_and_renew_its_statistics() -> None:
     net = hardtanh_net(plain_block)
-    layer = composed("plain", BNN, net).eval().blocks[2]
-    trained = net.blocks[2].branches["conv"].norm
-    assert torch.equal(layer.norm.weight, trained.weight)
-    assert not torch.allclose(layer.norm.running_var, trained.running_var)
+    found = composed("plain", BNN, net).eval()
+    first, trained = found.blocks[0], net.blocks[0].branches["conv"].norm
+    assert torch.equal(first.norm.weight, trained.weight)
+    assert torch.equal(first.norm.bias, trained.bias)
+    assert not torch.allclose(first.norm.running_var, trained.running_var)
+    y = first.before_activation(found.taps[0](images()), images())
+    weight, bias = net.blocks[0].merged(RunningStatistics())
+    expected = F.conv2d(images(), weight, bias, 1, 1)
+    for got, wanted in zip(torch.var_mean(y, [0, 2, 3]), torch.var_mean(expected, [0, 2, 3]), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_every_layer_of_a_bnn_is_binary_and_has_its_batch_norm() -> None:
@@ -308,8 +314,8 @@ def test_an_int32_bias_of_a_dead_channel_is_kept() -> None:
         torch.testing.assert_close(frozen.value(), layer.quantizer(layer.merged_weight()), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "least"), [(1, 0.45), (2, 0.7)])
-def test_a_plain_net_starts_near_its_fp_net(bits: int, least: float) -> None:
+@pytest.mark.parametrize("bits", [1, 2])
+def test_a_plain_net_starts_near_its_fp_net(bits: int) -> None:
     """Codes of one and two bits change the statistics, which an unfolded batch norm learned of the float weights."""
     net = randomise(repvgg(plain_block, 3, 5, [1, 2, 1, 1], [0.5] * 4, [1, 1, 2, 1, 2])).eval()
     with torch.no_grad():
@@ -320,7 +326,7 @@ def test_a_plain_net_starts_near_its_fp_net(bits: int, least: float) -> None:
     found = composed("plain", quant, net).eval()
     with torch.no_grad():
         pair = torch.stack([found(images()).flatten(), net(images()).flatten()])
-    assert torch.corrcoef(pair)[0, 1] > least
+    assert torch.corrcoef(pair)[0, 1] > 0.999
 
 
 def test_signs_of_an_unsigned_tensor_are_refused_with_its_name() -> None:

@@ -25,10 +25,9 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
 def calibrate(net: nn.Module, batch: Tensor, initialiser: Initialiser, reference: nn.Module | None = None) -> None:
     """Set every step: weights on their merged kernels, then activations layer by layer on ``batch`` in one forward.
 
-    Each activation quantizer sees its input as the already quantized layers before it give it, in eval mode. New batch
-    norms behind quantized layers are set the same way: mean and variance of what ``reference``, the network that
-    ``net`` was composed of, has there become shift and squared scale, those of what the codes give the statistics.
-    A batch norm that was there before gets new statistics too where codes have one or two bits.
+    Each activation quantizer sees its input as the already quantized layers before it give it, in eval mode. Batch
+    norms that QAT has added, and all others behind codes of one or two bits, are set the same way, so that the layer's
+    outputs have the mean and the variance that ``reference``, the network that ``net`` was composed of, has there.
     Raises CheckError, with the layer's name, for values that are not finite or that a quantizer has no codes for.
     """
     was_training = net.training
@@ -43,10 +42,14 @@ def calibrate(net: nn.Module, batch: Tensor, initialiser: Initialiser, reference
         for name, quantizer in quantizers(net).items()
         if quantizer not in in_layers
     }
-    added = {name: layer.norm for name, layer in layers.items() if isinstance(layer.norm, PostNorm1d | PostNorm2d)}
-    _take_over_outputs(added, reference, batch)
-    few = [layer for layer in layers.values() if layer.quantizer.bits <= POST_BN_BITS]
-    hooks |= {layer: _set_statistics for layer in layers.values() if layer.norm in added.values() or layer in few}
+    norms = {
+        name: layer
+        for name, layer in layers.items()
+        if isinstance(layer.norm, PostNorm1d | PostNorm2d)
+        or (layer.norm is not None and layer.quantizer.bits <= POST_BN_BITS)
+    }
+    targets = _output_moments(norms, reference, batch)
+    hooks |= {layer: _norm_setter(*targets[name]) for name, layer in norms.items()}
     with _before_each(hooks):
         net(batch)
     net.train(was_training)
@@ -76,47 +79,58 @@ def _require_finite(what: str, values: Tensor) -> None:
         )
 
 
-def _set_statistics(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """The running statistics of the batch norm behind a layer, if any, from what its codes give for this input."""
-    assert isinstance(module, QuantLayer)
-    norm = module.norm
-    if norm is None:
-        return
-    mean, var = _moments(module.before_norm(inputs[0], inputs[-1]))
-    if isinstance(norm, PostNorm1d | PostNorm2d):
-        norm.set_statistics(mean, var)
-    else:
-        assert norm.running_mean is not None and norm.running_var is not None
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(var)
+def _norm_setter(target_mean: Tensor, target_var: Tensor) -> Hook:
+    """Sets the batch norm behind a layer so that what its codes give comes out with these moments.
+
+    An added one takes them as shift and squared scale. One that was trained keeps its own, ``beta`` and ``gamma``, and
+    gets the statistics that lead there: ``var = gamma^2 codes' var / target var`` and the mean alike.
+    """
+
+    def set_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, QuantLayer)
+        norm = module.norm
+        mean, var = _moments(module.before_norm(inputs[0], inputs[-1]))
+        if isinstance(norm, PostNorm1d | PostNorm2d):
+            norm.take_over(target_mean, target_var)
+            norm.set_statistics(mean, var)
+            return
+        assert norm is not None and norm.running_mean is not None and norm.running_var is not None
+        live = (target_var > norm.eps * norm.weight.square()) & (norm.weight.abs() > norm.eps)
+        gamma = torch.where(live, norm.weight, 1.0)
+        norm.running_var.copy_(torch.where(live, gamma.square() * var / target_var.where(live, 1.0), var))
+        offset = (target_mean - norm.bias) * torch.sqrt(norm.running_var + norm.eps) / gamma
+        norm.running_mean.copy_(torch.where(live, mean - offset, mean))
+
+    return set_norm
 
 
-def _take_over_outputs(norms: dict[str, PostNorm1d | PostNorm2d], reference: nn.Module | None, batch: Tensor) -> None:
-    """Scales and shifts of added batch norms, from the reference's outputs before activation."""
-    if not norms:
-        return
+def _output_moments(
+    layers: dict[str, QuantLayer], reference: nn.Module | None, batch: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance of the reference's outputs before activation, by layer."""
+    if not layers:
+        return {}
     if reference is None:
-        raise ValueError(
-            f"The layers {', '.join(norms)} have new batch norms: calibrate wants the network composed of."
-        )
+        raise ValueError(f"The layers {', '.join(layers)} want their batch norms set: calibrate needs the FP network.")
+    found: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def take_over(norm: PostNorm1d | PostNorm2d) -> Hook:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def observer(name: str) -> Hook:
+        def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if isinstance(module, Block):
                 weight, bias = module.merged(RunningStatistics())
-                y = convolve(inputs[0], weight, module.geometry, bias)
+                found[name] = _moments(convolve(inputs[0], weight, module.geometry, bias))
             else:
                 assert isinstance(module, nn.Linear)
-                y = nn.functional.linear(inputs[0], module.weight, module.bias)
-            norm.take_over(*_moments(y))
+                found[name] = _moments(nn.functional.linear(inputs[0], module.weight, module.bias))
 
-        return hook
+        return observe
 
     was_training = reference.training
     reference.eval()
-    with _before_each({reference.get_submodule(name): take_over(norm) for name, norm in norms.items()}):
+    with _before_each({reference.get_submodule(name): observer(name) for name in layers}):
         reference(batch)
     reference.train(was_training)
+    return found
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
