@@ -60,7 +60,7 @@ def test_help_and_completion_do_not_import_torch(arguments: list[str], line: str
     ("line", "words"),
     [
         ("repq train +model=rep", {"+model=repvgg_a0", "+model=repvgg_a0_cifar", "+model=repvgg_b0"}),
-        ("repq train +model=repvgg_a0 quant=w", {"quant=w2a2", "quant=w4a4", "quant=w8a8"}),
+        ("repq train +model=repvgg_a0 quant=w", {f"quant=w{bits}" for bits in ("1a1", "1a32", "2a2", "4a4", "8a8")}),
         ("repq train quant.weight_b", {"quant.weight_bits="}),
         ("repq info rep=rep", {"rep=repvgg"}),
         ("repq tr", {"train"}),
@@ -84,7 +84,7 @@ def test_completion_can_be_installed(capfd: pytest.CaptureFixture[str]) -> None:
 def test_help_of_a_command_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     text = capfd.readouterr().out
-    for word in ("model: repvgg_a0", "quant: fp32, w2a2", "bnest_init", "Exit codes"):
+    for word in ("repvgg_a0", "quant: binaryconnect, bnn", "bnest_init", "Exit codes"):
         assert word in text
 
 
@@ -116,23 +116,26 @@ def test_a_missing_model_is_said_before_anything_is_composed(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = complaint(capsys, "quant=w4a4")
-    models = "repvgg_a0, repvgg_a0_cifar, repvgg_b0, resnet18, resnet18_cifar"
+    models = "mobilenet_v1, mobilenet_v2, repvgg_a0, repvgg_a0_cifar, repvgg_b0, resnet18, resnet18_cifar"
     assert text == f"repq: +model=??? has to be named: one of {models}.\n"
 
 
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("quant=w4b4", "quant=w4b4 must be one of fp32, w2a2, w4a4, w8a8; did you mean 'w4a4'?"),
+        (
+            "quant=w4b4",
+            "quant=w4b4 must be one of binaryconnect, bnn, bwn, fp32, int8_affine, twn, w1a1, w1a32, w2a2, w4a4, w8a8, xnor; did you mean 'w4a4'?",
+        ),
         ("mod=plain", "mod=plain is an unknown key; did you mean 'mode'?"),
         ("lr=0.1", "lr=0.1 is an unknown key; did you mean 'fp.lr'?"),
         ("+new.key=1", "new.key=1 is an unknown key"),
         ("++quant.bits=4", "quant.bits=4 is an unknown key; did you mean 'quant.act_bits'?"),
         ("model.widht=2", "model.widht=2 is an unknown key; did you mean 'model.width'?"),
-        ("quant.weight_bits=3.5", "quant.weight_bits=3.5 must be one of 2, 3, 4, 5, 6, 7, 8, 32; the nearest is 3."),
-        ("quant.act_bits=16", "quant.act_bits=16 must be one of 2, 3, 4, 5, 6, 7, 8, 32; the nearest is 8."),
+        ("quant.weight_bits=3.5", "quant.weight_bits=3.5 must be one of 1, 2, 3, 4, 5, 6, 7, 8, 32; the nearest is 3."),
+        ("quant.act_bits=16", "quant.act_bits=16 must be one of 1, 2, 3, 4, 5, 6, 7, 8, 32; the nearest is 8."),
         ("quant.residual=itn", "quant.residual=itn must be one of int, fp; did you mean 'int'?"),
-        ("quant.first_last=4", "quant.first_last=4 must be one of 8, fp, same; the nearest is 8."),
+        ("quant.first_last=4", "quant.first_last=4 must be one of 8, fp, same, inputs8; the nearest is 8."),
         ("fp.epochs=two", "fp.epochs=two must be a whole number, at least 0."),
         ("qat.lr=0", "qat.lr=0 must be a number, above 0."),
         ("qat.lr=-1e-3", "qat.lr=-0.001 must be a number, above 0."),
@@ -323,7 +326,7 @@ def test_batch_norm_modes_need_batch_norm() -> None:
 
 
 def test_a_sweep_may_glob_and_name_its_folder(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", "-m", *TINY, "rep=none", "quant=glob(w*,exclude=[w8a8,w2a2])", "mode=merged,plain"]
+    arguments = ["train", "-m", *TINY, "rep=none", "quant=glob(w4*,exclude=[w8a8,w2a2])", "mode=merged,plain"]
     assert main([*arguments, "hydra.sweep.dir=mine"]) == 1
     captured = capsys.readouterr()
     assert "1 of 2 runs done, rows in mine" in captured.out

@@ -57,9 +57,10 @@ def test_every_experiment_runs_a_step(path: Path, monkeypatch: pytest.MonkeyPatc
     config["data"]["batch_size"] = 10
     monkeypatch.setattr(build, "data", lambda config: random_data())
     experiment = build.experiment(config)
-    net = compose(experiment.make_net(), experiment.mode, experiment.quant)
+    fp_net = experiment.make_net()
+    net = compose(fp_net, experiment.mode, experiment.quant)
     (x, y) = next(experiment.data.train.training_batches(10, 0))
-    calibrate(net, x, experiment.quant.init)
+    calibrate(net, x, experiment.quant.init, fp_net)
     optimizer = make_optimizer(net, experiment.optim, experiment.qat.lr)
     loss, _ = training_step(net.train(), (x, y), experiment.task, optimizer, experiment.qat.lr, None)
     assert loss > 0

@@ -34,7 +34,7 @@ from repq_cli.train.optim import make_optimizer
 from repq_cli.train.options import OptimOptions
 
 SMALL = ["model.width=0.125", "model.blocks=[1,1,1,1]"]
-FP_STEPS, QAT_STEPS = 30, 30
+FP_STEPS, QAT_STEPS = 45, 30
 CHANCE = 10.0  # percent: ten digits
 
 REPS = ("none", "repvgg", "acnet", "orepa")

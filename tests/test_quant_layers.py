@@ -162,7 +162,7 @@ def test_input_scale_multiplies_what_each_position_saw(training: bool) -> None:
 
 @pytest.mark.parametrize("method", ["affine", "lsq"])
 def test_int32_biases_are_multiples_of_the_weights_times_the_inputs_step(method: str) -> None:
-    quant = QuantOptions(method, method, 8, 8, bias="int32")  # type: ignore[arg-type]
+    quant = QuantOptions(method, method, 8, 8, int32_bias=True)  # type: ignore[arg-type]
     net = composed("repq", quant, tiny_net()).eval()
     layer = net.blocks[2]
     frozen = layer.inference().frozen
@@ -175,7 +175,7 @@ def test_int32_biases_are_multiples_of_the_weights_times_the_inputs_step(method:
 
 
 def test_int32_biases_follow_the_inputs_step() -> None:
-    net = composed("repq", QuantOptions(bias="int32"), tiny_net()).eval()
+    net = composed("repq", QuantOptions(int32_bias=True), tiny_net()).eval()
     before = net.blocks[2].inference().frozen.bias_step
     with torch.no_grad():
         net.taps[2].raw_step.mul_(2)
@@ -183,7 +183,7 @@ def test_int32_biases_follow_the_inputs_step() -> None:
 
 
 def test_a_copied_net_reads_its_own_quantizers() -> None:
-    net = composed("repq", QuantOptions(bias="int32"), tiny_net()).eval()
+    net = composed("repq", QuantOptions(int32_bias=True), tiny_net()).eval()
     other = copy.deepcopy(net)
     with torch.no_grad():
         other.taps[2].raw_step.mul_(2)
@@ -300,7 +300,7 @@ def test_first_and_last_layers_fall_back_to_a_method_that_has_eight_bits() -> No
 
 def test_an_int32_bias_of_a_dead_channel_is_kept() -> None:
     """Its weights are zero, or so small that their step would leave the bias no int32."""
-    quant = QuantOptions("affine", "affine", bias="int32")
+    quant = QuantOptions("affine", "affine", int32_bias=True)
     for factor in (0.0, 1e-9):
         net = tiny_net()
         with torch.no_grad():

@@ -39,7 +39,7 @@ A0, RESNET = "+model=repvgg_a0", "+model=resnet18_cifar"
         ("quant=w1a1 quant.stochastic=true", "quant.stochastic=true is for signs"),
         ("quant=bwn quant.latent_range=glorot", "quant.latent_range=glorot is for signs"),
         ("quant=twn quant.symmetric=true", "quant.symmetric=true is for quant.weight_method=lsq"),
-        ("quant=twn quant.threshold=-1", "quant.threshold=-1 must be a number, at least 0"),
+        ("quant=twn quant.threshold=-1", "quant.threshold=-1 must be a number, from 0 to 2"),
         ("quant=int8_affine quant.act_momentum=2", "quant.act_momentum=2 must be a number, from 0 to 1"),
         (
             "quant=bnn mode=branchwise",

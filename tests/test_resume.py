@@ -224,7 +224,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_todays_defaults(run_repq: Run,
     assert code == 0
     assert folder is not None
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    for key in ("pad_value", "symmetric", "bias"):
+    for key in ("pad_value", "symmetric", "int32_bias"):
         del config["quant"][key]
     del config["mode"]["post_bn"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

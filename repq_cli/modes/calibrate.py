@@ -1,4 +1,4 @@
-"""What a quantization-aware network needs before its first step: steps, and statistics behind layers without scale."""
+"""What a quantization-aware network needs before its first step: steps, and batch norms that fit the codes."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
             module.reads_raw = quant.residual == "fp"
         elif isinstance(module, nn.Linear):
             net.set_submodule(name, _compose_linear(module, quant, edge))
-    if quant.bias == "int32":
+    if quant.int32_bias:
         link_inputs(net)
     return net
 
@@ -101,7 +101,7 @@ def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bo
         groups=geometry.groups,
         pad_value=quant.pad_value if reads_signs else 0,
         input_scale=quant.input_scale and reads_signs,
-        int32_bias=quant.bias == "int32",
+        int32_bias=quant.int32_bias,
     )
 
 
@@ -109,7 +109,7 @@ def _compose_linear(linear: nn.Linear, quant: QuantOptions, edge: bool) -> Quant
     """A classifier; one without a scale gets a batch norm, as BNN's last layer has (arXiv 1602.02830)."""
     quantizer = weight_quantizer(quant, linear.weight.shape, edge)
     norm = PostNorm1d(linear.out_features).to(linear.weight.device) if quantizer.scale_free else None
-    return QuantLinear(linear, quantizer, norm, int32_bias=quant.bias == "int32")
+    return QuantLinear(linear, quantizer, norm, int32_bias=quant.int32_bias)
 
 
 def _only_branch(block: Block) -> ConvBranch:

@@ -43,7 +43,7 @@ class QuantOptions:
     input_scale: (sign activations) XNOR-Net's K: outputs times the mean magnitude of what each position saw.
     threshold: (TWN) up to which multiple of the mean magnitude weights become zero.
     act_momentum, act_delay: (affine) of the moving range; training steps before activations are quantized.
-    bias: ``fp``, or ``int32``: a multiple of the weight's times the input's step, where no batch norm stays behind.
+    int32_bias: biases are multiples of the weight's times the input's step, where no batch norm stays behind.
     """
 
     weight_method: Literal["lsq", "sign", "bwn", "twn", "affine"] = "lsq"
@@ -63,7 +63,7 @@ class QuantOptions:
     threshold: Annotated[float, Range(0, 2)] = 0.7
     act_momentum: Annotated[float, Range(0, 1)] = 0.99
     act_delay: Annotated[int, Range(0)] = 0
-    bias: Literal["fp", "int32"] = "fp"
+    int32_bias: bool = False
 
     def bits(self, of: Tensors, edge: bool) -> int:
         """The width of a layer's weight or input; ``edge`` marks the first and the last layer."""

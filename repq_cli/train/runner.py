@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from repq_cli.errors import ConfigError, DataError, Interrupted
 from repq_cli.files import write_atomically, write_json
+from repq_cli.quant.options import QuantOptions
 from repq_cli.report.closing import closing_table
 from repq_cli.report.row import Row, failure, read_row, write_row
 from repq_cli.train.checkpoint import RunCheckpoints
@@ -122,6 +123,15 @@ def _env(run_dir: Path) -> dict[str, Any]:
     return found
 
 
+# Of the quantizer's keys those that every row has; others stand there where they are not at their defaults.
+QUANT_KEYS = ("weight_method", "act_method", "weight_bits", "act_bits", "granularity", "first_last", "residual")
+
+
+def _quant(options: QuantOptions) -> dict[str, Any]:
+    changed = {key: value for key, value in asdict(options).items() if value != getattr(QuantOptions(), key)}
+    return {key: getattr(options, key) for key in QUANT_KEYS} | changed
+
+
 def _opening_row(experiment: Experiment, env: dict[str, Any]) -> Row:
     git = env["git"]
     return {
@@ -133,7 +143,7 @@ def _opening_row(experiment: Experiment, env: dict[str, Any]) -> Row:
         "task": experiment.task.name,
         "seed": experiment.seed,
         "command_line": env["command_line"],
-        "quant": {key: value for key, value in asdict(experiment.quant).items() if key not in ("act_n", "init")},
+        "quant": _quant(experiment.quant),
         "lineage": {
             "fp_cache": experiment.fp_key,
             "fp_run": experiment.fp.checkpoint,
