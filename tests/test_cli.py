@@ -125,7 +125,8 @@ def test_a_missing_model_is_said_before_anything_is_composed(
     [
         (
             "quant=w4b4",
-            "quant=w4b4 must be one of binaryconnect, bnn, bwn, fp32, int8_affine, twn, w1a1, w1a32, w2a2, w4a4, w8a8, xnor; did you mean 'w4a4'?",
+            "quant=w4b4 must be one of binaryconnect, bnn, bwn, fp32, int8_affine, twn, w1a1, w1a32, w2a2, w4a4, w8a8, "
+            "xnor; did you mean 'w4a4'?",
         ),
         ("mod=plain", "mod=plain is an unknown key; did you mean 'mode'?"),
         ("lr=0.1", "lr=0.1 is an unknown key; did you mean 'fp.lr'?"),
