@@ -16,6 +16,7 @@ from conftest import TINY, results, row_of
 
 from repq_cli.cli import main
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.reparam.repvgg import RepVGGBlock
 from repq_cli.train import stage
 
 Run = Callable[..., tuple[int, Path | None]]
@@ -115,6 +116,27 @@ def test_custom_l2_warns_and_changes_training(run_repq: Run, capsys: pytest.Capt
         weights.append((folder / "deploy/model.safetensors").read_bytes())
         assert ("hard to quantize" in capsys.readouterr().out) == (value == "true")
     assert weights[0] != weights[1]
+
+
+@pytest.mark.parametrize(("wrong", "code"), [(False, 0), (True, 4)])
+def test_merging_is_judged_in_float64_where_float32_rounds_too_much(
+    wrong: bool, code: int, run_repq: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tolerance below float32's rounding stands for a net that magnifies it; a merge that is wrong stays wrong."""
+    monkeypatch.setattr("repq_cli.train.pipeline.MERGE_TOLERANCE", 1e-9)
+    if wrong:
+        merged = RepVGGBlock.to_conv
+
+        def off_by_a_little(block: RepVGGBlock) -> torch.nn.Conv2d:
+            conv = merged(block)
+            torch.nn.init.constant_(conv.bias, 0.1)
+            return conv
+
+        monkeypatch.setattr(RepVGGBlock, "to_conv", off_by_a_little)
+    assert run_repq("train", *TINY, "mode=ptq")[0] == code
+    captured = capsys.readouterr()
+    assert ("magnifies rounding" in captured.out) == (not wrong)
+    assert ("a branch's merge is wrong" in captured.err) == wrong
 
 
 def test_a_run_leaves_the_folder_of_the_contract(run_repq: Run) -> None:
