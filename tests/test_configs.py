@@ -55,6 +55,7 @@ def test_every_network_builds_and_answers(path: Path) -> None:
 def test_every_experiment_runs_a_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed(path)
     config["data"]["batch_size"] = 10
+    config["model"]["width"] = 0.125
     monkeypatch.setattr(build, "data", lambda config: random_data())
     experiment = build.experiment(config)
     fp_net = experiment.make_net()
