@@ -59,7 +59,7 @@ QUANTS: dict[str, list[str]] = {
 OPTION = {"w2a4 twn and lsq": "w4a4"}  # where the first word names no file
 
 
-# Drawn signs of OREPA's scaled branches want more than these steps.
+# Drawn signs of OREPA's scaled branches want more than these steps: they have a test of their own.
 ALL = [
     combination
     for combination in itertools.product(["resnet18_cifar"], REPS, MODES, QUANTS)
@@ -97,7 +97,7 @@ def train(net: nn.Module, steps: int, lr: float) -> list[float]:
     return [training_step(net, batch, task, optimizer, lr, None)[0] for batch in itertools.islice(epochs, steps)]
 
 
-def check_learns(combination: Combination, folder: Path) -> None:
+def check_learns(combination: Combination, folder: Path, steps: int = QAT_STEPS) -> None:
     config = configuration(combination)
     mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
     rep = "none" if mode.name == "plain" else config["rep"]["name"]
@@ -107,7 +107,7 @@ def check_learns(combination: Combination, folder: Path) -> None:
     start = to_estimated_statistics(net, [first], mode.estimator) if mode.name == "repq_bnest" else net
     composed = compose(start, mode, quant)
     calibrate(composed, first, quant.init, start)
-    losses = train(composed, QAT_STEPS, ONE_BIT_RATE if quant.weight_bits == 1 else QAT_RATE)
+    losses = train(composed, steps, ONE_BIT_RATE if quant.weight_bits == 1 else QAT_RATE)
     assert sum(losses[-3:]) / 3 < losses[0]
     assert evaluate(composed, data().test, Classification(), torch.device("cpu")) > 3 * CHANCE
     freeze(composed, {"input_shape": list(data().info.shape)}).save(folder)
@@ -127,3 +127,9 @@ def test_every_pair_of_choices_learns(combination: Combination, tmp_path: Path) 
 @pytest.mark.parametrize("combination", ALL, ids=", ".join)
 def test_every_combination_learns(combination: Combination, tmp_path: Path) -> None:
     check_learns(combination, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["repq_bn", "repq_bnest"])
+def test_drawn_signs_of_orepa_learn_in_more_steps(mode: str, tmp_path: Path) -> None:
+    check_learns(("resnet18_cifar", "orepa", mode, "bnn stochastic"), tmp_path, steps=4 * QAT_STEPS)
