@@ -214,7 +214,7 @@ def _methods_have_their_bits(config: dict[str, Any]) -> Iterator[Problem]:
 
 def _quant_keys_have_effect(config: dict[str, Any]) -> Iterator[Problem]:
     quant = config["quant"]
-    signs = quant["act_method"] == "sign" and quant["act_bits"] == 1
+    signs = _signs_of_activations(quant)
     for key, default in (("pad_value", 0), ("input_scale", False)):
         if quant[key] != default and not signs:
             yield Problem(
@@ -228,13 +228,17 @@ def _quant_keys_have_effect(config: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("quant.symmetric", True, "is for quant.weight_method=lsq; the other methods are symmetric")
 
 
+def _signs_of_activations(quant: dict[str, Any]) -> bool:
+    return bool(quant["act_method"] == "sign" and quant["act_bits"] == 1)
+
+
 def _signs_of_weights(quant: dict[str, Any]) -> bool:
     return bool(quant["weight_method"] == "sign" and quant["weight_bits"] == 1)
 
 
 def _signs_have_two_values(config: dict[str, Any]) -> Iterator[Problem]:
     quant, activation = config["quant"], config["model"].get("activation")
-    if quant["act_method"] == "sign" and quant["act_bits"] == 1 and activation in ("relu", "relu6"):
+    if _signs_of_activations(quant) and activation in ("relu", "relu6"):
         yield Problem(
             "model.activation",
             activation,
@@ -281,7 +285,7 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with what it leaves to us decided: ``mode=auto``, and hard tanh where activations are signs."""
     config = config | {"mode": config["mode"] | {"name": resolved_mode(config)}}
     model, quant = config["model"], config["quant"]
-    if model.get("activation", "") is None and quant["act_method"] == "sign" and quant["act_bits"] == 1:
+    if model.get("activation", "") is None and _signs_of_activations(quant):
         config |= {"model": model | {"activation": "hardtanh"}}
     return config
 

@@ -80,8 +80,8 @@ def _operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
             node["weight"] = store("codes", pack(frozen.weight.cpu(), quantizer.bits, node["low"]))
             node["weight_step"] = store("weight_step", frozen.grid.step)
             node["weight_zero_point"] = store("weight_zero_point", frozen.grid.zero_point)
-        integers = frozen.bias is not None and frozen.bias_step is not None
-        node["bias"] = store("bias", frozen.bias.to(torch.int32) if integers else frozen.bias)  # type: ignore[union-attr]
+        bias = frozen.bias
+        node["bias"] = store("bias", bias if bias is None or frozen.bias_step is None else bias.to(torch.int32))
         node["bias_step"] = store("bias_step", frozen.bias_step)
         node["multiplier"] = store("multiplier", frozen.multiplier)
         if isinstance(module, QuantConv):
