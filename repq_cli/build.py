@@ -22,7 +22,7 @@ ALLOWED = ("repq_cli.", "torch.optim.")
 PROVIDED = {
     "model": {"make_block", "in_channels", "num_classes"},
     "rep": {"geometry", "activation"},
-    "data": set[str](),
+    "data": {"upscaling"},
 }
 
 
@@ -53,20 +53,26 @@ def _bound(section: str, config: dict[str, Any], known: Any) -> Callable[..., An
     """A section's target with the section's keys as arguments; ConfigError if they are not its own."""
     values = config[section]
     function = resolve(values["_target_"], config["plugins"])
-    reserved = {field.name for field in dataclasses.fields(known)}
-    arguments = {key: value for key, value in values.items() if key not in reserved}
+    parameters = inspect.signature(function).parameters
+    reserved = {field.name for field in dataclasses.fields(known)} - set(parameters)
+    arguments = {key: value for key, value in values.items() if key not in reserved | PROVIDED[section]}
+    provided = PROVIDED[section] & set(parameters)
     try:
-        inspect.signature(function).bind(**arguments, **dict.fromkeys(PROVIDED[section]))
+        inspect.signature(function).bind(**arguments, **dict.fromkeys(provided))
     except TypeError as error:
         raise ConfigError(f"{section}: {error}; compare with the arguments of {values['_target_']}.") from error
     return functools.partial(function, **arguments)
 
 
 def _call(section: str, config: dict[str, Any], known: Any, **provided: Any) -> Any:
-    """Call a section's target with the section's keys; a ValueError of its own becomes a ConfigError."""
+    """Call a section's target with the section's keys; a ValueError of its own becomes a ConfigError.
+
+    Of ``provided`` it gets what it has parameters for.
+    """
     function = _bound(section, config, known)
+    wanted = inspect.signature(function).parameters
     try:
-        return function(**provided)
+        return function(**{name: value for name, value in provided.items() if name in wanted})
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -78,7 +84,8 @@ def network_maker(config: dict[str, Any], info: Any) -> Callable[[], Any]:
     plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
     # A block's ValueError passes through the model, which adds the layer's name.
     block = _bound("rep", config, schema.RepSection)
-    make_block = plain_block if plain else only_kernels(config["rep"]["kernels"], block)
+    ordinary = functools.partial(plain_block, batch_norm=config["rep"]["batch_norm"])
+    make_block = ordinary if plain else only_kernels(config["rep"]["kernels"], block, ordinary)
 
     classes = config["model"].get("num_classes") or info.num_classes
     if classes < info.num_classes:
@@ -111,18 +118,50 @@ def _require_blocks(net: Any, rep: dict[str, Any]) -> None:
         )
 
 
+def _upscaling(config: dict[str, Any]) -> Any:
+    """What the network does with pictures, which its data must know; None where it classifies."""
+    from repq_cli.data.pictures import Upscaling
+
+    model = config["model"]
+    return Upscaling(model["scale"], model["colour"]) if config["task"] == "super_resolution" else None
+
+
 def data(config: dict[str, Any]) -> Any:
     """The dataset."""
-    return _call("data", config, schema.DataSection)
+    return _call("data", config, schema.DataSection, upscaling=_upscaling(config))
+
+
+def _beside(config: dict[str, Any], name: str) -> Callable[..., Any] | None:
+    """A function that may stand beside the data's ``load`` in its module, and does with less reading."""
+    values = config["data"]
+    resolve(values["_target_"], config["plugins"])
+    function = getattr(importlib.import_module(values["_target_"].rpartition(".")[0]), name, None)
+    return functools.partial(function, **values, upscaling=_upscaling(config)) if function else None
 
 
 def data_inputs(config: dict[str, Any]) -> Any:
     """Shape and classes of the data; read from its files only where they are not known beforehand."""
-    values = config["data"]
-    module_name = values["_target_"].rpartition(".")[0]
-    resolve(values["_target_"], config["plugins"])
-    describe = getattr(importlib.import_module(module_name), "describe", None)
-    return describe(**values) if describe else data(config).info
+    describe = _beside(config, "describe")
+    return describe() if describe else data(config).info
+
+
+def data_tests(config: dict[str, Any]) -> Any:
+    """The evaluation sets of the data by name, without its training images where that can be."""
+    sets = _beside(config, "evaluation_sets")
+    try:
+        return sets() if sets else data(config).tests
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def task(config: dict[str, Any]) -> Any:
+    """Loss, metrics, and what is better."""
+    from repq_cli.tasks.classification import Classification
+    from repq_cli.tasks.super_resolution import SuperResolution
+
+    if config["task"] == "super_resolution":
+        return SuperResolution(config["model"]["scale"], config["model"]["colour"], config["psnr_rounding"])
+    return Classification(config["optim"].get("label_smoothing", 0.0))
 
 
 def experiment(config: dict[str, Any]) -> Any:
@@ -130,7 +169,6 @@ def experiment(config: dict[str, Any]) -> Any:
     import torch
 
     from repq_cli.modes.compose import refuse_signs_behind_relu
-    from repq_cli.tasks.classification import Classification
     from repq_cli.train.experiment import Experiment
     from repq_cli.train.fp_key import fp_key
 
@@ -150,7 +188,7 @@ def experiment(config: dict[str, Any]) -> Any:
         make_net=make_net,
         data=loaded,
         batch_size=batch_size,
-        task=Classification(optim.label_smoothing),
+        task=task(config),
         quant=quant,
         mode=ModeOptions(**config["mode"]),
         fp=StageOptions(**config["fp"]),

@@ -52,6 +52,9 @@ def legal(annotation: Any, value: Any) -> bool:
         return any(type(value) is type(option) and value == option for option in arguments)
     if origin in (list, tuple):
         return isinstance(value, (list, tuple)) and _items_legal(origin, arguments, value)
+    if origin is dict:
+        names, items = arguments
+        return isinstance(value, dict) and all(legal(names, key) and legal(items, value[key]) for key in value)
     if annotation is type(None):
         return value is None
     if annotation is float:
@@ -76,11 +79,14 @@ def describe(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(describe(option) for option in arguments)
     if origin is Literal:
-        return f"one of {', '.join(str(option) for option in arguments)}"
+        words = [str(option).lower() if isinstance(option, bool) else str(option) for option in arguments]
+        return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
     if origin is list:
         return f"a list, each item {describe(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)}, each item {describe(arguments[0])}"
+    if origin is dict:
+        return f"{{NAME: …}} with each item {describe(arguments[1])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return names.get(annotation, str(annotation))
 

@@ -12,6 +12,7 @@ from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch, ScaledBranch, SumBranch
 from repq_cli.reparam.dbb import dbb_block
+from repq_cli.reparam.ecb import MASKS, EdgeBranch, ecb_block
 from repq_cli.reparam.orepa import DeepLinearBranch, FrequencyBranch, orepa_block
 from repq_cli.reparam.plain import plain_block
 from repq_cli.reparam.qarepvgg import qarepvgg_block
@@ -31,6 +32,16 @@ BLOCKS: dict[str, MakeAnyBlock] = {
     "dbb": dbb_block,
     "orepa": orepa_block,
     "orepa vgg": partial(orepa_block, vgg=True),
+}
+
+# Blocks without any batch norm.
+BARE: dict[str, MakeAnyBlock] = {
+    "plain": partial(plain_block, batch_norm=False),
+    "repvgg": partial(repvgg_block, batch_norm=False),
+    "acnet": partial(acnet_block, batch_norm=False),
+    "dbb": partial(dbb_block, batch_norm=False),
+    "ecb": ecb_block,
+    "ecb with identity": partial(ecb_block, identity=True),
 }
 
 # Every kernel with every stride and every kind of groups, padded to keep the size, and other paddings beside them.
@@ -68,12 +79,17 @@ def branches(geometry: Geometry) -> dict[str, Branch]:
         "average bare": AverageBranch(geometry, point(outputs), batch_norm=False),
         "point_dense": PointConvBranch(geometry, identity_point(geometry, inputs), batch_norm=True),
         "point_dense bare": PointConvBranch(geometry, point(2 * inputs), batch_norm=False),
+        "point_dense biased": PointConvBranch(
+            geometry, nn.Conv2d(inputs, 2 * inputs, 1, groups=geometry.groups), batch_norm=False, bias=True
+        ),
         "frequency": FrequencyBranch(geometry, point(outputs)),
         "separable": SeparableBranch(geometry, 8),
         "scaled": ScaledBranch(ConvBranch(geometry, batch_norm=False, bias=True), outputs, 0.5),
         "nested": SumBranch(geometry, {"a": ConvBranch(geometry), "b": ConvBranch(geometry, (1, 1), batch_norm=False)}),
         "linear": SumBranch(geometry, {"a": ConvBranch(geometry, batch_norm=False, bias=True)}),
     }
+    if geometry.kernel_size == 3:
+        found |= {mask: EdgeBranch(geometry, mask) for mask in MASKS}
     if geometry.keeps_shape:
         found["identity"] = IdentityBranch(geometry)
         found["identity bare"] = IdentityBranch(geometry, batch_norm=False)
@@ -92,4 +108,10 @@ def legal(make: MakeAnyBlock, geometry: Geometry) -> bool:
     return True
 
 
-CASES = [(name, geometry) for name, make in BLOCKS.items() for geometry in GEOMETRIES if legal(make, geometry)]
+def cases(blocks: dict[str, MakeAnyBlock]) -> list[tuple[str, Geometry]]:
+    """Every block with every geometry that it can have."""
+    return [(name, geometry) for name, make in blocks.items() for geometry in GEOMETRIES if legal(make, geometry)]
+
+
+CASES = cases(BLOCKS)
+BARE_CASES = [(name, geometry) for name, geometry in cases(BARE) if geometry.kernel_size == 3]

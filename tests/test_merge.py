@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import BLOCKS, CASES, GEOMETRIES, branches
+from blocks import BARE, BARE_CASES, BLOCKS, CASES, GEOMETRIES, branches
 from conftest import randomise
 from torch import Tensor, nn
 
@@ -66,6 +66,15 @@ def test_every_branch_merges_with_all_gradients(kind: str, geometry: Geometry) -
 @pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
 def test_every_block_merges_with_all_gradients(name: str, geometry: Geometry) -> None:
     block = randomise(BLOCKS[name](geometry)).double().eval()
+    for size in [(9, 11), (8, 8)]:
+        check_merge(block, size)
+
+
+@pytest.mark.parametrize(("name", "geometry"), BARE_CASES, ids=str)
+def test_every_block_without_batch_norm_merges_with_all_gradients(name: str, geometry: Geometry) -> None:
+    block = BARE[name](geometry).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, 0.0, 0.3)
     for size in [(9, 11), (8, 8)]:
         check_merge(block, size)
 

@@ -28,6 +28,8 @@ class Command:
 
 COMMANDS = {
     "train": Command("pretrain, train quantization-aware, freeze to integers, check", "repq_cli.cli.commands:train"),
+    "eval": Command("a finished run on any evaluation set", "repq_cli.cli.commands:evaluate"),
+    "upscale": Command("enlarge image files with a super-resolution run", "repq_cli.cli.commands:upscale"),
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
 }
 

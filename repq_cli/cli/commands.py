@@ -9,7 +9,7 @@ from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.folders import OUTPUTS, reserve
 from repq_cli.cli.hydra_app import run_app
 from repq_cli.cli.overrides import Checker
-from repq_cli.errors import ConfigError, DataError, RepqError
+from repq_cli.errors import ConfigError, RepqError
 from repq_cli.report.row import ROW, read_row
 
 
@@ -17,6 +17,23 @@ def info(arguments: list[str]) -> int:
     """``repq info``."""
     line = CommandLine.parse(arguments)
     return run_app("info", arguments if line.only_shows else Checker("info", line).check().arguments)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """``repq eval``."""
+    line = CommandLine.parse(arguments)
+    keys = [override.lstrip("+~").partition("=")[0] for override in line.overrides]
+    if "data" not in keys and any(key.startswith("data.") for key in keys):
+        raise ConfigError(
+            "Keys of data need data itself: data=NAME data.KEY=VALUE; without any, the run's own is read."
+        )
+    return run_app("eval", arguments if line.only_shows else Checker("eval", line).check().arguments)
+
+
+def upscale(arguments: list[str]) -> int:
+    """``repq upscale``."""
+    line = CommandLine.parse(arguments)
+    return run_app("upscale", arguments if line.only_shows else Checker("upscale", line).check().arguments)
 
 
 def train(arguments: list[str]) -> int:
@@ -67,9 +84,7 @@ def sweep(line: CommandLine) -> int:
 
 def resume_run(target: str, line: CommandLine) -> int:
     """``resume=DIR`` goes on with a run; ``resume=auto`` with the newest unfinished one of the same configuration."""
-    import yaml
-
-    from repq_cli.cli.jobs import resume_job
+    from repq_cli.cli.jobs import resume_job, stored_config
 
     changes = line.overrides
     if target == "auto":
@@ -78,14 +93,7 @@ def resume_run(target: str, line: CommandLine) -> int:
     folder = Path(target)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"resume={target} is no run folder: it holds no config.yaml; name one below {OUTPUTS}.")
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        if not isinstance(config, dict) or not isinstance(config.get("runtime"), dict):
-            raise ValueError("it is no configuration of a run")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{folder / 'config.yaml'} cannot be read ({error}): restore it, or start a new run."
-        ) from error
+    config = stored_config(folder)
     for override in changes:
         _apply(override, config)
     resume_job(config, folder)

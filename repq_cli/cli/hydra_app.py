@@ -52,7 +52,23 @@ def info_app(config: DictConfig) -> None:
     _run_job(lambda: info_job(plain(config)))
 
 
-APPS = {"train": train_app, "info": info_app}
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="eval")
+def eval_app(config: DictConfig) -> None:
+    """Evaluate a finished run."""
+    from repq_cli.cli.evaluate import eval_job
+
+    _run_job(lambda: eval_job(plain(config)))
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="upscale")
+def upscale_app(config: DictConfig) -> None:
+    """Enlarge image files."""
+    from repq_cli.cli.upscale import upscale_job
+
+    _run_job(lambda: upscale_job(plain(config)))
+
+
+APPS = {"train": train_app, "info": info_app, "eval": eval_app, "upscale": upscale_app}
 
 
 def plain(config: DictConfig) -> dict[str, object]:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 
 from repq_cli import build
 from repq_cli.cli.hydra_app import CONFIGS, plain
+from repq_cli.errors import DataError
+from repq_cli.problems import report
 from repq_cli.report.row import failure, write_row
-from repq_cli.schema import report, resolved, validate, with_defaults
+from repq_cli.schema import resolved, validate, with_defaults
 from repq_cli.train.runner import run
 
 
@@ -44,6 +47,19 @@ def train_job(config: dict[str, Any], run_dir: str) -> float:
 def _shown(folder: Path) -> Path:
     """The folder as a person would type it: relative where it is below the current one."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """A run folder's config.yaml. Raises DataError if it is missing or damaged."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        if not isinstance(config, dict) or not isinstance(config.get("runtime"), dict):
+            raise ValueError("it is no configuration of a run")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{folder / 'config.yaml'} cannot be read ({error}): restore it, or start a new run."
+        ) from error
+    return config
 
 
 def resume_job(config: dict[str, Any], folder: Path) -> None:

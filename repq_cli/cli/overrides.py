@@ -22,11 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from repq_cli.build import target_arguments
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import CONFIGS, plain
-from repq_cli.schema import Problem, report, validate
+from repq_cli.problems import Problem, report
+from repq_cli.schema import KEYS, validate
 from repq_cli.typecheck import nearest
 
 APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
-SET_BY_CHOICE = ("model.name", "rep.name", "rep.batch_norm", "data.name", "mode.name", "optim.name", "schedule.name")
+SET_BY_CHOICE = ("model.name", "rep.name", "data.name", "mode.name", "optim.name", "schedule.name")
 
 
 class Checker:
@@ -42,7 +43,8 @@ class Checker:
         with initialize_config_module(CONFIGS, version_base="1.3"):
             self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
             parsed = list(self._parse())
-            self._require_model()
+            if "model" in KEYS[self.config_name]:
+                self._require_model()
             overrides = self._fit_form(parsed)
             groups = [override for override in overrides if self._is_group(override)]
             values = [override for override in overrides if not self._is_group(override)]
@@ -138,7 +140,9 @@ class Checker:
 
     def _compose(self, overrides: list[str]) -> dict[str, Any] | None:
         try:
-            return plain(compose(self.config_name, overrides=[*self.search_path, *overrides]))
+            return own_keys(
+                self.config_name, plain(compose(self.config_name, overrides=[*self.search_path, *overrides]))
+            )
         except (HydraException, OmegaConfBaseException) as error:
             self.problems.append(Problem("configuration", " ".join(overrides), f"cannot be composed: {error}"))
             return None
@@ -176,9 +180,16 @@ class Checker:
             if tree is None:
                 continue
             # In a sweep, only some pairs of legal words may be illegal: each job tells of its own.
-            found = validate(tree, target_arguments, combinations=len(candidates) == 1)
+            training = "model" in KEYS[self.config_name]
+            alone = training and len(candidates) == 1
+            found = validate(tree, target_arguments, combinations=alone, command=self.config_name)
             # Without a model, a missing section is no problem of its own.
             self.problems += found if complete else [problem for problem in found if problem.value != "???"]
+
+
+def own_keys(command: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """A composed tree without what a group brings for other commands, such as the recipe of a data set."""
+    return {key: value for key, value in tree.items() if key in KEYS[command]}
 
 
 def _values(override: Override) -> list[Any]:

@@ -1,10 +1,10 @@
-"""What every dataset gives: three splits of images in batches, and a description."""
+"""What every dataset gives: images in batches to train, to validate and to test with, and a description."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,9 +25,24 @@ class Inputs(NamedTuple):
     num_classes: int
 
 
+class Info(Protocol):
+    """A data set's description: at least what a network must know, and what its deployed form is to remember."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def licence(self) -> str: ...
+
+    def description(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class DataInfo:
-    """What the images are. ``mean`` and ``std`` normalise pixels in 0..1, so the network's input is signed."""
+    """What images with labels are. ``mean`` and ``std`` normalise pixels in 0..1, so the network's input is signed."""
 
     name: str
     shape: tuple[int, int, int]
@@ -40,6 +55,15 @@ class DataInfo:
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.classes)
+
+    def description(self) -> dict[str, Any]:
+        """What whoever runs a deployed network must know of its input and its answers."""
+        return {
+            "input_shape": list(self.shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "classes": list(self.classes),
+        }
 
 
 class Images(Protocol):
@@ -66,11 +90,37 @@ class InMemory:
         return (self.images[indices] for indices in batches)
 
 
+class Training(Protocol):
+    """What a stage of training reads."""
+
+    def __len__(self) -> int: ...
+
+    def steps(self, batch_size: int) -> int:
+        """Full batches of one epoch; ConfigError where there is not one."""
+        ...
+
+    def training_batches(
+        self, batch_size: int, seed: int, start: int = 0, device: torch.device = CPU
+    ) -> Iterator[Batch]:
+        """One epoch from its batch ``start`` on; batch ``i`` of a seed does not depend on the batches before it."""
+        ...
+
+
+class Evaluation(Protocol):
+    """What a network is evaluated on."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
+        """Everything once, in order, as it is."""
+        ...
+
+
 class Split:
     """Images and labels, read in a fixed order, or in one that only the seed decides."""
 
     def __init__(self, images: Images, labels: Tensor, info: DataInfo, augment: Augment | None = None) -> None:
-        self.images, self.labels, self.augment = images, labels, augment
+        self.images, self.labels, self.info, self.augment = images, labels, info, augment
         self.mean = torch.tensor(info.mean).view(-1, 1, 1)
         self.std = torch.tensor(info.std).view(-1, 1, 1)
 
@@ -107,6 +157,10 @@ class Split:
         for indices, images in zip(batches, self.images.read(batches), strict=True):
             yield self._normalise(images, device), self.labels[indices].to(device)
 
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Split:
+        """The same images for a network that was trained with other statistics."""
+        return Split(self.images, self.labels, replace(self.info, mean=tuple(mean), std=tuple(std)), self.augment)
+
     def _normalise(self, images: Tensor, device: torch.device) -> Tensor:
         """Bytes travel to the device, from pinned memory without waiting for them; floats are made there."""
         images = images.to(device, non_blocking=True)
@@ -115,12 +169,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset."""
+    """A dataset; ``tests`` by name, the first of which gives a run's metric."""
 
-    info: DataInfo
-    train: Split
-    val: Split
-    test: Split
+    info: Info
+    train: Training
+    val: Evaluation
+    tests: Mapping[str, Evaluation]
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -35,4 +35,4 @@ def load(size: Annotated[int, Range(8)] = 32, crop: Annotated[int, Range(0, 64)]
     def split(indices: torch.Tensor, augment: Augmentation | None = None) -> Split:
         return Split(InMemory(images[indices]), labels[indices], info, augment)
 
-    return Data(info, split(train, Augmentation(crop)), split(val), split(test))
+    return Data(info, split(train, Augmentation(crop)), split(val), {"test": split(test)})

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,10 +15,8 @@ from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_statistics, stratified_split
 from repq_cli.errors import DataError
+from repq_cli.images.files import EXTENSIONS, UNREADABLE, is_image, open_image, pixels_of
 from repq_cli.seeds import derive_seed
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def load(
@@ -61,11 +58,11 @@ def load(
 
     augment = Augmentation(crop, mirror)
     if len(evaluation) == 2:
-        return Data(info, split("train", augment=augment), split("val"), split("test"))
+        return Data(info, split("train", augment=augment), split("val"), {"test": split("test")})
     kept, held = stratified_split(labels["train"], val_fraction)
     if len(kept) == 0:
         raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add a val/.")
-    return Data(info, split("train", kept, augment), split("train", held), split(evaluation[0]))
+    return Data(info, split("train", kept, augment), split("train", held), {"test": split(evaluation[0])})
 
 
 class Decoder:
@@ -95,28 +92,6 @@ class Decoder:
             image = image.resize(enlarged, Image.Resampling.BILINEAR)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
-
-
-def open_image(path: Path, mode: str) -> Image.Image:
-    """The decoded image in Pillow's ``mode``; DataError with its name if it is broken."""
-    try:
-        with Image.open(path) as opened:
-            return _eight_bit(opened).convert(mode)
-    except UNREADABLE as error:
-        raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
-
-
-def pixels_of(image: Image.Image) -> Tensor:
-    """``uint8 [C, H, W]``."""
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey images scaled to 8 bit, where Pillow's own conversion would clip them to white."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
 
 
 class Subset:
@@ -195,7 +170,7 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
         )
     listed = []
     for label, name in enumerate(classes):
-        paths = sorted(path for path in (folder / name).glob("**/*") if _is_image(path))
+        paths = sorted(path for path in (folder / name).glob("**/*") if is_image(path))
         if not paths:
             raise DataError(f"The class folder {folder / name} has no images ({', '.join(EXTENSIONS)}): add some.")
         listed += [(path, label) for path in paths]
@@ -204,11 +179,6 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
 
 def _is_class(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
-
-
-def _is_image(path: Path) -> bool:
-    """By its ending; hidden files are left by desktops and editors."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def _only_size(files: dict[str, list[tuple[Path, int]]]) -> tuple[int, int]:

@@ -12,8 +12,9 @@ from torchvision.transforms import CenterCrop, Compose, RandomHorizontalFlip, Ra
 
 from repq_cli.bounds import Range
 from repq_cli.data.base import Data, DataInfo, Inputs, Split, stratified_split
-from repq_cli.data.image_folder import Files, Subset, class_names, list_images, open_image, pixels_of
+from repq_cli.data.image_folder import Files, Subset, class_names, list_images
 from repq_cli.errors import DataError
+from repq_cli.images.files import open_image, pixels_of
 
 CLASSES = 1000
 # The constants that published ImageNet weights expect, rather than those of the images found.
@@ -68,7 +69,7 @@ def load(
         info,
         Split(Subset(Files(paths["train"], cut, workers), kept), labels["train"][kept], info),
         Split(Subset(Files(paths["train"], look, workers), held), labels["train"][held], info),
-        Split(Files(paths["val"], look, workers), labels["val"], info),
+        {"test": Split(Files(paths["val"], look, workers), labels["val"], info)},
     )
 
 

@@ -54,7 +54,7 @@ def load(
         info,
         Split(InMemory(train_images[kept]), train_labels[kept], info, Augmentation(crop, mirror)),
         Split(InMemory(train_images[held]), train_labels[held], info),
-        Split(InMemory(test_images), test_labels, info),
+        {"test": Split(InMemory(test_images), test_labels, info)},
     )
 
 

@@ -16,12 +16,12 @@ class Agreement(NamedTuple):
     """Largest differences between two networks over all images.
 
     max_lsb: of the codes of any activation tensor, in steps; None if no activation is quantized.
-    max_abs: of the outputs. top1: share of images with the same answer, in percent.
+    max_abs: of the outputs. answers: share of equal answers (classes, pixels), in percent.
     """
 
     max_lsb: float | None
     max_abs: float
-    top1: float
+    answers: float
 
 
 @torch.no_grad()

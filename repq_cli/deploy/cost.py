@@ -56,14 +56,14 @@ def cost(net: DeployedNet) -> Cost:
 
 
 def layer_parameters(net: DeployedNet, node: Node) -> int:
-    """Weights, biases and batch-norm multipliers that are left in a layer; quantizers' steps are not counted."""
-    others = [net.stored[node[key]].numel() for key in ("bias", "multiplier") if node.get(key)]
+    """Weights, biases, slopes and batch-norm multipliers left in a layer; quantizers' steps are not counted."""
+    others = [net.stored[node[key]].numel() for key in ("bias", "multiplier", "slope") if node.get(key)]
     return torch.Size(node["shape"]).numel() + sum(others)
 
 
 def layer_bytes(net: DeployedNet, node: Node) -> int:
     """Bytes of a layer's tensors as they are stored: packed codes, steps, biases, multipliers."""
-    keys = ("weight", "weight_step", "weight_zero_point", "bias", "bias_step", "multiplier")
+    keys = ("weight", "weight_step", "weight_zero_point", "bias", "bias_step", "multiplier", "slope")
     tensors = [net.stored[node[key]] for key in keys if node.get(key)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -21,11 +21,14 @@ SIMPLE_OPS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
     nn.Hardtanh: "hardtanh",
+    nn.PixelShuffle: "pixel_shuffle",
+    nn.Upsample: "nearest_upsample",
 }
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
     nn.Hardtanh: "hardtanh",
+    nn.PReLU: "prelu",
     nn.Identity: "none",
 }
 
@@ -88,6 +91,8 @@ def _operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
             node |= {"stride": module.stride, "padding": module.padding, "groups": module.groups}
             node |= {"pad_value": module.pad_value, "input_scale": module.input_scale}
             node["activation"] = _known(ACTIVATIONS, path, module.activation)
+            if isinstance(module.activation, nn.PReLU):
+                node["slope"] = store("slope", module.activation.weight)
         return node
     if isinstance(module, Quantizer):
         grid = module.grid(torch.zeros(()))
@@ -97,6 +102,12 @@ def _operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
         raise ValueError(f"The layer {path} pools to {module.output_size}; only global pooling has a deployed form.")
     if isinstance(module, nn.MaxPool2d):
         return {"op": "max_pool", "size": module.kernel_size, "stride": module.stride, "padding": module.padding}
+    if isinstance(module, nn.PixelShuffle):
+        return {"op": "pixel_shuffle", "scale": module.upscale_factor}
+    if isinstance(module, nn.Upsample):
+        if module.mode != "nearest":
+            raise ValueError(f"The layer {path} interpolates by {module.mode}; only nearest has a deployed form.")
+        return {"op": "nearest_upsample", "scale": int(module.scale_factor)}  # type: ignore[arg-type]
     return {"op": _known(SIMPLE_OPS, path, module)}
 
 

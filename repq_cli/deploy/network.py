@@ -37,9 +37,14 @@ class DeployedNet(nn.Module):
                 self._hold(node, "weight_value", self._weight_value(node))
             if node.get("bias"):
                 self._hold(node, "bias", self._bias_value(node))
-            for key in ("step", "zero_point", "multiplier"):
+            for key in ("step", "zero_point", "multiplier", "slope"):
                 if node.get(key):
                     self._hold(node, key, stored[node[key]])
+
+    @property
+    def halo(self) -> int:
+        """How many input pixels away an output pixel looks, for a chain of convolutions of stride 1."""
+        return sum(node["shape"][2] // 2 for node in self.nodes if node["op"] == "conv")
 
     def _hold(self, node: Node, key: str, tensor: Tensor) -> None:
         self.register_buffer(f"{node['name']}__{key}", tensor, persistent=False)
@@ -144,6 +149,17 @@ class DeployedNet(nn.Module):
 
     def _hardtanh(self, node: Node, x: Tensor) -> Tensor:
         return F.hardtanh(x)
+
+    def _prelu(self, node: Node, x: Tensor) -> Tensor:
+        slope = self._held(node, "slope")
+        assert slope is not None
+        return F.prelu(x, slope)
+
+    def _pixel_shuffle(self, node: Node, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x, node["scale"])
+
+    def _nearest_upsample(self, node: Node, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=float(node["scale"]), mode="nearest")
 
     def _add(self, node: Node, x: Tensor, y: Tensor) -> Tensor:
         return x + y

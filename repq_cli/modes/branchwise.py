@@ -29,8 +29,7 @@ class BranchwiseKernel(BranchKernel):
     """
 
     def __init__(self, block: Block, mode: ModeOptions, quant: QuantOptions, edge: bool) -> None:
-        has_norms = any(isinstance(module, nn.BatchNorm2d) for module in block.modules())
-        super().__init__(block, "batch" if has_norms else "running", mode)
+        super().__init__(block, "batch" if block.has_batch_norm else "running", mode)
         self.quant, self.edge = quant, edge
         self.quantizers: list[Quantizer] = []  # a plain list: they are modules of their convolutions
         for conv in [module for module in block.modules() if isinstance(module, nn.Conv2d)]:

@@ -61,7 +61,7 @@ def _step_setter(name: str, initialiser: Initialiser) -> Hook:
         values = inputs[0]
         _require_finite(f"The activation tensor {name}", values)
         lowest = values.min().item()
-        if lowest < 0 and not module.signed:
+        if lowest < 0 and not module.signed and not module.clips:
             raise CheckError(
                 f"The activation tensor {name} goes down to {lowest:g}, and its quantizer is unsigned and would clip "
                 f"that to 0: have the model declare it as Tap(signed=True), or use quant.act_method=lsqplus or affine."

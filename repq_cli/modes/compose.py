@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 from torch import nn
 
@@ -55,6 +56,7 @@ def refuse_signs_behind_relu(net: nn.Module, quant: QuantOptions) -> None:
         if (
             isinstance(tap, Tap)
             and not tap.signed
+            and not tap.output
             and isinstance(_tap_quantizer(tap, quant, name in edges), SignActivation)
         ):
             raise ConfigError(
@@ -65,9 +67,20 @@ def refuse_signs_behind_relu(net: nn.Module, quant: QuantOptions) -> None:
 
 
 def _tap_quantizer(tap: Tap, quant: QuantOptions, edge: bool) -> Quantizer:
+    if tap.output:
+        return _output_quantizer(quant)
     # What is averaged feeds no convolution: at one bit it would lose most and save nothing.
     averaged = tap.pooled and quant.act_bits == 1
     return activation_quantizer(quant, tap.signed, edge or averaged)
+
+
+def _output_quantizer(quant: QuantOptions) -> Quantizer:
+    """Of pixels: as any activation's, but always of 8 bits."""
+    if quant.output == "float":
+        return NoQuantizer()
+    quantizer = activation_quantizer(replace(quant, first_last=8), False, edge=True)
+    quantizer.clips = True
+    return quantizer
 
 
 def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bool) -> QuantConv:

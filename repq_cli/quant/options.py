@@ -31,6 +31,7 @@ class QuantOptions:
         ``inputs8``: their inputs at 8 bit, their weights the same as the rest.
     residual: shortcuts read the codes (``int``) or the tensor before its quantizer (``fp``, LSQ's own placement);
         without effect in networks that have no shortcuts once they are merged, such as RepVGG.
+    output: the network's output (of super-resolution) ``float``, or ``int8``: 8 bit codes up to the last pixel.
     act_n: (LSQ) the N of the activations' gradient scale: the ``features`` of one sample, or ``numel`` of the batch.
     init: (LSQ) initial steps by ``min_error`` (least squared error) or by ``lsq``'s rule.
     symmetric: (LSQ weights) without the lowest code: {-1, 0, 1} at 2 bits.
@@ -53,6 +54,7 @@ class QuantOptions:
     granularity: Literal["channel", "tensor"] = "channel"
     first_last: Literal[8, "fp", "same", "inputs8"] = 8
     residual: Literal["int", "fp"] = "int"
+    output: Literal["float", "int8"] = "float"
     act_n: Literal["features", "numel"] = "features"
     init: Literal["min_error", "lsq"] = "min_error"
     symmetric: bool = False

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels
+from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels, convolve
 from repq_cli.reparam.branch import Branch
 from repq_cli.reparam.statistics import RunningStatistics, Statistics
 
@@ -29,9 +29,22 @@ class Block(nn.Module):
         self.geometry = geometry
         self.branches = nn.ModuleDict(branches)
         self.activation = activation or nn.Identity()
+        self.merges_first = False
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether one of its branches does, so that its kernel depends on the batch in training."""
+        return any(isinstance(module, nn.BatchNorm2d) for module in self.branches.modules())
 
     def forward(self, x: Tensor, raw: Tensor | None = None) -> Tensor:
-        """Run every branch. ``raw``, which quantized blocks read beside ``x``, equals ``x`` here."""
+        """Run every branch, or, if it ``merges_first``, the one convolution that they are.
+
+        Without batch norm both have the same outputs and gradients, and one convolution is cheaper than several
+        (arXiv 2311.05317, section 3.1). ``raw``, which quantized blocks read beside ``x``, equals ``x`` here.
+        """
+        if self.merges_first:
+            weight, bias = self.merged(RunningStatistics())
+            return self.activation(convolve(x, weight, self.geometry, bias))
         outputs = [branch(x) for branch in self.branches.values()]
         return self.activation(sum(outputs[1:], outputs[0]))
 
@@ -60,6 +73,13 @@ class Block(nn.Module):
         assert conv.bias is not None
         conv.bias.copy_(bias)
         return conv
+
+
+def merge_first(net: nn.Module, merges: bool = True) -> None:
+    """Make every block without batch norm compute its merged kernel and convolve once, or again branch by branch."""
+    for block in net.modules():
+        if isinstance(block, Block):
+            block.merges_first = merges and not block.has_batch_norm
 
 
 # What a model asks of a re-parameterisation: a block for this geometry, with this activation behind it.

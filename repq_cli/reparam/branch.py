@@ -33,6 +33,11 @@ def without_bias(weight: Tensor) -> Kernel:
     return Kernel(weight, weight.new_zeros(weight.shape[0]))
 
 
+def kernel_of(conv: nn.Conv2d) -> Kernel:
+    """A convolution's own weight and bias, which may be absent."""
+    return without_bias(conv.weight) if conv.bias is None else Kernel(conv.weight, conv.bias)
+
+
 class ConvBranch(Branch):
     """Convolution, then batch norm unless ``batch_norm`` is off; ``bias``: the convolution has one of its own.
 
@@ -59,8 +64,7 @@ class ConvBranch(Branch):
         return y if self.norm is None else self.norm(y)
 
     def merged(self, statistics: Statistics) -> Kernel:
-        weight, bias = self.conv.weight, self.conv.bias
-        kernel = without_bias(weight) if bias is None else Kernel(weight, bias)
+        kernel = kernel_of(self.conv)
         return kernel if self.norm is None else fold(self.norm, kernel, statistics, self.geometry)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,9 @@ from repq_cli.reparam.statistics import RunningStatistics, Statistics
 EXPANSION = 8  # outputs per input of the depthwise-separable branch
 
 
-def orepa_block(geometry: Geometry, activation: nn.Module | None = None, vgg: bool = False) -> Block:
+def orepa_block(
+    geometry: Geometry, activation: nn.Module | None = None, batch_norm: Literal[True] = True, vgg: bool = False
+) -> Block:
     """``activation(BN(x * W))`` with ``W = sum_r v_r * B_r``, six scaled linear branches for kernels 3 and 5.
 
     A kernel of 7 and more becomes the deep linear stem: 3x3 kernels in sequence, each of six branches. A 1x1 kernel

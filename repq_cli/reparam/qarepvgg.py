@@ -15,7 +15,10 @@ NORMED = {"v1": {"dense", "point", "identity"}, "v2": {"dense"}, "v3": {"point"}
 
 
 def qarepvgg_block(
-    geometry: Geometry, activation: nn.Module | None = None, variant: Literal["v1", "v2", "v3", "v4"] = "v2"
+    geometry: Geometry,
+    activation: nn.Module | None = None,
+    batch_norm: Literal[True] = True,
+    variant: Literal["v1", "v2", "v3", "v4"] = "v2",
 ) -> Block:
     """``activation(BN_post(BN_k(x * W_k) + x * W_1 [+ x]))``, which is variant v2, the paper's choice.
 

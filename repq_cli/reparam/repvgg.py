@@ -16,10 +16,14 @@ class RepVGGBlock(Block):
     The identity branch exists where input and output have one shape: never in the stem, nor at a stage's first block.
     """
 
-    def __init__(self, geometry: Geometry, activation: nn.Module | None = None) -> None:
-        branches: dict[str, Branch] = {"dense": ConvBranch(geometry), "point": ConvBranch(geometry, (1, 1))}
+    def __init__(self, geometry: Geometry, activation: nn.Module | None = None, batch_norm: bool = True) -> None:
+        """Without ``batch_norm`` the kxk branch has a bias instead."""
+        branches: dict[str, Branch] = {
+            "dense": ConvBranch(geometry, batch_norm=batch_norm, bias=not batch_norm),
+            "point": ConvBranch(geometry, (1, 1), batch_norm),
+        }
         if geometry.keeps_shape:
-            branches["identity"] = IdentityBranch(geometry)
+            branches["identity"] = IdentityBranch(geometry, batch_norm)
         super().__init__(geometry, branches, activation, "repvgg")
 
     def custom_l2(self) -> Tensor:
@@ -46,9 +50,9 @@ class RepVGGBlock(Block):
         return [branch for branch in found if isinstance(branch, ConvBranch)]
 
 
-def repvgg_block(geometry: Geometry, activation: nn.Module | None = None) -> Block:
+def repvgg_block(geometry: Geometry, activation: nn.Module | None = None, batch_norm: bool = True) -> Block:
     """``RepVGGBlock``."""
-    return RepVGGBlock(geometry, activation)
+    return RepVGGBlock(geometry, activation, batch_norm)
 
 
 def _weight_and_multiplier(branch: ConvBranch) -> tuple[Tensor, Tensor]:

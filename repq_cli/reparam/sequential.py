@@ -16,7 +16,7 @@ from repq_cli.reparam.algebra import (
     point_then_average,
     point_then_conv,
 )
-from repq_cli.reparam.branch import Branch, fold, without_bias
+from repq_cli.reparam.branch import Branch, fold, kernel_of, without_bias
 from repq_cli.reparam.statistics import Statistics
 
 
@@ -46,14 +46,18 @@ class PointFirst(Branch):
     """1x1 convolution [-> batch norm] -> spatial map [-> batch norm]; what the spatial map is, subclasses say.
 
     The map between the two is padded with what the first layer gives to a zero pixel, so that the sequence is exactly
-    one convolution, borders included and in training as well. (The published code of arXiv 2103.13425 pads with the
-    value by running statistics while the interior uses those of the batch.)
+    one convolution, borders included and in training as well: its bias, for which the input is padded before it, or
+    its batch norm's image of zero. (The published code of arXiv 2103.13425 pads with the value by running statistics
+    while the interior uses those of the batch.)
     """
+
+    like: Tensor  # has the block's device and dtype, where there is no layer to ask
 
     def __init__(self, geometry: Geometry, point: nn.Conv2d | None, batch_norm: bool) -> None:
         """Without a ``point`` the spatial map reads the input itself."""
         super().__init__()
         self.geometry, self.point = geometry, point
+        self.register_buffer("like", torch.zeros(0), persistent=False)
         width = geometry.in_channels if point is None else point.out_channels
         self.point_norm = nn.BatchNorm2d(width) if batch_norm and point is not None else None
         self.norm = nn.BatchNorm2d(geometry.out_channels) if batch_norm else None
@@ -74,24 +78,26 @@ class PointFirst(Branch):
 
     def _padded(self, x: Tensor) -> Tensor:
         padding = (self.geometry.padding,) * 2
-        z = x if self.point is None else self.point(x)
+        if self.point is None:
+            return pad_input(x, padding)
         if self.point_norm is None:
-            return pad_input(z, padding)
+            return self.point(pad_input(x, padding))
+        z = self.point(x)
         zero = _image_of_zero(self.point_norm, z)
         return pad_input(self.point_norm(z) - zero, padding) + zero
 
     def merged(self, statistics: Statistics) -> Kernel:
-        first = without_bias(self._point_weight())
+        first = self._point_kernel()
         if self.point_norm is not None:
             first = fold(self.point_norm, first, statistics, self.point_geometry)
         kernel = self.merge_spatial(first)
         return kernel if self.norm is None else fold(self.norm, kernel, statistics, self.geometry)
 
-    def _point_weight(self) -> Tensor:
+    def _point_kernel(self) -> Kernel:
         if self.point is not None:
-            return self.point.weight
-        assert self.norm is not None
-        return identity_kernel(self.geometry.in_channels, self.geometry.groups, like=self.norm.weight)
+            return kernel_of(self.point)
+        like = self.like if self.norm is None else self.norm.weight
+        return without_bias(identity_kernel(self.geometry.in_channels, self.geometry.groups, like))
 
 
 def _image_of_zero(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
@@ -105,18 +111,19 @@ def _image_of_zero(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
 
 
 class PointConvBranch(PointFirst):
-    """1x1 convolution, then a kxk one."""
+    """1x1 convolution, then a kxk one; ``bias``: the second has one of its own."""
 
-    def __init__(self, geometry: Geometry, point: nn.Conv2d, batch_norm: bool) -> None:
+    def __init__(self, geometry: Geometry, point: nn.Conv2d, batch_norm: bool, bias: bool = False) -> None:
         super().__init__(geometry, point, batch_norm)
         size = geometry.kernel_size
-        self.conv = nn.Conv2d(point.out_channels, geometry.out_channels, size, groups=geometry.groups, bias=False)
+        self.conv = nn.Conv2d(point.out_channels, geometry.out_channels, size, groups=geometry.groups, bias=bias)
 
     def spatial(self, z: Tensor) -> Tensor:
-        return F.conv2d(z, self.conv.weight, None, self.geometry.stride, 0, 1, self.geometry.groups)
+        return F.conv2d(z, self.conv.weight, self.conv.bias, self.geometry.stride, 0, 1, self.geometry.groups)
 
     def merge_spatial(self, first: Kernel) -> Kernel:
-        return point_then_conv(first, self.conv.weight, self.geometry.groups)
+        weight, bias = point_then_conv(first, self.conv.weight, self.geometry.groups)
+        return Kernel(weight, bias if self.conv.bias is None else bias + self.conv.bias)
 
 
 class AverageBranch(PointFirst):

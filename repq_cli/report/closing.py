@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from repq_cli.report.quality import ENGINES, UNITS, number
 from repq_cli.report.row import Row
-
-UNITS = {"top1": "%", "psnr_y": "dB"}
 
 
 def closing_table(row: Row) -> str:
     """FP, QAT and deployed metric, size, cost and time of a finished run, as text."""
-    metric, size, cost, time = row["metric"], row["size"], row["cost"], row["time"]
-    unit = UNITS[metric["name"]]
+    size, cost, time = row["size"], row["cost"], row["time"]
     quant = row["quant"]
     bits = f"weights {_bits(quant['weight_bits'])}, activations {_bits(quant['act_bits'])}"
     lines = [
         ("net", f"{row['model']}, rep {row['rep']}, mode {row['mode']}, {bits}"),
-        (f"{metric['name']} ({metric['split']})", _three(metric, unit, row["mode"])),
+        *_qualities(row),
         ("size", f"{_bytes(size['bytes_packed'])} deployed, {_bytes(size['bytes_fp32'])} in float32"),
         ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
         ("cost", f"{_scaled(cost['macs'])}MACs, {_scaled(cost['bops'])}BOPs for one image"),
@@ -32,9 +30,15 @@ def _bits(bits: int) -> str:
     return "float" if bits == 32 else f"{bits} bit"
 
 
-def _three(metric: Row, unit: str, mode: str) -> str:
-    names = {"fp": "FP", "qat": "PTQ" if mode == "ptq" else "QAT", "deployed": "deployed"}
-    return "   ".join(f"{name} {metric[key]:.2f} {unit}" for key, name in names.items() if key in metric)
+def _qualities(row: Row) -> list[tuple[str, str]]:
+    """The run's metric by every engine, a line for each evaluation set."""
+    metric, engines = row["metric"]["name"], ENGINES | ({"fake": "PTQ"} if row["mode"] == "ptq" else {})
+    lines: dict[str, list[str]] = {}
+    for found in row["metrics"]:
+        if found["name"] == metric and "value" in found:
+            word = f"{engines[found['engine']]} {number(found['value'], metric)} {UNITS[metric]}"
+            lines.setdefault(found["set"].rpartition("/")[2], []).append(word)
+    return [(f"{metric} ({name})", "   ".join(words)) for name, words in lines.items()]
 
 
 def _scaled(count: float) -> str:
@@ -68,5 +72,6 @@ def _time(time: Row) -> str:
 
 def _proof(checks: Row) -> str:
     largest = checks["freeze_max_abs"]
-    answers = f"{checks['freeze_top1_agreement']:.0f} % of answers equal"
-    return f"exactly: largest difference 0, {answers}" if largest == 0 else f"no: {largest:g}, {answers}"
+    pixels = checks.get("freeze_pixel_agreement")
+    answers = f"{checks['freeze_top1_agreement']:.0f} % of answers" if pixels is None else f"{pixels:.0f} % of pixels"
+    return f"exactly: largest difference 0, {answers} equal" if largest == 0 else f"no: {largest:g}, {answers} equal"

@@ -33,6 +33,16 @@ def read_row(run_dir: Path) -> Row | None:
     return row
 
 
+def merge_metrics(old: list[Row], new: list[Row]) -> list[Row]:
+    """``old`` with the values of ``new`` for what both measured, then what only ``new`` did."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in ("set", "scale", "name", "engine"))
+
+    values = {key(row): row for row in old} | {key(row): row for row in new}
+    return list(values.values())
+
+
 def prune(value: Any) -> Any:
     """``value`` without None and non-finite numbers in its dicts.
 

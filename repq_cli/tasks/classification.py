@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+BATCH = 256  # images that are evaluated together
+
+
+class LabelledImages(Protocol):
+    """Images and labels in batches."""
+
+    def batches(self, batch_size: int, device: torch.device) -> Iterable[tuple[Tensor, Tensor]]: ...
 
 
 class Classification:
@@ -13,6 +25,7 @@ class Classification:
     metric = "top1"
     unit = "%"
     higher_is_better = True
+    agreement_name = "top1_agreement"
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
@@ -24,6 +37,21 @@ class Classification:
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Per image 100 where the largest logit is the label's, else 0; the metric is their mean."""
         return (outputs.argmax(1) == targets).float() * 100
+
+    def baselines(self) -> dict[str, nn.Module]:
+        """Nothing classifies without training."""
+        return {}
+
+    def set_keys(self, data: str, name: str) -> dict[str, Any]:
+        """How a row names a split."""
+        return {"set": f"{data}/{name}"}
+
+    def measurements(
+        self, net: nn.Module, images: LabelledImages, device: torch.device, tile: int
+    ) -> Iterator[dict[str, Tensor]]:
+        """Every metric, batch by batch; ``tile`` is for pictures."""
+        for x, targets in images.batches(BATCH, device):
+            yield {self.metric: self.scores(net(x), targets)}
 
     def agreement(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """Per image 100 where two networks answer the same, else 0."""

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from repq_cli.data.base import Batch, Split
+from repq_cli.data.base import Batch, Evaluation
 from repq_cli.errors import CheckError
 from repq_cli.quant.layers import QuantLayer, clip_latent_weights
 
@@ -26,10 +26,14 @@ class Task(Protocol):
     metric: str
     unit: str
     higher_is_better: bool
+    agreement_name: str
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
     def agreement(self, outputs: Tensor, reference: Tensor) -> Tensor: ...
+    def baselines(self) -> dict[str, nn.Module]: ...
+    def set_keys(self, data: str, name: str) -> dict[str, Any]: ...
+    def measurements(self, net: Any, split: Any, device: torch.device, tile: int) -> Iterator[dict[str, Tensor]]: ...
 
 
 @dataclass
@@ -109,7 +113,7 @@ def training_step(
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, split: Split, task: Task, device: torch.device) -> float:
+def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device) -> float:
     """The task's metric over a whole split, in eval mode."""
     was_training = net.training
     net.eval()

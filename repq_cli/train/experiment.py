@@ -45,10 +45,12 @@ class Experiment:
         """What a checkpoint's net must agree in to be loaded here."""
         rep = "none" if self.mode.name == "plain" else self.rep
         shape = "x".join(map(str, self.data.info.shape))
+        scale = self.config["model"].get("scale")
         return {
             "model": self.model,
             "rep": rep,
             "model.activation": self.config["model"].get("activation") or OWN_ACTIVATION,
             "input": shape,
             "classes": str(self.data.info.num_classes),
+            **({} if scale is None else {"model.scale": str(scale)}),
         }

@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SOURCES = ("reparam", "models", "data", "tasks", "seeds.py", "train/engine.py", "train/stage.py", "train/optim.py")
-PLACES = ("root", "download", "workers", "cache_mib")  # where data comes from, not what it is
+SOURCES = (
+    "reparam",
+    "models",
+    "data",
+    "images",
+    "tasks",
+    "seeds.py",
+    "train/engine.py",
+    "train/stage.py",
+    "train/optim.py",
+)
+PLACES = ("root", "download", "workers", "cache_mib", "test", "test_lr")  # where data comes from, not what it is
 SECTIONS = ("model", "data", "task", "optim", "schedule", "seed")
 
 
@@ -21,7 +31,7 @@ def fp_key(config: dict[str, Any]) -> str:
     parts: dict[str, Any] = {key: config[key] for key in SECTIONS}
     parts["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
     plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
-    parts["rep"] = "none" if plain else config["rep"]
+    parts["rep"] = {"batch_norm": config["rep"]["batch_norm"]} if plain else config["rep"]
     parts["fp"] = {key: value for key, value in config["fp"].items() if key not in ("checkpoint", "format")}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for path in sorted(_source_files()):

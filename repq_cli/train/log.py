@@ -115,6 +115,13 @@ class RunLog:
                 for name, tensor in tensors.items():
                     writer.add_histogram(name, tensor, step)
 
+    def image(self, name: str, picture: Tensor) -> None:
+        """A picture ``uint8 [3, H, W]`` for TensorBoard."""
+        with _writing(self.tb_dir):
+            writer = self._open_writer()
+            if writer is not None:
+                writer.add_image(name, picture)
+
     def epoch_line(self, line: str, last: bool) -> None:
         """One epoch in words: always in train.log, and on the terminal unless the last line is only seconds old."""
         now = time.monotonic()

@@ -20,12 +20,15 @@ class StageOptions:
     lr: the peak learning rate.
     checkpoint: (FP only) a run folder, a checkpoint, or a published state dict whose weights replace this stage.
     format: (FP only) the layout of that file; ``auto`` recognises it by its keys.
+    merged_training: (FP only) blocks compute their merged kernel and convolve once, instead of branch by branch, with
+        the same outputs and gradients; ``auto``: where they have no batch norm, which depends on each branch's outputs.
     """
 
     epochs: Annotated[int, Range(0)] = 10
     lr: Annotated[float, Range(0, None, open_low=True)] = 0.1
     checkpoint: str | None = None
     format: WeightFormat = "auto"
+    merged_training: Literal["auto", True, False] = "auto"
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,11 @@ class RuntimeOptions:
 
     device: ``auto`` takes an accelerator if there is one. threads: null leaves torch's choice.
     log_every: training steps between two entries of metrics.jsonl and TensorBoard.
+    tile: (super-resolution) pictures of more low-resolution pixels a side are run in tiles; results do not change.
     """
 
     device: str = "auto"
     threads: Annotated[int, Range(1, 1024)] | None = None
     log_every: Annotated[int, Range(1)] = 10
     tensorboard: bool = True
+    tile: Annotated[int, Range(64)] = 1024

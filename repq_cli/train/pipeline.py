@@ -24,12 +24,14 @@ from repq_cli.modes.compose import compose, freeze_statistics
 from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
 from repq_cli.quant.options import QuantOptions
+from repq_cli.reparam.block import merge_first
 from repq_cli.report.row import Row, write_row
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import fp_checkpoint
-from repq_cli.train.engine import EVAL_BATCH, evaluate
+from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.environment import peak_memory_bytes
+from repq_cli.train.evaluation import measure, panels, value_of
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_weights import load_fp
 from repq_cli.train.log import logger
@@ -49,7 +51,9 @@ def now() -> str:
 def _merging_changes(fp_net: nn.Module, x: Tensor) -> tuple[float, float]:
     """The largest difference of the outputs before and after merging, and the largest output, at least 1."""
     merged = compose(fp_net, ModeOptions("merged"), QuantOptions(weight_bits=32, act_bits=32)).eval()
-    expected = fp_net.eval()(x)
+    branches = copy.deepcopy(fp_net).eval()
+    merge_first(branches, False)
+    expected = branches(x)
     return (merged(x) - expected).abs().max().item(), max(1.0, expected.abs().max().item())
 
 
@@ -77,7 +81,7 @@ class Run:
         self.row["checks"] |= {
             "freeze_max_lsb": agreement.max_lsb,
             "freeze_max_abs": agreement.max_abs,
-            "freeze_top1_agreement": agreement.top1,
+            f"freeze_{self.experiment.task.agreement_name}": agreement.answers,
         }
         self.around.stop.check()
         self.measure(fp_net, qat_net, deployed)
@@ -89,6 +93,7 @@ class Run:
         experiment, checkpoints = self.experiment, self.around.checkpoints
         torch.manual_seed(derive_seed(experiment.seed, "fp"))
         net = experiment.make_net().to(self.around.device)
+        merge_first(net, experiment.fp.merged_training is True)
         if saved is not None and saved["stage"] == "qat":
             load_fp(net, checkpoints.fp, "repq", experiment.signature)
             self.time |= saved["earlier"]
@@ -193,13 +198,7 @@ class Run:
     def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:
         """Freeze to files, read them back, and prove them equal on the validation split."""
         experiment, info = self.experiment, self.experiment.data.info
-        description = {
-            "task": experiment.task.name,
-            "input_shape": list(info.shape),
-            "mean": list(info.mean),
-            "std": list(info.std),
-            "classes": list(info.classes),
-        }
+        description = {"task": experiment.task.name, **info.description()}
         folder = self.run_dir / "deploy"
         freeze(qat_net, description).save(folder)
         deployed = DeployedNet.load(folder).to(self.around.device)
@@ -208,30 +207,30 @@ class Run:
         if agreement.max_abs != 0:
             raise CheckError(
                 f"The deployed net differs from the trained one by {agreement.max_abs:g} "
-                f"({agreement.top1:.2f} % of answers equal): {folder} must not be shipped."
+                f"({agreement.answers:.2f} % of answers equal): {folder} must not be shipped."
             )
         return deployed, agreement
 
     def measure(self, fp_net: nn.Module, qat_net: nn.Module, deployed: DeployedNet) -> None:
-        """The test split, once; size, cost, memory."""
+        """The test sets, once; size, cost, memory."""
         around, task, row = self.around, self.experiment.task, self.row
-        results = {
-            engine: evaluate(net, around.data.test, task, around.device)
-            for engine, net in (("fp", fp_net), ("fake", qat_net), ("deployed", deployed))
-        }
+        tests, device, tile = around.data.tests, around.device, self.experiment.runtime.tile
+        nets = {**task.baselines(), "fp": fp_net, "fake": qat_net, "deployed": deployed}
+        name = self.experiment.data_name
+        row["metrics"] = measure(nets, tests, task, name, device, tile, around.log.show_bar)
+        first = next(iter(tests))
+        wanted = {**task.set_keys(name, first), "name": task.metric}
         row["metric"] = {
             "name": task.metric,
-            "split": "test",
+            "split": first,
             "higher_is_better": task.higher_is_better,
-            "fp": results["fp"],
-            "qat": results["fake"],
-            "deployed": results["deployed"],
+            "fp": value_of(row["metrics"], wanted | {"engine": "fp"}),
+            "qat": value_of(row["metrics"], wanted | {"engine": "fake"}),
+            "deployed": value_of(row["metrics"], wanted | {"engine": "deployed"}),
         }
-        name = self.experiment.data_name
-        row["metrics"] = [
-            {"set": f"{name}/test", "name": task.metric, "engine": engine, "value": value}
-            for engine, value in results.items()
-        ]
+        shown = {**task.baselines(), "FP": fp_net, "QAT": qat_net}
+        for panel_name, panel in panels(shown, tests, task, device, tile):
+            around.log.image(panel_name, panel)
         parameters = parameter_count(deployed)
         row["size"] = {
             "params_train": sum(parameter.numel() for parameter in fp_net.parameters()),

@@ -33,7 +33,7 @@ def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
 
     Raises ConfigError if ``run_dir`` holds a run that is not to be resumed, DataError if another process works in it.
     """
-    with _alone_in(run_dir), logging_to(run_dir / "train.log", experiment.verbosity), stop_request() as stop:
+    with alone_in(run_dir), logging_to(run_dir / "train.log", experiment.verbosity), stop_request() as stop:
         if not resume:
             _refuse_used(run_dir)
             write_atomically(run_dir / "config.yaml", yaml.safe_dump(experiment.config, sort_keys=False).encode())
@@ -74,7 +74,7 @@ def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
 
 
 @contextmanager
-def _alone_in(run_dir: Path) -> Iterator[None]:
+def alone_in(run_dir: Path) -> Iterator[None]:
     """Hold the folder's lock; DataError if another process does."""
     lock = FileLock(run_dir / ".lock")
     try:
@@ -94,7 +94,8 @@ def _title(experiment: Experiment, device: torch.device) -> str:
     data = experiment.data
     return (
         f"{experiment.model}, rep {experiment.rep}, mode {experiment.mode.name}, {experiment.quant.label}, on "
-        f"{data.info.name} ({len(data.train)} images to train, {len(data.val)} to validate, {len(data.test)} to test), "
+        f"{data.info.name} ({len(data.train)} images to train, {len(data.val)} to validate, "
+        f"{sum(map(len, data.tests.values()))} to test), "
         f"{device}, seed {experiment.seed}"
     )
 

@@ -122,8 +122,9 @@ class StageTrainer:
                 self._train_epoch(bar, lambda: before + time.perf_counter() - started)
                 self.seconds = before + time.perf_counter() - started
                 self._end_epoch(bar)
-        if self.best_score is not None:
-            self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
+        if self.best_score is None:  # nothing was trained: what calibration gave is what there is
+            self._save_best(None)
+        self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
 
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
         around, options = self.around, self.stage.options
@@ -161,8 +162,7 @@ class StageTrainer:
         )
         if better:  # of equals the later one: it has trained longer
             self.best_score, self.best_epoch = score, self.epoch
-            content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self._finite_state()}
-            checkpoint.save(self.stage.best, {**content, "signature": self.signature})
+            self._save_best(score)
         self._log_epoch(score)
         self.epoch, self.totals = self.epoch + 1, EpochTotals()
         self._save_last()
@@ -202,6 +202,10 @@ class StageTrainer:
                     f"checkpoint is kept; a lower learning rate or optim.clip_norm usually helps."
                 )
         return state
+
+    def _save_best(self, score: float | None) -> None:
+        content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self._finite_state()}
+        checkpoint.save(self.stage.best, {**content, "signature": self.signature})
 
     def _save_last(self) -> None:
         self.around.checkpoints.save_last(

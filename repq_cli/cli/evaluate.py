@@ -1,0 +1,99 @@
+"""``repq eval``: the networks of a finished run on its own test data or on any other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repq_cli import build
+from repq_cli.cli.jobs import checked, stored_config
+from repq_cli.data.base import Evaluation, Inputs, Split
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.report.quality import quality_table
+from repq_cli.report.row import Row, merge_metrics, read_row, write_row
+from repq_cli.schema import with_defaults
+from repq_cli.train.environment import pick_device
+from repq_cli.train.evaluation import measure
+from repq_cli.train.reload import deployed_net, finished_row, trained_nets
+from repq_cli.train.runner import alone_in
+
+
+def eval_job(config: dict[str, Any]) -> None:
+    """Measure, print a table, and keep the numbers in the run's row."""
+    folder = Path(config["run"])
+    row = finished_row(folder)
+    run_config = checked(with_defaults(stored_config(folder)))
+    deployed = deployed_net(folder)
+    if config["runtime"]["threads"] is not None:
+        torch.set_num_threads(config["runtime"]["threads"])
+    device = pick_device(config["runtime"]["device"])
+
+    asked = _with_data(run_config, config)
+    sets = {name: _fitting(name, split, deployed) for name, split in build.data_tests(asked).items()}
+    task = build.task(asked)
+    shape = deployed.graph["input_shape"]
+    inputs = Inputs(asked["data"]["name"], tuple(shape), len(deployed.graph.get("classes", ())))
+    trained = trained_nets(folder, run_config, build.network_maker(run_config, inputs))
+    nets = {**task.baselines(), **trained, "deployed": deployed}
+    nets = {name: net.to(device) for name, net in nets.items()}
+    show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
+    rows = measure(nets, sets, task, asked["data"]["name"], device, config["runtime"]["tile"], show_bar)
+    _keep(folder, rows, asked["psnr_rounding"] == run_config["psnr_rounding"])
+    label = f"{row['model']}, rep {row['rep']}, mode {row['mode']}"
+    print(f"{folder}: {label}\n{quality_table(rows)}")
+
+
+def _with_data(run_config: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The run's configuration with the data and the rounding that were asked for."""
+    changes: dict[str, Any] = {"plugins": [*run_config["plugins"], *config["plugins"]]}
+    if config.get("data") is not None:
+        changes["data"] = config["data"]
+        task = config.get("task", "classification")
+        if task != run_config["task"]:
+            raise ConfigError(
+                f"data={config['data']['name']} is for task={task}, and the run is one of {run_config['task']}: "
+                f"choose data of that task."
+            )
+    if config["psnr_rounding"] is not None:
+        changes["psnr_rounding"] = config["psnr_rounding"]
+    return checked(run_config | changes)
+
+
+def _fitting(name: str, split: Evaluation, net: DeployedNet) -> Evaluation:
+    """The set as this network reads it: normalised as its training images were. DataError where it cannot be."""
+    if not isinstance(split, Split):
+        return split
+    shape, classes = tuple(net.graph["input_shape"]), net.graph["classes"]
+    if split.info.shape != shape:
+        raise DataError(
+            f"The images of {split.info.name}/{name} are {_size(split.info.shape)} and the network was trained on "
+            f"{_size(shape)}: scale them (data.size), or choose other data."
+        )
+    if len(split.info.classes) != len(classes):
+        raise DataError(
+            f"{split.info.name} has {len(split.info.classes)} classes and the network was trained on {len(classes)}: "
+            f"choose data with the same classes."
+        )
+    if split.info.classes != tuple(classes):
+        print(f"The classes of {split.info.name} have other names than those of training; they are taken in order.")
+    return split.normalised_by(net.graph["mean"], net.graph["std"])
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _keep(folder: Path, rows: list[Row], same_rule: bool) -> None:
+    """Put what was measured into summary.json; numbers under another rule of rounding would not compare."""
+    if not same_rule:
+        print("Measured with another psnr_rounding than the run's: printed only, not kept in its row.")
+        return
+    with alone_in(folder):
+        row: Mapping[str, Any] | None = read_row(folder)
+        assert row is not None
+        write_row(folder, {**row, "metrics": merge_metrics(row["metrics"], rows)})

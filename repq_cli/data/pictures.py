@@ -1,0 +1,179 @@
+"""Pairs of a low-resolution picture and its original: random crops to train on, whole pictures to evaluate on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from repq_cli.data.base import CPU, Batch, Inputs
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.images.colour import luma
+from repq_cli.images.resize import shrink, to_bytes
+from repq_cli.seeds import derive_seed
+
+Colour = Literal["luma", "rgb"]
+OUTPUT = (1080, 1920)  # rows and columns for which multiply-accumulates are counted, as in the literature
+SMALLEST = 11  # pixels that SSIM's window wants, behind the border that is shaved
+
+
+class Upscaling(NamedTuple):
+    """What a network does with pictures: how many times it enlarges them, luma alone or RGB."""
+
+    scale: int
+    colour: Colour
+
+    @property
+    def channels(self) -> int:
+        """Of the network's input."""
+        return 1 if self.colour == "luma" else 3
+
+    def inputs(self, name: str) -> Inputs:
+        """What a network for these pictures must know."""
+        return Inputs(name, (self.channels, OUTPUT[0] // self.scale, OUTPUT[1] // self.scale), 0)
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """What pairs of pictures are. ``shape``: the input for an output of 1080x1920 pixels; pictures are of any size."""
+
+    name: str
+    upscaling: Upscaling
+    licence: str
+    num_classes: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns."""
+        return self.upscaling.inputs(self.name).shape
+
+    def description(self) -> dict[str, Any]:
+        """What whoever runs a deployed network must know: pixels of 0..255 go in and come out."""
+        return {"input_shape": list(self.shape), **self.upscaling._asdict()}
+
+
+class Pair(NamedTuple):
+    """``low: uint8 [C, h, w]`` and ``high: uint8 [C, s h, s w]``."""
+
+    name: str
+    low: Tensor
+    high: Tensor
+
+
+def cropped(high: Tensor, scale: int) -> Tensor:
+    """The upper left part whose sides are multiples of ``scale``."""
+    rows, columns = (size // scale * scale for size in high.shape[-2:])
+    return high[..., :rows, :columns]
+
+
+def pair_of(name: str, high: Tensor, upscaling: Upscaling, low: Tensor | None = None) -> Pair:
+    """A pair of RGB pictures; without ``low``, ``high`` is shrunk as MATLAB's bicubic does.
+
+    Raises DataError where both sizes do not fit or the picture is too small to be measured.
+    """
+    scale = upscaling.scale
+    high = cropped(high, scale)
+    least = SMALLEST + 2 * scale
+    if min(high.shape[-2:]) < least:
+        raise DataError(f"{name} is {_size(high)}: pictures need at least {least} pixels a side at scale {scale}.")
+    if low is None:
+        return Pair(name, shrink(high, scale), high)
+    if tuple(size * scale for size in low.shape[-2:]) != tuple(high.shape[-2:]):
+        raise DataError(
+            f"{name} is {_size(high)} and its low-resolution picture {_size(low)}, which is not 1/{scale} of it: use "
+            f"the folder that was made for model.scale={scale}, or leave it out and have it made."
+        )
+    return Pair(name, low, high)
+
+
+def _size(pixels: Tensor) -> str:
+    return f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+
+
+def in_colour(pixels: Tensor, colour: Colour) -> Tensor:
+    """RGB ``uint8`` as a network reads it: itself, or luma rounded to ``uint8``, as image files and videos store it."""
+    return pixels if colour == "rgb" else to_bytes(luma(pixels))
+
+
+class Pictures:
+    """Whole pairs, in order, each a batch of its own; what is read from files is kept as RGB."""
+
+    def __init__(self, pairs: Sequence[Pair], upscaling: Upscaling) -> None:
+        self.pairs, self.upscaling = list(pairs), upscaling
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
+        """One pair a batch, whatever ``batch_size``, since sizes differ."""
+        for pair in self.pairs:
+            low, high = (in_colour(pixels, self.upscaling.colour) for pixels in (pair.low, pair.high))
+            yield low.unsqueeze(0).to(device).float(), high.unsqueeze(0).to(device).float()
+
+
+class Patches:
+    """Random aligned crops of pairs, each in one of the eight orientations; an epoch is so many of them.
+
+    Every position of every picture is as likely as any other.
+    """
+
+    def __init__(self, pairs: Iterable[Pair], upscaling: Upscaling, patch: int, patches: int) -> None:
+        """``patch``: pixels a side at low resolution; pairs are held in the network's colours."""
+        self.scale, self.patch, self.patches = upscaling.scale, patch, patches
+        self.pairs = [
+            (in_colour(low, upscaling.colour).numpy(), in_colour(high, upscaling.colour).numpy())
+            for _, low, high in pairs
+        ]
+        positions = np.array([(low.shape[1] - patch + 1) * (low.shape[2] - patch + 1) for low, _ in self.pairs])
+        self.share = np.cumsum(positions) / positions.sum()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def steps(self, batch_size: int) -> int:
+        """Full batches of one epoch."""
+        if batch_size > self.patches:
+            raise ConfigError(
+                f"data.batch_size={batch_size} is more than the data.patches={self.patches} of an epoch: use less."
+            )
+        return self.patches // batch_size
+
+    def training_batches(
+        self, batch_size: int, seed: int, start: int = 0, device: torch.device = CPU
+    ) -> Iterator[Batch]:
+        """The batches of one epoch from ``start`` on; each is drawn from a seed of its own."""
+        for step in range(start, self.steps(batch_size)):
+            low, high = self._batch(batch_size, np.random.default_rng(derive_seed(seed, step)))
+            yield low.to(device).float(), high.to(device).float()
+
+    def _batch(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        patch, scale = self.patch, self.scale
+        channels = self.pairs[0][0].shape[0]
+        lows = np.empty((count, channels, patch, patch), np.uint8)
+        highs = np.empty((count, channels, patch * scale, patch * scale), np.uint8)
+        chosen = np.searchsorted(self.share, generator.random(count), side="right")
+        places = generator.random((count, 2))
+        orientations = generator.integers(8, size=count)
+        for index in range(count):
+            low, high = self.pairs[chosen[index]]
+            row = int(places[index, 0] * (low.shape[1] - patch + 1))
+            column = int(places[index, 1] * (low.shape[2] - patch + 1))
+            orientation = int(orientations[index])
+            lows[index] = _turned(low[:, row : row + patch, column : column + patch], orientation)
+            row, column, size = row * scale, column * scale, patch * scale
+            highs[index] = _turned(high[:, row : row + size, column : column + size], orientation)
+        return torch.from_numpy(lows), torch.from_numpy(highs)
+
+
+def _turned(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """One of the eight views of a square ``[C, n, n]``: transposed or not, either axis reversed or not."""
+    if orientation & 1:
+        pixels = pixels.swapaxes(1, 2)
+    if orientation & 2:
+        pixels = pixels[:, ::-1]
+    return pixels[:, :, ::-1] if orientation & 4 else pixels

@@ -1,0 +1,149 @@
+"""``data=sr_folder``: folders of photographs for super-resolution, such as DIV2K, and any evaluation sets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+from tqdm import tqdm
+
+from repq_cli.bounds import Range
+from repq_cli.data.base import Data, Evaluation, Inputs
+from repq_cli.data.pictures import Pair, Patches, PictureInfo, Pictures, Upscaling, cropped, pair_of
+from repq_cli.errors import DataError
+from repq_cli.images.files import list_folder, read_rgb
+
+logger = logging.getLogger("repq")
+
+Folders = str | list[str]
+NAMED = 5  # files that a message names
+
+
+def describe(upscaling: Upscaling, **_: object) -> Inputs:
+    """What a network must know, without reading anything."""
+    return upscaling.inputs("sr_folder")
+
+
+def load(
+    upscaling: Upscaling,
+    train: Folders | None = None,
+    train_lr: Folders | None = None,
+    val: str | None = None,
+    val_lr: str | None = None,
+    val_images: Annotated[int, Range(1)] = 5,
+    test: dict[str, str] | None = None,
+    test_lr: dict[str, str] | None = None,
+    patch: Annotated[int, Range(8)] = 64,
+    patches: Annotated[int, Range(1)] = 51200,
+) -> Data:
+    """Photographs of the folders ``train`` to train on, of ``val`` to validate, and of every set of ``test``.
+
+    Without ``val``, ``val_images`` of the training photographs are held out. ``*_lr``: folders with the same pictures
+    at low resolution, ``0001.png`` or ``0001x2.png`` for ``0001.png``; without them MATLAB's bicubic makes them.
+    patch: low-resolution pixels a side of the crops that training draws. patches: how many make an epoch.
+    Pictures that are broken, or smaller than a patch in training, are left out and named. Raises DataError where none
+    is left, where a folder is missing or empty, where pictures of both resolutions do not pair.
+    """
+    if train is None or test is None:
+        missing = "train" if train is None else "test"
+        example = "DIR or [DIR,DIR]" if train is None else "'{set5: DIR}'"
+        raise ValueError(f"data.{missing}=null has to be set: folders with photographs, data.{missing}={example}.")
+    listed = [entry for folder, low in _with_low(train, train_lr) for entry in _listed(folder, low, upscaling.scale)]
+    held: list[Entry] = []
+    if val is None:
+        every = max(1, len(listed) // val_images)
+        held = listed[every // 2 :: every][:val_images]
+        listed = [entry for entry in listed if entry not in held]
+    else:
+        held = _listed(Path(val), None if val_lr is None else Path(val_lr), upscaling.scale)
+    if not listed:
+        raise DataError(f"data.train={train} holds too few photographs to hold data.val_images={val_images} out.")
+    info = PictureInfo("sr_folder", upscaling, "the user's own")
+    crops = Patches(_pairs(listed, upscaling, f"data.train={train}", patch), upscaling, patch, patches)
+    checked = Pictures(list(_pairs(held, upscaling, "the validation pictures")), upscaling)
+    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr))
+
+
+def evaluation_sets(
+    upscaling: Upscaling, test: dict[str, str] | None = None, test_lr: dict[str, str] | None = None, **_: object
+) -> dict[str, Evaluation]:
+    """The evaluation sets by name. Raises DataError as ``load`` does."""
+    if not test:
+        raise ValueError("data.test=null has to be set: folders by the name of the set, 'data.test={set5: DIR}'.")
+    unknown = set(test_lr or {}) - set(test)
+    if unknown:
+        raise ValueError(f"data.test_lr names {', '.join(sorted(unknown))}, which data.test has not: add it there.")
+    found: dict[str, Evaluation] = {}
+    for name, folder in test.items():
+        low = (test_lr or {}).get(name)
+        listed = _listed(Path(folder), None if low is None else Path(low), upscaling.scale)
+        found[name] = Pictures(list(_pairs(listed, upscaling, f"data.test.{name}={folder}")), upscaling)
+    return found
+
+
+Entry = tuple[Path, "Path | None"]  # a photograph, and the file of it at low resolution
+
+
+def _with_low(folders: Folders, low: Folders | None) -> Iterator[tuple[Path, Path | None]]:
+    highs = [folders] if isinstance(folders, str) else folders
+    lows = [None] * len(highs) if low is None else [low] if isinstance(low, str) else low
+    if len(lows) != len(highs):
+        raise ValueError(f"data.train_lr names {len(lows)} folders and data.train {len(highs)}: name one for each.")
+    return ((Path(high), None if one is None else Path(one)) for high, one in zip(highs, lows, strict=True))
+
+
+def _listed(folder: Path, low: Path | None, scale: int) -> list[Entry]:
+    """The photographs of a folder, each with its low-resolution file where there is a folder of them."""
+    highs = list_folder(folder)
+    if low is None:
+        return [(path, None) for path in highs]
+    lows = {
+        path.relative_to(low).with_suffix("").as_posix().removesuffix(f"x{scale}"): path for path in list_folder(low)
+    }
+    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in highs}
+    alone = sorted(set(names) ^ set(lows))
+    if alone:
+        raise DataError(
+            f"{folder} and {low} do not pair: {_some(alone)} {'is' if len(alone) == 1 else 'are'} in one of them only; "
+            f"a picture of NAME.png is NAME.png or NAMEx{scale}.png."
+        )
+    return [(path, lows[name]) for name, path in names.items()]
+
+
+def _pairs(entries: Iterable[Entry], upscaling: Upscaling, what: str, patch: int = 0) -> Iterator[Pair]:
+    """Read the pairs, one at a time; those that cannot be used are left out and named, and DataError if all are."""
+    listed = list(entries)
+    left_out: list[str] = []
+    reasons = set()
+    bar = tqdm(listed, desc=f"reading {what}", unit="image", leave=False, disable=not sys.stderr.isatty(), delay=2)
+    for path, low_path in bar:
+        try:
+            high = read_rgb(path)
+            low = None if low_path is None else read_rgb(low_path)
+        except DataError:
+            left_out.append(path.name)
+            reasons.add("cannot be decoded")
+            continue
+        if patch and min(cropped(high, upscaling.scale).shape[-2:]) < patch * upscaling.scale:
+            left_out.append(path.name)
+            reasons.add(f"are smaller than a patch of {patch * upscaling.scale} pixels (data.patch={patch})")
+            continue
+        yield pair_of(str(path), high, upscaling, low)
+    if len(left_out) == len(listed):
+        raise DataError(f"Of {what} no picture can be used: all {len(listed)} {' or '.join(sorted(reasons))}.")
+    if left_out:
+        logger.warning(
+            "%d of %d pictures of %s are left out, which %s: %s.",
+            len(left_out),
+            len(listed),
+            what,
+            " or ".join(sorted(reasons)),
+            _some(left_out),
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

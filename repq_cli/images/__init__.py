@@ -1,0 +1,1 @@
+"""Pixels: colour spaces, bicubic resizing, image files."""

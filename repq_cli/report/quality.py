@@ -1,0 +1,45 @@
+"""Metrics of networks on evaluation sets, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from repq_cli.report.row import Row
+
+ENGINES = {"bicubic": "bicubic", "fp": "FP", "fake": "QAT", "deployed": "deployed"}
+UNITS = {"top1": "%", "psnr_y": "dB", "psnr_rgb": "dB", "ssim_y": "", "ssim_rgb": ""}
+
+
+def quality_table(rows: Sequence[Row]) -> str:
+    """A line for each set and metric, a column for each network; ``rows`` are those of a row's ``metrics``.
+
+    >>> print(quality_table([
+    ...     {"set": "set5", "scale": 2, "name": "psnr_y", "engine": "bicubic", "value": 33.64},
+    ...     {"set": "set5", "scale": 2, "name": "psnr_y", "engine": "deployed", "value": 36.5},
+    ... ]))
+    set   scale  metric      bicubic  deployed
+    set5  x2     psnr_y, dB    33.64     36.50
+    """
+    engines = [engine for engine in ENGINES if any(row["engine"] == engine for row in rows)]
+    scaled = any("scale" in row for row in rows)
+    header = ["set", *(["scale"] if scaled else []), "metric"]
+    lines = [[*header, *(ENGINES[engine] for engine in engines)]]
+    values = {(row["set"], row.get("scale"), row["name"], row["engine"]): row["value"] for row in rows}
+    for name, scale, metric in dict.fromkeys(key[:3] for key in values):
+        unit = UNITS.get(metric, "")
+        words = [name, *([f"x{scale}"] if scaled else []), f"{metric}, {unit}" if unit else metric]
+        found = (values.get((name, scale, metric, engine)) for engine in engines)
+        lines.append([*words, *("" if value is None else number(value, metric) for value in found)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(_line(words, widths, len(header)).rstrip() for words in lines)
+
+
+def number(value: float, metric: str) -> str:
+    """With as many digits as the literature gives."""
+    return f"{value:.4f}" if metric.startswith("ssim") else f"{value:.2f}"
+
+
+def _line(words: Sequence[str], widths: Sequence[int], texts: int) -> str:
+    """Texts to the left, numbers to the right."""
+    columns = enumerate(zip(words, widths, strict=True))
+    return "  ".join(word.ljust(width) if index < texts else word.rjust(width) for index, (word, width) in columns)

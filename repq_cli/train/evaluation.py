@@ -1,0 +1,80 @@
+"""Networks measured on evaluation sets, for a run's row and for ``repq eval``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from repq_cli.data.base import Evaluation
+from repq_cli.data.pictures import Pictures
+from repq_cli.images.panel import centre, enlarged, side_by_side
+from repq_cli.images.resize import to_bytes
+from repq_cli.report.row import Row
+from repq_cli.tasks.super_resolution import SuperResolution
+from repq_cli.train.engine import Task
+
+CROP = 128  # pixels a side of the pictures in TensorBoard
+
+
+@torch.no_grad()
+def measure(
+    nets: Mapping[str, nn.Module],
+    tests: Mapping[str, Evaluation],
+    task: Task,
+    data_name: str,
+    device: torch.device,
+    tile: int,
+    show_bar: bool = False,
+) -> list[Row]:
+    """What stands in a row's ``metrics``: every metric of every network on every set."""
+    rows = []
+    for name, split in tests.items():
+        for engine, net in nets.items():
+            bar = tqdm(total=len(split), desc=f"{name}, {engine}", unit="image", leave=False, disable=not show_bar)
+            values: dict[str, list[Tensor]] = {}
+            with bar:
+                for scores in task.measurements(net.eval(), split, device, tile):
+                    for metric, score in scores.items():
+                        values.setdefault(metric, []).append(score.double().cpu())
+                    bar.update(len(next(iter(scores.values()))))
+            rows += [
+                {
+                    **task.set_keys(data_name, name),
+                    "name": metric,
+                    "engine": engine,
+                    "value": torch.cat(parts).mean().item(),
+                }
+                for metric, parts in values.items()
+            ]
+    return rows
+
+
+def value_of(rows: list[Row], keys: Row) -> float | None:
+    """The value of the row that has all of ``keys``."""
+    return next((row["value"] for row in rows if keys.items() <= row.items()), None)
+
+
+def panels(
+    nets: Mapping[str, nn.Module], tests: Mapping[str, Evaluation], task: Task, device: torch.device, tile: int
+) -> Iterator[tuple[str, Tensor]]:
+    """For each set of pictures the middle of its first one: low resolution, every network's, the original."""
+    if not isinstance(task, SuperResolution):
+        return
+    for name, split in tests.items():
+        assert isinstance(split, Pictures)
+        pair = split.pairs[0]
+        shown = {"LR": enlarged(pair.low, task.scale)}
+        for engine, net in nets.items():
+            _, rgb = task.upscale(_as_upscaler(net.eval()), pair.low.to(device), tile)
+            shown[engine] = to_bytes(rgb.cpu())
+        shown["HR"] = pair.high
+        yield name, side_by_side({label: centre(picture, CROP) for label, picture in shown.items()})
+
+
+def _as_upscaler(net: nn.Module) -> Any:
+    """A network of this task has a ``halo``, which ``nn.Module`` knows nothing of."""
+    return net
