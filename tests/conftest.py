@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from repq_cli.data.base import Data, DataInfo, InMemory, Split
+from repq_cli.data.pictures import Patches, PictureInfo, Pictures, Upscaling, pair_of
+from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.models.repvgg import repvgg
 from repq_cli.reparam.block import MakeBlock
 from repq_cli.reparam.repvgg import repvgg_block
@@ -93,7 +95,22 @@ def random_data(count: int = 20, size: int = 32) -> Data:
     info = DataInfo("random", (3, size, size), tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3, "none")
     images = torch.randint(0, 255, (count, 3, size, size), dtype=torch.uint8)
     split = Split(InMemory(images), torch.arange(count) % 10, info)
-    return Data(info, split, split, split)
+    return Data(info, split, split, {"test": split})
+
+
+def random_pictures(scale: int = 2, colour: str = "luma", patch: int = 8) -> Data:
+    """Smooth random pictures of odd sizes, the same for training, validation and test, and at every call."""
+    generator = torch.Generator().manual_seed(0)
+    upscaling = Upscaling(scale, colour)  # type: ignore[arg-type]
+    pictures = [enlarge(torch.rand(3, 9, 10 + index, generator=generator) * 255, 4) for index in range(3)]
+    pairs = [pair_of(f"{index}.png", to_bytes(picture), upscaling) for index, picture in enumerate(pictures)]
+    evaluation = Pictures(pairs, upscaling)
+    return Data(
+        PictureInfo("random", upscaling, "none"),
+        Patches(pairs, upscaling, patch, 20),
+        evaluation,
+        {"random": evaluation},
+    )
 
 
 def row_of(folder: Path | None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert "There is no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
     assert main(["zzz"]) == 2
-    assert "the commands are train, info" in capsys.readouterr().err
+    assert "the commands are train, eval, upscale, info" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,8 @@ def test_a_missing_model_is_said_before_anything_is_composed(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = complaint(capsys, "quant=w4a4")
-    models = "mobilenet_v1, mobilenet_v2, repvgg_a0, repvgg_a0_cifar, repvgg_b0, resnet18, resnet18_cifar"
+    ecbsr = "ecbsr, ecbsr_m10c16, ecbsr_m10c32, ecbsr_m16c64, ecbsr_m4c16, ecbsr_m4c8"
+    models = f"{ecbsr}, mobilenet_v1, mobilenet_v2, repvgg_a0, repvgg_a0_cifar, repvgg_b0, resnet18, resnet18_cifar"
     assert text == f"repq: +model=??? has to be named: one of {models}.\n"
 
 
@@ -154,18 +155,18 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("~seed", "~seed= cannot be removed; set it instead."),
         ("quant=[", "quant=[ cannot be read"),
         ("nonsense", "nonsense= cannot be read"),
-        ("rep=ecbsr", "rep=ecbsr must be one of acnet, dbb, none, orepa, qarepvgg, repvgg"),
+        ("rep=ecbsr", "rep=ecbsr must be one of acnet, dbb, ecb, none, orepa, qarepvgg, repvgg"),
         ("data=image_folder", "data.root=??? has to be set: it must be text."),
         ("model._target_=os.system", "model._target_=os.system may only name something below repq_cli., torch.optim."),
         ("model._target_=repq_cli.nothing.there", "names nothing that can be imported"),
         ("fp.lr=${nothing}", "cannot be composed"),
         ("quant=7", "quant=7 must be one of"),
-        ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint, format."),
+        ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint, format, merged_training."),
         ("qat.checkpoint=x", "qat.checkpoint=x is an unknown key"),
         ("hydra/launcher=nothing", "hydra/launcher=nothing must be one of"),
         ("quant=w4a4,w2a2", "quant=w4a4,w2a2 names several values, which is a sweep: add -m"),
         ("seed=range(0,3)", "seed=range(0,3) names several values, which is a sweep: add -m"),
-        ("rep.batch_norm=false", "rep.batch_norm=false comes with the choice of rep=; choose another one"),
+        ("rep=orepa rep.batch_norm=false", "rep.batch_norm=false must be true."),
         ("model.name=a/b", "model.name=a/b comes with the choice of model=; choose another one"),
         ("~quant", "~quant= cannot be removed; choose another option."),
         ("data=null", "data=null must be one of"),
@@ -421,7 +422,7 @@ def test_totals_of_info_are_the_sums_of_its_lines(in_folder: Path, capsys: pytes
         ),
         ("rep=none mode=merged", "mode=merged has nothing to merge with rep=none"),
         ("rep=acnet optim.custom_l2=true", "optim.custom_l2=true is the penalty of RepVGG's blocks"),
-        ("mode=plain optim.custom_l2=true", "it needs rep=repvgg and a mode other than plain"),
+        ("mode=plain optim.custom_l2=true", "it needs rep=repvgg with batch norm and a mode other than plain"),
         ("rep.kernels=[5]", "rep.kernels=[5] makes no block of this network, whose kernels are of size 3"),
         ("rep.kernels=[0]", "rep.kernels=[0] must be a list, each item a whole number, at least 1."),
         ("model.groups=7", "Layer blocks.2: groups=7 must divide in_channels=48"),

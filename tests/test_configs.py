@@ -9,7 +9,7 @@ import pytest
 import repq_cli.configs
 import torch
 import yaml
-from conftest import random_data
+from conftest import random_data, random_pictures
 
 from repq_cli import build
 from repq_cli.cli.jobs import compose_plain
@@ -26,13 +26,15 @@ from repq_cli.typecheck import annotations_of
 ROOT = Path(repq_cli.configs.__file__).parent
 GROUPS = sorted(path.relative_to(ROOT) for path in ROOT.glob("*/*.yaml") if path.parent.name != "hydra")
 OVERRIDES = {"data/image_folder.yaml": ["data.root=x"]}
+PICTURES = ("data/photos.yaml", "data/sr_folder.yaml", "rep/ecb.yaml")  # not for every network
 
 
 def composed(path: Path) -> dict[str, Any]:
     """The tree with this one option chosen."""
     group, option = path.parent.name, path.stem
     prefix = "+" if group in ("model", "experiment", "sweep") else ""
-    model = [] if group in ("model", "experiment") else ["+model=repvgg_a0"]
+    default = "ecbsr" if path.as_posix() in PICTURES else "repvgg_a0"
+    model = [] if group in ("model", "experiment") else [f"+model={default}"]
     return compose_plain([f"{prefix}{group}={option}", *model, *OVERRIDES.get(path.as_posix(), [])])
 
 
@@ -46,6 +48,11 @@ def test_every_option_composes_and_validates(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in GROUPS if path.parent.name in ("model", "rep")], ids=str)
 def test_every_network_builds_and_answers(path: Path) -> None:
     config = composed(path)
+    if config["task"] == "super_resolution":
+        scale = config["model"]["scale"]
+        net = build.network_maker(config, random_pictures(scale).info)()
+        assert net.eval()(torch.rand(2, 1, 7, 9)).shape == (2, 1, 7 * scale, 9 * scale)
+        return
     info = random_data().info
     net = build.network_maker(config, info)()
     assert net.eval()(torch.randn(2, *info.shape)).shape == (2, info.num_classes)
@@ -55,8 +62,11 @@ def test_every_network_builds_and_answers(path: Path) -> None:
 def test_every_experiment_runs_a_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed(path)
     config["data"]["batch_size"] = 10
-    config["model"]["width"] = 0.125
-    monkeypatch.setattr(build, "data", lambda config: random_data())
+    pictures = config["task"] == "super_resolution"
+    if not pictures:
+        config["model"]["width"] = 0.125
+    loaded = random_pictures(config["model"]["scale"]) if pictures else random_data()
+    monkeypatch.setattr(build, "data", lambda config: loaded)
     experiment = build.experiment(config)
     fp_net = experiment.make_net()
     net = compose(fp_net, experiment.mode, experiment.quant)

@@ -29,10 +29,10 @@ def split(count: int = 10, augment: Augmentation | None = None) -> Split:
 
 def test_digits_are_split_by_class_the_same_way_every_time() -> None:
     first, second = digits.load(), digits.load()
-    sizes = [len(part) for part in (first.train, first.val, first.test)]
+    sizes = [len(part) for part in (first.train, first.val, first.tests["test"])]
     assert sum(sizes) == 1797
     assert sizes[2] == 359
-    for a, b in ((first.train, second.train), (first.val, second.val), (first.test, second.test)):
+    for a, b in ((first.train, second.train), (first.val, second.val), (first.tests["test"], second.tests["test"])):
         assert torch.equal(a.images.images, b.images.images)
         counts = a.labels.bincount()
         assert counts.max() - counts.min() <= 0.1 * counts.max() + 1
@@ -42,7 +42,9 @@ def test_digits_are_split_by_class_the_same_way_every_time() -> None:
 
 def test_digit_splits_share_no_image() -> None:
     data = digits.load(size=8)
-    seen = [{image.numpy().tobytes() for image in part.images.images} for part in (data.train, data.val, data.test)]
+    seen = [
+        {image.numpy().tobytes() for image in part.images.images} for part in (data.train, data.val, data.tests["test"])
+    ]
     assert not seen[0] & seen[1]
     assert not seen[0] & seen[2]
     assert not seen[1] & seen[2]
@@ -121,7 +123,7 @@ def test_image_folder_reads_its_splits(tmp_path: Path) -> None:
     data = image_folder.load(str(write_folder(tmp_path, ("train", "val", "test"))))
     assert data.info.shape == (3, 10, 8)
     assert data.info.classes == ("cat", "dog")
-    assert [len(part) for part in (data.train, data.val, data.test)] == [12, 12, 12]
+    assert [len(part) for part in (data.train, data.val, data.tests["test"])] == [12, 12, 12]
     expected = np.array(Image.open(tmp_path / "val/dog/2.png"))
     x, y = next(iter(data.val.batches(12)))
     mean, std = (np.array(value) for value in (data.info.mean, data.info.std))
@@ -131,7 +133,7 @@ def test_image_folder_reads_its_splits(tmp_path: Path) -> None:
 
 def test_image_folder_holds_validation_out_where_there_is_only_one_more_split(tmp_path: Path) -> None:
     data = image_folder.load(str(write_folder(tmp_path, ("train", "val"))), val_fraction=0.34)
-    assert [len(part) for part in (data.train, data.val, data.test)] == [8, 4, 12]
+    assert [len(part) for part in (data.train, data.val, data.tests["test"])] == [8, 4, 12]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -198,7 +200,7 @@ def test_16_bit_images_are_scaled_and_hidden_files_passed_over(tmp_path: Path) -
     (root / "train/cat/._0.png").write_bytes(b"left by a desktop")
     data = image_folder.load(str(root), grey=True)
     assert data.info.classes == ("cat", "dog")
-    np.testing.assert_array_equal(data.test.images.images[0, 0].numpy(), (deep / 257).round().astype(np.uint8))
+    np.testing.assert_array_equal(data.tests["test"].images.images[0, 0].numpy(), (deep / 257).round().astype(np.uint8))
 
 
 @pytest.mark.parametrize("dataset", ["MNIST", "FashionMNIST", "CIFAR10"])
@@ -219,8 +221,8 @@ def test_mnist_is_read_and_padded(tmp_path: Path) -> None:
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
     data = torchvision_sets.load("MNIST", root=str(tmp_path), size=32)
     assert data.info.shape == (1, 32, 32)
-    assert [len(part) for part in (data.train, data.val, data.test)] == [30, 10, 20]
-    assert data.test.images.images[0, 0, :2].sum() == 0
+    assert [len(part) for part in (data.train, data.val, data.tests["test"])] == [30, 10, 20]
+    assert data.tests["test"].images.images[0, 0, :2].sum() == 0
     with pytest.raises(ValueError, match=r"data\.size=20 is smaller"):
         torchvision_sets.load("MNIST", root=str(tmp_path), size=20)
 
@@ -241,7 +243,7 @@ def test_cifar100_has_a_hundred_classes(tmp_path: Path) -> None:
         data = torchvision_sets.load("CIFAR100", str(tmp_path))
     assert data.info.num_classes == 100
     assert data.info.shape == (3, 32, 32)
-    assert (len(data.train), len(data.val), len(data.test)) == (300, 100, 100)
+    assert (len(data.train), len(data.val), len(data.tests["test"])) == (300, 100, 100)
     assert torchvision_sets.describe("CIFAR100") == ("CIFAR100", (3, 32, 32), 100)
 
 
@@ -256,7 +258,7 @@ def test_svhn_is_read_with_its_digits_as_classes(tmp_path: Path) -> None:
     with mock.patch("torchvision.datasets.svhn.check_integrity", return_value=True):
         data = torchvision_sets.load("SVHN", str(tmp_path))
     assert data.info.classes == tuple("0123456789")
-    assert data.test.labels[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert data.tests["test"].labels[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert data.train.images.images.shape[1:] == (3, 32, 32)
 
 
@@ -281,9 +283,9 @@ def small_imagenet(root: Path, count: int = 12) -> Path:
 
 def test_imagenet_decodes_with_the_papers_augmentation(tmp_path: Path) -> None:
     data = imagenet.load(str(small_imagenet(tmp_path)), size=16, resize=20, val_fraction=0.25, workers=0)
-    assert (len(data.train), len(data.val), len(data.test)) == (18, 6, 6)
+    assert (len(data.train), len(data.val), len(data.tests["test"])) == (18, 6, 6)
     assert data.info.shape == (3, 16, 16)
-    (x, y), *_ = data.test.batches(6)
+    (x, y), *_ = data.tests["test"].batches(6)
     image = Image.open(tmp_path / "val" / "n01440764" / "00.png")
     expected = CenterCrop(16)(Resize(20)(image))
     wanted = torch.from_numpy(np.array(expected)).permute(2, 0, 1).float() / 255
@@ -329,7 +331,7 @@ def test_a_broken_imagenet_image_is_named_from_a_worker(tmp_path: Path) -> None:
     (root / "val" / "n01443537" / "01.png").write_bytes(b"no image")
     data = imagenet.load(str(root), size=16, resize=20, workers=1)
     with pytest.raises(DataError, match=r"n01443537/01\.png cannot be decoded"):
-        list(data.test.batches(2))
+        list(data.tests["test"].batches(2))
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_deployed_equals_trained_exactly(mode: ModeOptions, quant: QuantOptions,
     deployed = DeployedNet.load(tmp_path)
     agreement = compare(net, deployed, [torch.randn(5, 3, 12, 11), torch.randn(1, 3, 12, 11)], AGREEMENT)
     assert agreement.max_abs == 0
-    assert agreement.top1 == 100
+    assert agreement.answers == 100
     assert agreement.max_lsb in ((None,) if quant.act_bits == 32 else (0,))
     for node in deployed.nodes:
         if "weight" in node and node["bits"] < 32:

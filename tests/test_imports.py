@@ -17,13 +17,14 @@ SHARED = {"errors", "files", "seeds", "bounds", "typecheck"}
 ALLOWED = {
     "reparam": {"reparam"},
     "quant": {"quant"},
-    "tasks": {"tasks"},
-    "data": {"data"},
+    "images": {"images"},
+    "tasks": {"tasks", "images"},
+    "data": {"data", "images"},
     "models": {"models", "reparam", "quant"},
     "modes": {"modes", "models", "reparam", "quant"},
     "deploy": {"deploy", "models", "modes", "quant", "reparam"},
     "report": {"report"},
-    "train": {"train", "data", "models", "modes", "quant", "reparam", "tasks", "deploy", "report"},
+    "train": {"train", "data", "models", "modes", "quant", "reparam", "tasks", "deploy", "report", "images"},
 }
 HYDRA_ROOMS = {"cli", "schema", "build"}
 

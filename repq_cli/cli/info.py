@@ -44,9 +44,8 @@ def info_job(config: dict[str, Any]) -> None:
     deployed = freeze(shipped, {"input_shape": list(inputs.shape)})
 
     print(f"{config['model']['name']}, rep {config['rep']['name']}, mode {mode.name}, {quant.label}")
-    classes = config["model"].get("num_classes") or inputs.num_classes
     asked = " (input_shape)" if config.get("input_shape") else ""
-    print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {classes} classes\n")
+    print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {_answers(config, inputs)}\n")
     print(_columns([HEADER, *_layers(net, deployed), _total(net, deployed)]))
     print("\nactivation tensors")
     for width, tensors in itertools.groupby(_activations(quantized), key=lambda tensor: tensor[1]):
@@ -60,6 +59,15 @@ def info_job(config: dict[str, Any]) -> None:
     for key, value in environment().items():
         if value:
             print(f"{key:<10} {_flat(value)}")
+
+
+def _answers(config: dict[str, Any], inputs: Inputs) -> str:
+    """What comes out, in words."""
+    model = config["model"]
+    if "scale" in model:
+        rows, columns = (size * model["scale"] for size in inputs.shape[1:])
+        return f"enlarged x{model['scale']} to {rows}x{columns}"
+    return f"{model.get('num_classes') or inputs.num_classes} classes"
 
 
 def _inputs(config: dict[str, Any]) -> Inputs:

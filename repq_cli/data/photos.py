@@ -36,7 +36,7 @@ def evaluation_sets(upscaling: Upscaling, **_: object) -> dict[str, Evaluation]:
 
 
 def load(
-    upscaling: Upscaling, patch: Annotated[int, Range(8, 100)] = 64, patches: Annotated[int, Range(1)] = 3200
+    upscaling: Upscaling, patch: Annotated[int, Range(8, 100)] = 48, patches: Annotated[int, Range(1)] = 3200
 ) -> Data:
     """Five photographs to train, one to validate, one to test; low resolution is made by MATLAB's bicubic.
 

@@ -36,8 +36,8 @@ def load(
     val_images: Annotated[int, Range(1)] = 5,
     test: dict[str, str] | None = None,
     test_lr: dict[str, str] | None = None,
-    patch: Annotated[int, Range(8)] = 64,
-    patches: Annotated[int, Range(1)] = 51200,
+    patch: Annotated[int, Range(8)] = 48,
+    patches: Annotated[int, Range(1)] = 3200,
 ) -> Data:
     """Photographs of the folders ``train`` to train on, of ``val`` to validate, and of every set of ``test``.
 

@@ -1,0 +1,198 @@
+"""Colour, bicubic resizing, PSNR and SSIM against independent ones; tiles against whole pictures."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from repq_cli.errors import DataError
+from repq_cli.images.colour import luma, to_rgb, to_ycbcr
+from repq_cli.images.files import list_folder, read_rgb, to_image
+from repq_cli.images.panel import CAPTION, GAP, centre, side_by_side
+from repq_cli.images.resize import enlarge, resize, shrink
+from repq_cli.models.ecbsr import ecbsr
+from repq_cli.reparam.ecb import ecb_block
+from repq_cli.tasks.super_resolution import Bicubic, SuperResolution, psnr, ssim
+from repq_cli.tasks.tiles import run_in_tiles
+
+Array = npt.NDArray[np.float64]
+
+
+def picture(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def test_luma_and_chroma_are_those_of_bt601() -> None:
+    rgb = picture(3, 7, 9)
+    expected = rgb2ycbcr(rgb.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
+    np.testing.assert_allclose(to_ycbcr(rgb).numpy(), expected, atol=2e-4)
+    np.testing.assert_allclose(luma(rgb).numpy(), expected[:1], atol=2e-4)
+    np.testing.assert_allclose(to_rgb(to_ycbcr(rgb)).numpy(), rgb.numpy(), atol=1e-3)
+
+
+def test_extremes_of_luma_and_chroma() -> None:
+    white, black = torch.full((3, 1, 1), 255), torch.zeros(3, 1, 1)
+    torch.testing.assert_close(to_ycbcr(white).flatten(), torch.tensor([235.0, 128.0, 128.0]))
+    torch.testing.assert_close(to_ycbcr(black).flatten(), torch.tensor([16.0, 128.0, 128.0]))
+    blue = torch.tensor([0, 0, 255]).view(3, 1, 1)
+    assert to_ycbcr(blue)[1].item() == pytest.approx(240)
+
+
+def matlab_matrix(size: int, scale: Fraction) -> Array:
+    """One dimension of MATLAB's imresize with 'bicubic', pixel by pixel: output x input."""
+
+    def keys(x: float) -> float:
+        x = abs(x)
+        if x <= 1:
+            return 1.5 * x**3 - 2.5 * x**2 + 1
+        return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
+
+    factor = float(scale)
+    shrinking = min(factor, 1.0)
+    rows = math.ceil(size * scale)
+    matrix = np.zeros((rows, size))
+    for row in range(rows):
+        centre = (row + 1) / factor + 0.5 * (1 - 1 / factor)  # counted from 1
+        for place in range(math.floor(centre - 3 / shrinking), math.ceil(centre + 3 / shrinking) + 1):
+            mirrored = (place - 1) % (2 * size)
+            mirrored = mirrored if mirrored < size else 2 * size - 1 - mirrored
+            matrix[row, mirrored] += shrinking * keys(shrinking * (centre - place))
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "scale", [Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(2), Fraction(3), Fraction(4)]
+)
+@pytest.mark.parametrize("size", [(12, 24), (13, 7), (5, 31)])
+def test_resizing_is_matlabs(size: tuple[int, int], scale: Fraction) -> None:
+    pixels = picture(2, *size)
+    rows, columns = matlab_matrix(size[0], scale), matlab_matrix(size[1], scale)
+    expected = rows @ pixels.double().numpy() @ columns.T
+    np.testing.assert_allclose(resize(pixels, scale).numpy(), expected, atol=1e-3)
+
+
+def test_shrinking_gives_bytes_and_keeps_what_is_constant() -> None:
+    flat = torch.full((3, 12, 18), 77, dtype=torch.uint8)
+    assert torch.equal(shrink(flat, 3), flat[:, :4, :6])
+    torch.testing.assert_close(enlarge(flat, 2), torch.full((3, 24, 36), 77.0))
+    hard = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    hard[..., 8:] = 255
+    assert resize(hard, Fraction(1, 2)).min() < -1, "the cubic overshoots"
+    assert shrink(hard, 2).min() == 0
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
+    high, other = picture(2, 3, 21, 26), picture(2, 3, 21, 26)
+    close = (high.float() + torch.randn(high.shape) * 9).clamp(0, 255).round().to(torch.uint8)
+    for noisy in (close, other):
+        for index in range(2):
+            pair = [tensor[index].permute(1, 2, 0).numpy() for tensor in (high, noisy)]
+            wanted = peak_signal_noise_ratio(*pair, data_range=255)
+            assert psnr(noisy, high)[index].item() == pytest.approx(wanted, abs=1e-9)
+            wanted = structural_similarity(
+                *pair, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+            )
+            assert ssim(noisy, high)[index].item() == pytest.approx(wanted, abs=1e-9)
+    assert psnr(high, high).tolist() == [100.0, 100.0]
+    torch.testing.assert_close(ssim(high, high), torch.ones(2, dtype=torch.float64))
+
+
+class Constant(torch.nn.Module):
+    """Answers every picture with the same pixels."""
+
+    halo = 0
+
+    def __init__(self, pixels: Tensor) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pixels.unsqueeze(0)
+
+
+@pytest.mark.parametrize("rounding", [True, False])
+@pytest.mark.parametrize("scale", [2, 3])
+def test_the_measured_picture_is_clipped_rounded_and_shaved(rounding: bool, scale: int) -> None:
+    high = picture(3, 12 * scale, 9 * scale)
+    answer = luma(high) + torch.randn(1, *high.shape[1:]) * 20  # leaves 0..255 here and there
+    answer[:, :scale], answer[..., -scale:] = 0, 0  # borders are not looked at
+
+    class Pair:
+        low = shrink(high, scale)
+
+    Pair.high = high  # type: ignore[attr-defined]
+    task = SuperResolution(scale, "luma", rounding)
+    (found,) = task.measurements(Constant(answer), _Set([Pair]), torch.device("cpu"), 1024)  # type: ignore[arg-type]
+    clipped, reference = answer.clamp(0, 255).numpy(), luma(high).numpy()
+    if rounding:
+        clipped, reference = clipped.round(), reference.round()
+    inside = (0, slice(scale, -scale), slice(scale, -scale))
+    expected = 10 * np.log10(255**2 / np.mean((clipped[inside] - reference[inside]) ** 2))
+    assert found["psnr_y"].item() == pytest.approx(expected, abs=1e-3)
+    batch = answer.unsqueeze(0), (luma(high).round() if rounding else luma(high)).unsqueeze(0)
+    assert task.scores(*batch).item() == pytest.approx(expected, abs=1e-3)
+
+
+class _Set:
+    def __init__(self, pairs: list[object]) -> None:
+        self.pairs = pairs
+
+
+@pytest.mark.parametrize("colour", ["luma", "rgb"])
+def test_bicubic_is_the_same_on_rgb_for_either_kind_of_network(colour: str) -> None:
+    """Enlarging is linear, so that luma and chroma apart give what RGB gives, up to the rounding of luma."""
+    low = picture(3, 9, 11)
+    _, rgb = SuperResolution(2, colour).upscale(Bicubic(2), low, 1024)
+    direct = enlarge(low, 2)
+    inside = (luma(direct) > 0) & (luma(direct) < 255)
+    assert ((rgb - direct).abs() * inside).max() < (2.5 if colour == "luma" else 1e-3)
+
+
+@pytest.mark.parametrize("tile", [7, 10, 16])
+@pytest.mark.parametrize("scale", [2, 3])
+def test_tiles_have_no_seams(tile: int, scale: int) -> None:
+    net = ecbsr(ecb_block, 1, 2, 4, scale).double().eval()
+    x = torch.rand(1, 1, 23, 31, dtype=torch.float64) * 255
+    torch.testing.assert_close(run_in_tiles(net, x, scale, tile), net(x), atol=1e-10, rtol=1e-10)
+    net.halo -= 1  # one pixel less would show
+    assert (run_in_tiles(net, x, scale, tile) - net(x)).abs().max() > 1e-6
+
+
+def test_pictures_side_by_side(tmp_path: Path) -> None:
+    sheet = side_by_side({"a": picture(3, 20, 30), "b": picture(3, 20, 10)})
+    assert sheet.shape == (3, 20 + CAPTION, 30 + GAP + 10)
+    assert sheet.dtype == torch.uint8
+    assert centre(picture(3, 9, 50), 20).shape == (3, 9, 20)
+
+
+def test_every_kind_of_image_file_reads_as_rgb(tmp_path: Path) -> None:
+    rgb = picture(3, 6, 5)
+    whole = to_image(rgb)
+    whole.save(tmp_path / "rgb.png")
+    whole.convert("L").save(tmp_path / "grey.png")
+    whole.convert("P").save(tmp_path / "palette.png")
+    whole.convert("RGBA").save(tmp_path / "rgba.png")
+    deep = np.arange(30, dtype=np.uint16).reshape(6, 5) * 2000
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert torch.equal(read_rgb(tmp_path / "rgb.png"), rgb)
+    assert torch.equal(read_rgb(tmp_path / "rgba.png"), rgb)
+    grey = read_rgb(tmp_path / "grey.png")
+    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
+    assert read_rgb(tmp_path / "palette.png").shape == (3, 6, 5)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "deep.png")[0].numpy(), (deep / 257).round())
+    assert len(list_folder(tmp_path)) == 5
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        list_folder(tmp_path / "none")
+    with pytest.raises(DataError, match="is no folder"):
+        list_folder(tmp_path / "rgb.png")
