@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,8 @@ def folder_of(pictures: int, name: str) -> str:
 def test_eval_on_folders_keeps_every_number_once(
     trained: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(trained, "run")  # its row will change
+    trained = Path("run")
     sets = f"data.test={{one: {folder_of(1, 'one')}, two: {folder_of(2, 'two')}}}"
     for _ in range(2):
         assert main(["eval", f"run={trained}", "data=sr_folder", sets, "runtime.threads=1"]) == 0

@@ -14,7 +14,7 @@ import torch
 
 from repq_cli.errors import ConfigError
 
-PACKAGES = ("repq", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "scikit-learn", "safetensors")
+PACKAGES = ("repq", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "scikit-learn", "scikit-image", "safetensors")
 
 
 def environment() -> dict[str, Any]:
