@@ -18,7 +18,7 @@ from torch import Tensor
 from repq_cli.errors import DataError
 from repq_cli.images.colour import luma, to_rgb, to_ycbcr
 from repq_cli.images.files import list_folder, read_rgb, to_image
-from repq_cli.images.panel import CAPTION, GAP, centre, side_by_side
+from repq_cli.images.panel import CAPTION, GAP, busiest, side_by_side
 from repq_cli.images.resize import enlarge, resize, shrink
 from repq_cli.models.ecbsr import ecbsr
 from repq_cli.reparam.ecb import ecb_block
@@ -172,7 +172,12 @@ def test_pictures_side_by_side(tmp_path: Path) -> None:
     sheet = side_by_side({"a": picture(3, 20, 30), "b": picture(3, 20, 10)})
     assert sheet.shape == (3, 20 + CAPTION, 30 + GAP + 10)
     assert sheet.dtype == torch.uint8
-    assert centre(picture(3, 9, 50), 20).shape == (3, 9, 20)
+    flat = torch.zeros(3, 40, 50)
+    flat[:, 25:30, 7:12] = torch.rand(3, 5, 5)
+    rows, columns = busiest(flat, 10)
+    assert flat[:, rows, columns].shape == (3, 10, 10)
+    assert flat[:, rows, columns].count_nonzero() == flat.count_nonzero()
+    assert flat[(slice(None), *busiest(flat[:, :9], 20))].shape == (3, 9, 20)
 
 
 def test_every_kind_of_image_file_reads_as_rgb(tmp_path: Path) -> None:

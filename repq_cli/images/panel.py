@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -27,11 +28,14 @@ def side_by_side(pictures: Mapping[str, Tensor]) -> Tensor:
     return pixels_of(sheet)
 
 
-def centre(picture: Tensor, size: int) -> Tensor:
-    """The middle ``size x size`` pixels of ``[C, H, W]``, or what there is of them."""
-    rows, columns = picture.shape[-2:]
-    top, left = max(0, (rows - size) // 2), max(0, (columns - size) // 2)
-    return picture[..., top : top + size, left : left + size]
+def busiest(picture: Tensor, size: int) -> tuple[slice, slice]:
+    """Rows and columns of the ``size x size`` pixels of ``[C, H, W]`` in which neighbours differ most."""
+    grey = picture.float().mean(0, keepdim=True)
+    rows, columns = min(size, grey.shape[1]), min(size, grey.shape[2])
+    changes = grey.diff(dim=1, append=grey[:, -1:]).abs() + grey.diff(dim=2, append=grey[..., -1:]).abs()
+    sums = F.avg_pool2d(changes, (rows, columns), stride=1)[0]
+    top, left = divmod(int(sums.argmax()), sums.shape[1])
+    return slice(top, top + rows), slice(left, left + columns)
 
 
 def enlarged(picture: Tensor, factor: int) -> Tensor:

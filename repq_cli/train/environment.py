@@ -14,7 +14,17 @@ import torch
 
 from repq_cli.errors import ConfigError
 
-PACKAGES = ("repq", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "scikit-learn", "scikit-image", "safetensors")
+PACKAGES = (
+    "repq",
+    "torch",
+    "torchvision",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "scikit-learn",
+    "scikit-image",
+    "safetensors",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from repq_cli.data.base import Evaluation
 from repq_cli.data.pictures import Pictures
-from repq_cli.images.panel import centre, enlarged, side_by_side
+from repq_cli.images.panel import busiest, enlarged, side_by_side
 from repq_cli.images.resize import to_bytes
 from repq_cli.report.row import Row
 from repq_cli.tasks.super_resolution import SuperResolution
@@ -61,7 +61,7 @@ def value_of(rows: list[Row], keys: Row) -> float | None:
 def panels(
     nets: Mapping[str, nn.Module], tests: Mapping[str, Evaluation], task: Task, device: torch.device, tile: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """For each set of pictures the middle of its first one: low resolution, every network's, the original."""
+    """For each set of pictures the busiest part of its first one: low resolution, every network's, the original."""
     if not isinstance(task, SuperResolution):
         return
     for name, split in tests.items():
@@ -72,7 +72,8 @@ def panels(
             _, rgb = task.upscale(_as_upscaler(net.eval()), pair.low.to(device), tile)
             shown[engine] = to_bytes(rgb.cpu())
         shown["HR"] = pair.high
-        yield name, side_by_side({label: centre(picture, CROP) for label, picture in shown.items()})
+        rows, columns = busiest(pair.high, CROP)
+        yield name, side_by_side({label: picture[:, rows, columns] for label, picture in shown.items()})
 
 
 def _as_upscaler(net: nn.Module) -> Any:
