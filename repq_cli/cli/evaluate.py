@@ -38,7 +38,7 @@ def eval_job(config: dict[str, Any]) -> None:
     task = build.task(asked)
     shape = deployed.graph["input_shape"]
     inputs = Inputs(asked["data"]["name"], tuple(shape), len(deployed.graph.get("classes", ())))
-    trained = trained_nets(folder, run_config, build.network_maker(run_config, inputs))
+    trained = trained_nets(folder, run_config, build.network_maker(run_config, inputs), shape[0])
     nets = {**task.baselines(), **trained, "deployed": deployed}
     nets = {name: net.to(device) for name, net in nets.items()}
     show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"

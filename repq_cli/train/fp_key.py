@@ -20,7 +20,7 @@ SOURCES = (
     "train/optim.py",
 )
 PLACES = ("root", "download", "workers", "cache_mib", "test", "test_lr")  # where data comes from, not what it is
-SECTIONS = ("model", "data", "task", "optim", "schedule", "seed")
+SECTIONS = ("model", "data", "task", "psnr_rounding", "optim", "schedule", "seed")
 
 
 def fp_key(config: dict[str, Any]) -> str:

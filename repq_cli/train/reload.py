@@ -40,8 +40,13 @@ def deployed_net(folder: Path) -> DeployedNet:
     return DeployedNet.load(folder / "deploy")
 
 
-def trained_nets(folder: Path, config: dict[str, Any], make_net: Callable[[], nn.Module]) -> dict[str, nn.Module]:
-    """The FP net and, as ``fake``, the quantization-aware one, both in eval mode on the CPU."""
+def trained_nets(
+    folder: Path, config: dict[str, Any], make_net: Callable[[], nn.Module], channels: int
+) -> dict[str, nn.Module]:
+    """The FP net and, as ``fake``, the quantization-aware one, both in eval mode on the CPU.
+
+    ``channels``: of the input images.
+    """
     files = RunCheckpoints(folder)
     mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
     fp = make_net()
@@ -49,7 +54,6 @@ def trained_nets(folder: Path, config: dict[str, Any], make_net: Callable[[], nn
     merge_first(fp, config["fp"]["merged_training"] is True)
     start = fp
     if mode.name == "merged" and mode.merged_bn == "reinsert":
-        channels = next(parameter.shape[1] for parameter in fp.parameters() if parameter.dim() == 4)
         start = with_reinserted_norms(fp, [torch.zeros(2, channels, SIDE, SIDE)])
     fake = compose(start, mode, quant)
     _load(fake, files.best)
