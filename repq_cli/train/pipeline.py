@@ -228,9 +228,10 @@ class Run:
             "qat": value_of(row["metrics"], wanted | {"engine": "fake"}),
             "deployed": value_of(row["metrics"], wanted | {"engine": "deployed"}),
         }
-        shown = {**task.baselines(), "FP": fp_net, "QAT": qat_net}
-        for panel_name, panel in panels(shown, tests, task, device, tile):
-            around.log.image(panel_name, panel)
+        if self.experiment.runtime.tensorboard:
+            shown = {**task.baselines(), "FP": fp_net, "QAT": qat_net}
+            for panel_name, panel in panels(shown, tests, task, device, tile):
+                around.log.image(panel_name, panel)
         parameters = parameter_count(deployed)
         row["size"] = {
             "params_train": sum(parameter.numel() for parameter in fp_net.parameters()),
