@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -50,22 +51,28 @@ def ssim(picture: Tensor, reference: Tensor) -> Tensor:
     deviation 1.5 that lies wholly inside, ``c1 = (0.01 255)^2``, ``c2 = (0.03 255)^2``.
     Source: Wang et al., IEEE TIP 2004, eq. 13.
     """
-    channels = picture.shape[1]
-    offsets = torch.arange(WINDOW, dtype=torch.float64, device=picture.device) - WINDOW // 2
-    line = torch.exp(-(offsets**2) / (2 * DEVIATION**2))
-    line = (line / line.sum()).view(1, 1, -1).expand(channels, 1, -1)
-
-    def blur(values: Tensor) -> Tensor:
-        rows = F.conv2d(values, line.unsqueeze(3), groups=channels)
-        return F.conv2d(rows, line.unsqueeze(2), groups=channels)
-
     x, y = picture.double(), reference.double()
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
+    covariance = _blurred(x * y) - mean_x * mean_y
     c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return (similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean(dim=(1, 2, 3))
+
+
+def _blurred(values: Tensor) -> Tensor:
+    """``[B, C, H, W]`` under SSIM's Gaussian where it lies wholly inside: sums of shifted rows, then of columns.
+
+    A CPU has no fast grouped convolution in float64; this takes a quarter of its time.
+    """
+    weights = [math.exp(-((tap - WINDOW // 2) ** 2) / (2 * DEVIATION**2)) for tap in range(WINDOW)]
+    for dim in (2, 3):
+        size = values.shape[dim] - WINDOW + 1
+        total = torch.zeros_like(values.narrow(dim, 0, size))
+        for tap, weight in enumerate(weights):
+            total.add_(values.narrow(dim, tap, size), alpha=weight / sum(weights))
+        values = total
+    return values
 
 
 class Bicubic(nn.Module):
