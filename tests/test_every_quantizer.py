@@ -34,6 +34,8 @@ from repq_cli.train.engine import evaluate, training_step
 from repq_cli.train.optim import make_optimizer
 from repq_cli.train.options import OptimOptions
 
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+
 SMALL = ["model.width=0.125", "model.blocks=[1,1,1,1]"]
 FP_STEPS, QAT_STEPS = 40, 30
 FP_RATE, QAT_RATE, ONE_BIT_RATE = 0.05, 0.01, 0.03  # signs change only with larger steps

@@ -16,6 +16,8 @@ from repq_cli.reparam.branch import without_bias
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Moments, RunningStatistics
 
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+
 
 @pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
 def test_repq_bn_without_quantization_is_train_mode_batch_norm(name: str, geometry: Geometry) -> None:
