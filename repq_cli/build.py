@@ -128,6 +128,13 @@ def _upscaling(config: dict[str, Any]) -> Any:
 
 def data(config: dict[str, Any]) -> Any:
     """The dataset."""
+    loader = resolve(config["data"]["_target_"], config["plugins"])
+    pictures = "upscaling" in inspect.signature(loader).parameters
+    if pictures != (config["task"] == "super_resolution"):
+        right = "super_resolution" if pictures else "classification"
+        raise ConfigError(
+            f"task={config['task']} is not that of data={config['data']['name']}: leave it out, or {right}."
+        )
     return _call("data", config, schema.DataSection, upscaling=_upscaling(config))
 
 

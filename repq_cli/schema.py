@@ -182,7 +182,7 @@ def _subtree(
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with keys that it lacks, as a file of an earlier version does, at their defaults."""
-    config = {"psnr_rounding": Config.psnr_rounding, **config}
+    config = {"task": Config.task, "psnr_rounding": Config.psnr_rounding, **config}
     for section, annotation in annotations_of(Config).items():
         if dataclasses.is_dataclass(annotation) and isinstance(config.get(section), dict):
             fields = dataclasses.fields(annotation)

@@ -214,10 +214,24 @@ def test_prelu_outputs_are_signed_and_pixels_are_not() -> None:
     assert isinstance(net.output_tap, Quantizer) and net.output_tap.bits == 32
 
 
+@pytest.mark.parametrize("quant", [QuantOptions(output="int8"), QuantOptions("affine", "affine", output="int8")])
+def test_pixels_are_their_own_codes_whatever_the_first_batch_lacks(quant: QuantOptions) -> None:
+    """Dark crops to calibrate on must not clip the white of others."""
+    fp = tiny()
+    net = compose(fp, ModeOptions("repq"), quant)
+    calibrate(net, torch.rand(2, 1, 9, 9) * 60, "min_error", fp)
+    pixels = torch.arange(256.0).view(1, 1, 16, 16)
+    for name in ("taps.0", "output_tap"):
+        quantizer = net.get_submodule(name)
+        assert isinstance(quantizer, Quantizer)
+        assert torch.equal(quantizer(pixels), pixels) and torch.equal(quantizer.integers(pixels), pixels)
+        assert not any(parameter.requires_grad for parameter in quantizer.parameters())
+
+
 def test_pixels_out_of_range_are_clipped_and_other_negative_values_refused() -> None:
     fp = tiny(activation="relu")
     x = torch.rand(2, 1, 9, 9) * 40 - 20
-    net = compose(fp, ModeOptions("repq"), QuantOptions(output="int8"))
+    net = compose(fp, ModeOptions("repq"), QuantOptions(weight_bits=4, act_bits=4, first_last="same"))
     with pytest.raises(CheckError, match=r"taps\.0 goes down to"):
         calibrate(net, x, "min_error", fp)
     with torch.no_grad():

@@ -127,6 +127,11 @@ def test_folders_that_do_not_pair_and_scales_that_do_not_fit(tmp_path: Path) -> 
     high = write(tmp_path / "high", a=picture(64, 48), b=picture(64, 48))
     with pytest.raises(DataError, match="do not pair: b is in one of them only"):
         sr_folder.evaluation_sets(LUMA2, {"s": high}, {"s": write(tmp_path / "one", a=picture(32, 24))})
+    same = write(tmp_path / "same", ax2=picture(32, 24), b=picture(32, 24))
+    assert len(sr_folder.evaluation_sets(LUMA2, {"s": high}, {"s": same})["s"]) == 2
+    to_image(picture(32, 24)).save(tmp_path / "same/b.jpg")
+    with pytest.raises(DataError, match="have one name"):
+        sr_folder.evaluation_sets(LUMA2, {"s": high}, {"s": same})
     third = write(tmp_path / "third", a=picture(21, 16), b=picture(21, 16))
     with pytest.raises(
         DataError, match=r"a\.png is 48x64 and its low-resolution picture 16x21, which is not 1/2 of it"

@@ -250,17 +250,29 @@ def test_upscale_names_what_it_leaves_out_and_writes_the_rest(
     folder_of(1, "in")
     Path("in/broken.png").write_bytes(Path("in/p0.png").read_bytes()[:300])
     Image.fromarray(np.zeros((8, 8), np.uint16)).save("in/deep.png")
+    Path("in/ten.ppm").write_bytes(b"P6 8 8 1023\n" + bytes(2 * 3 * 64))
+    Image.fromarray(np.zeros((6, 72, 3), np.uint8)).save("in/wide.bmp")  # its rows have 216 bytes
+    Path("in/.hidden").mkdir()
+    Path("in/.hidden/p1.png").write_bytes(Path("in/p0.png").read_bytes())
     assert main(["upscale", f"run={trained}", "in=in", "out=out"]) == 3
     message = capsys.readouterr().err
-    assert "2 of 3 images are left out" in message
+    assert "3 of 5 images are left out" in message and "ten.ppm has more than 8 bits" in message
     assert "broken.png cannot be decoded" in message and "deep.png has more than 8 bits a channel" in message
-    assert [path.name for path in Path("out").iterdir()] == ["p0.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["p0.png", "wide.png"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["in=in", "out=in"], 3, "out=in would replace in/p0.png by its enlargement"),
+        (["in=in", "out=in"], 3, "out=in would replace in/p0.png, an image to be enlarged"),
+        (
+            ["in=[in,full/p0.png]", "out=full", "overwrite=true"],
+            3,
+            "out=full would replace full/p0.png, an image to be",
+        ),
+        (["in=in", "out=in/large"], 3, "out=in/large lies inside in=in, where it would be enlarged again"),
+        (["in=", "out=out"], 2, "one of them is empty"),
+        (["in=in", "out="], 2, "one of them is empty"),
         (["in=in", "out=full"], 3, "full/p0.png is there already: name another folder as out=, or set overwrite=true"),
         (["in=[in,also]", "out=out"], 3, "would both become out/p0.png"),
         (["in=nix", "out=out"], 3, "in=nix is neither an image nor a folder"),
@@ -279,7 +291,7 @@ def test_upscale_refuses_with_a_sentence(
     assert main(["upscale", f"run={trained}", *arguments]) == code
     assert sentence in capsys.readouterr().err
     assert Path("full/p0.png").read_bytes() == before and not Path("out").exists()
-    if "out=full" in arguments:
+    if arguments == ["in=in", "out=full"]:
         assert main(["upscale", f"run={trained}", *arguments, "overwrite=true"]) == 0
 
 
@@ -326,6 +338,9 @@ def test_a_run_that_is_not_done_is_not_evaluated(
             "model=resnet18_cifar classifies, and data=photos is for super-resolution",
         ),
         ("+model=ecbsr data=digits", "model=ecbsr enlarges pictures, and data=digits is for classification"),
+        ("+model=ecbsr data=digits task=super_resolution", "task=super_resolution is not that of data=digits"),
+        ("+model=repvgg_a0 data=photos task=classification", "task=classification is not that of data=photos"),
+        ("+model=ecbsr data=sr_folder data.train= data.test={a:b}", "data.train= names no folder"),
         ("+model=ecbsr model.scale=5", "model.scale=5 must be one of 2, 3, 4; the nearest is 4."),
         ("+model=ecbsr rep=orepa", "rep.batch_norm=false must be true"),
         ("+model=ecbsr rep.batch_norm=true", "rep.batch_norm=true must be false"),
@@ -343,3 +358,23 @@ def test_what_does_not_go_together_says_why(
 ) -> None:
     assert main(["train", *arguments.split()]) in (2, 3)
     assert sentence in capsys.readouterr().err
+
+
+def test_weights_of_another_block_are_not_taken(
+    trained: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An identity branch has no weights that would tell."""
+    assert main(["train", *SMALL, f"fp.checkpoint={trained}", "rep.identity=true"]) == 3
+    assert "has rep.identity false and this run rep.identity true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("summary.json", "[]"), ("summary.json", '{"status": "done"}'), ("deploy/model.json", "[]")]
+)
+def test_a_damaged_run_is_said_to_be(
+    file: str, content: str, trained: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, "run")
+    Path("run", file).write_text(content)
+    assert main(["eval", "run=run"]) == 3
+    assert "Traceback" not in capsys.readouterr().err

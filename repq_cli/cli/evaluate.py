@@ -43,9 +43,10 @@ def eval_job(config: dict[str, Any]) -> None:
     nets = {name: net.to(device) for name, net in nets.items()}
     show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
     rows = measure(nets, sets, task, asked["data"]["name"], device, config["runtime"]["tile"], show_bar)
-    _keep(folder, rows, asked["psnr_rounding"] == run_config["psnr_rounding"])
     label = f"{row['model']}, rep {row['rep']}, mode {row['mode']}"
-    print(f"{folder}: {label}\n{quality_table(rows)}")
+    print(f"{folder}: {label}\n{quality_table(rows)}", flush=True)
+    same_rule = asked["psnr_rounding"] == run_config["psnr_rounding"] or asked["task"] == "classification"
+    _keep(folder, rows, same_rule)
 
 
 def _with_data(run_config: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -60,8 +60,13 @@ def upscale_job(config: dict[str, Any]) -> None:
 def _targets(given: str | list[str], out: Path, overwrite: bool) -> dict[Path, Path]:
     """Where each image goes. DataError, before anything is read, for what is missing, taken, or claimed by two."""
     targets: dict[Path, Path] = {}
-    for entry in [given] if isinstance(given, str) else given:
+    entries = [given] if isinstance(given, str) else given
+    if not entries or not all(entries) or out == Path(""):
+        raise ConfigError("in= takes an image, a folder or a list of them, and out= a folder: one of them is empty.")
+    for entry in entries:
         path = Path(entry)
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()) and out.resolve() != path.resolve():
+            raise DataError(f"out={out} lies inside in={entry}, where it would be enlarged again: name another folder.")
         if path.is_dir():
             listed = {source: source.relative_to(path) for source in list_folder(path)}
         elif path.is_file():
@@ -69,6 +74,7 @@ def _targets(given: str | list[str], out: Path, overwrite: bool) -> dict[Path, P
         else:
             raise DataError(f"in={entry} is neither an image nor a folder: name one that is there.")
         targets |= {source: out / name.with_suffix(".png") for source, name in listed.items()}
+    originals = {source.resolve() for source in targets}
     sources: dict[Path, Path] = {}
     for source, target in targets.items():
         if target in sources:
@@ -76,8 +82,8 @@ def _targets(given: str | list[str], out: Path, overwrite: bool) -> dict[Path, P
                 f"{sources[target]} and {source} would both become {target}: enlarge them into two folders."
             )
         sources[target] = source
-        if target.resolve() == source.resolve():
-            raise DataError(f"out={out} would replace {source} by its enlargement: name another folder.")
+        if target.resolve() in originals:
+            raise DataError(f"out={out} would replace {target}, an image to be enlarged: name another folder.")
         if target.exists() and not overwrite:
             raise DataError(f"{target} is there already: name another folder as out=, or set overwrite=true.")
     return targets
@@ -87,13 +93,20 @@ def _read(path: Path) -> Image.Image:
     """The decoded image, upright, in 8 bits; DataError if it is broken or has more."""
     try:
         with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")) or any("16" in str(tile[3]) for tile in opened.tile):
+            if opened.mode.startswith(("I", "F")) or any(map(_deep, opened.tile)):
                 raise DataError(
                     f"{path} has more than 8 bits a channel, which would be lost: convert it to 8 bit first."
                 )
             return ImageOps.exif_transpose(opened)
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be decoded: {error}.") from error
+
+
+def _deep(tile: Any) -> bool:
+    """Whether Pillow's decoder is told of more than 8 bits: by its raw mode, or, for PPM, by the largest value."""
+    decoder, arguments = tile[0], tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+    largest = arguments[1] if decoder.startswith("ppm") and len(arguments) > 1 else 0
+    return ";16" in str(arguments[0]) or (isinstance(largest, int) and largest > 255)
 
 
 def _enlarged(image: Image.Image, net: Any, task: SuperResolution, device: torch.device, tile: int) -> Tensor:
@@ -103,7 +116,7 @@ def _enlarged(image: Image.Image, net: Any, task: SuperResolution, device: torch
     _, rgb = task.upscale(net, full[:3].to(device), tile)
     colours = to_bytes(rgb.cpu())
     if image.mode in ("L", "LA", "1"):
-        colours = colours[1:2]
+        colours = to_bytes(colours.float().mean(0, keepdim=True))
     return torch.cat([colours, to_bytes(enlarge(full[3:], task.scale))]) if transparent else colours
 
 

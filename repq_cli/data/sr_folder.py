@@ -51,6 +51,10 @@ def load(
         missing = "train" if train is None else "test"
         example = "DIR or [DIR,DIR]" if train is None else "'{set5: DIR}'"
         raise ValueError(f"data.{missing}=null has to be set: folders with photographs, data.{missing}={example}.")
+    if not all([train] if isinstance(train, str) else train) or not train:
+        raise ValueError(f"data.train={train} names no folder: name one with photographs.")
+    if val is None and val_lr is not None:
+        raise ValueError(f"data.val_lr={val_lr} needs data.val, the same pictures at full resolution.")
     listed = [entry for folder, low in _with_low(train, train_lr) for entry in _listed(folder, low, upscaling.scale)]
     held: list[Entry] = []
     if val is None:
@@ -63,7 +67,8 @@ def load(
         raise DataError(f"data.train={train} holds too few photographs to hold data.val_images={val_images} out.")
     info = PictureInfo("sr_folder", upscaling, "the user's own")
     crops = Patches(_pairs(listed, upscaling, f"data.train={train}", patch), upscaling, patch, patches)
-    checked = Pictures(list(_pairs(held, upscaling, "the validation pictures")), upscaling)
+    least = patch if val is None else 0  # what training would leave out is not held out either
+    checked = Pictures(list(_pairs(held, upscaling, "the validation pictures", least)), upscaling)
     return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr))
 
 
@@ -100,10 +105,11 @@ def _listed(folder: Path, low: Path | None, scale: int) -> list[Entry]:
     highs = list_folder(folder)
     if low is None:
         return [(path, None) for path in highs]
+    names = _by_name(folder, highs)
     lows = {
-        path.relative_to(low).with_suffix("").as_posix().removesuffix(f"x{scale}"): path for path in list_folder(low)
+        name if name in names else name.removesuffix(f"x{scale}"): path
+        for name, path in _by_name(low, list_folder(low)).items()
     }
-    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in highs}
     alone = sorted(set(names) ^ set(lows))
     if alone:
         raise DataError(
@@ -111,6 +117,19 @@ def _listed(folder: Path, low: Path | None, scale: int) -> list[Entry]:
             f"a picture of NAME.png is NAME.png or NAMEx{scale}.png."
         )
     return [(path, lows[name]) for name, path in names.items()]
+
+
+def _by_name(folder: Path, paths: list[Path]) -> dict[str, Path]:
+    """Files by their names without endings; DataError where two have one name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise DataError(
+                f"{found[name]} and {path} have one name, which pairs by name need to be unique: rename one."
+            )
+        found[name] = path
+    return found
 
 
 def _pairs(entries: Iterable[Entry], upscaling: Upscaling, what: str, patch: int = 0) -> Iterator[Pair]:

@@ -186,6 +186,8 @@ class DeployedNet(nn.Module):
             stored = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
         except Exception as error:  # safetensors has an exception class of its own for every kind of damage
             raise DataError(f"{folder} holds no intact deployed network ({GRAPH}, {TENSORS}): {error}.") from error
+        if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
+            raise DataError(f"{folder / GRAPH} describes no network: freeze the run again.")
         if graph.get("format") != FORMAT:
             raise DataError(f"{folder / GRAPH} has format {graph.get('format')}; this version reads {FORMAT}.")
         return cls(graph, stored).eval()

@@ -24,10 +24,15 @@ def list_folder(folder: Path) -> list[Path]:
     """The image files of a folder and of those below it, in a fixed order; DataError if there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: name one that holds images.")
-    found = sorted(path for path in folder.glob("**/*") if is_image(path))
+    visible = (path for path in folder.glob("**/*") if not _hidden(path.relative_to(folder)))
+    found = sorted(path for path in visible if is_image(path))
     if not found:
         raise DataError(f"{folder} holds no images ({', '.join(EXTENSIONS)}): name a folder that does.")
     return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def open_image(path: Path, mode: str) -> Image.Image:

@@ -34,11 +34,13 @@ class ECBSR(nn.Module):
                 behind = None if index == last else _activation(activation, after)
                 self.blocks.append(make_block(Geometry(before, after), behind))
         # Pixels are never negative, what a PReLU gives may be.
-        self.taps = nn.ModuleList(Tap(index > 0 and activation == "prelu") for index in range(len(self.blocks)))
+        signed = activation == "prelu"
+        inner = (Tap(signed) for _ in range(last))
+        self.taps = nn.ModuleList([Tap(signed=False, pixels=True), *inner])
         self.skip = Shortcut()
         self.nearest = nn.Upsample(scale_factor=scale, mode="nearest")
         self.shuffle = nn.PixelShuffle(scale)
-        self.output_tap = Tap(signed=False, output=True)
+        self.output_tap = Tap(signed=False, pixels=True, output=True)
         self.halo = len(self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ class Tap(nn.Identity):
 
     ``signed``: whether values below zero occur by construction (an input, a PReLU), never inferred from a batch.
     ``pooled``: whether global average pooling reads it, not a layer.
-    ``output``: whether it is what the network gives: pixels, of which those out of range are meant to be clipped.
+    ``pixels``: whether it holds pixels of 0..255; ``output``: whether it is what the network gives.
     """
 
-    def __init__(self, signed: bool, pooled: bool = False, output: bool = False) -> None:
+    def __init__(self, signed: bool, pooled: bool = False, pixels: bool = False, output: bool = False) -> None:
         super().__init__()
-        self.signed, self.pooled, self.output = signed, pooled, output
+        self.signed, self.pooled, self.pixels, self.output = signed, pooled, pixels, output
 
 
 class Shortcut(nn.Module):

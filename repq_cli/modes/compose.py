@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 from torch import nn
 
@@ -16,6 +15,7 @@ from repq_cli.quant.binary import SignActivation
 from repq_cli.quant.build import activation_quantizer, weight_quantizer
 from repq_cli.quant.layers import KernelSource, QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.options import QuantOptions
+from repq_cli.quant.pixels import PixelQuantizer
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
 from repq_cli.quant.wiring import link_inputs
@@ -67,20 +67,13 @@ def refuse_signs_behind_relu(net: nn.Module, quant: QuantOptions) -> None:
 
 
 def _tap_quantizer(tap: Tap, quant: QuantOptions, edge: bool) -> Quantizer:
-    if tap.output:
-        return _output_quantizer(quant)
+    if tap.output and (quant.output == "float" or quant.act_bits == 32):
+        return NoQuantizer()
+    if tap.output or (tap.pixels and quant.bits("act", edge) == 8):
+        return PixelQuantizer()
     # What is averaged feeds no convolution: at one bit it would lose most and save nothing.
     averaged = tap.pooled and quant.act_bits == 1
     return activation_quantizer(quant, tap.signed, edge or averaged)
-
-
-def _output_quantizer(quant: QuantOptions) -> Quantizer:
-    """Of pixels: as any activation's, but always of 8 bits."""
-    if quant.output == "float":
-        return NoQuantizer()
-    quantizer = activation_quantizer(replace(quant, first_last=8), False, edge=True)
-    quantizer.clips = True
-    return quantizer
 
 
 def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bool) -> QuantConv:

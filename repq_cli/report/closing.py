@@ -37,7 +37,8 @@ def _qualities(row: Row) -> list[tuple[str, str]]:
     for found in row["metrics"]:
         if found["name"] == metric and "value" in found:
             word = f"{engines[found['engine']]} {number(found['value'], metric)} {UNITS[metric]}"
-            lines.setdefault(found["set"].rpartition("/")[2], []).append(word)
+            name = found["set"] if "scale" in found else found["set"].rpartition("/")[2]
+            lines.setdefault(name, []).append(word)
     return [(f"{metric} ({name})", "   ".join(words)) for name, words in lines.items()]
 
 

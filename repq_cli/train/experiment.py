@@ -46,10 +46,12 @@ class Experiment:
         rep = "none" if self.mode.name == "plain" else self.rep
         shape = "x".join(map(str, self.data.info.shape))
         scale = self.config["model"].get("scale")
+        identity = rep != "none" and self.config["rep"].get("identity", False)
         return {
             "model": self.model,
             "rep": rep,
             "model.activation": self.config["model"].get("activation") or OWN_ACTIVATION,
+            "rep.identity": str(identity).lower(),  # such a branch has no weights that would tell
             "input": shape,
             "classes": str(self.data.info.num_classes),
             **({} if scale is None else {"model.scale": str(scale)}),

@@ -45,7 +45,7 @@ def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: di
             f"use the same run's checkpoints/fp.pt."
         )
     for key, wanted in signature.items():
-        found = {"model.activation": OWN_ACTIVATION, **content.get("signature", {})}.get(key)
+        found = {"model.activation": OWN_ACTIVATION, "rep.identity": "false", **content.get("signature", {})}.get(key)
         if found != wanted:
             raise DataError(
                 f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "

@@ -26,12 +26,14 @@ SIDE = 64  # pixels: of the empty images by which a network is brought into shap
 def finished_row(folder: Path) -> Row:
     """The row of a run that is done; DataError of any other."""
     row = read_row(folder) if folder.is_dir() else None
-    if row is None:
+    if not isinstance(row, dict):
         raise DataError(f"run={folder} is no run folder: it holds no summary.json; name one below outputs/.")
     if row.get("status") != "done":
         raise DataError(
             f"run={folder} is not done (status {row.get('status')}): go on with it by repq train resume={folder}."
         )
+    if not {"model", "rep", "mode", "metrics"} <= row.keys():
+        raise DataError(f"{folder}/summary.json lacks what every row has: restore it, or train the run again.")
     return row
 
 
