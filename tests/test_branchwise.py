@@ -20,7 +20,7 @@ from repq_cli.reparam.block import Block
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.reparam.sequential import PointConvBranch
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 W4A4 = QuantOptions(weight_bits=4, act_bits=4)
 BRANCHWISE = ModeOptions("branchwise")

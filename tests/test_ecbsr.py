@@ -31,7 +31,7 @@ from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.reparam.statistics import RunningStatistics
 from repq_cli.tasks.super_resolution import SuperResolution
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 FP32 = QuantOptions(weight_bits=32, act_bits=32)
 

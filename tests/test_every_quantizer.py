@@ -34,7 +34,7 @@ from repq_cli.train.engine import evaluate, training_step
 from repq_cli.train.optim import make_optimizer
 from repq_cli.train.options import OptimOptions
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 SMALL = ["model.width=0.125", "model.blocks=[1,1,1,1]"]
 FP_STEPS, QAT_STEPS = 40, 30

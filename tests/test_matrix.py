@@ -16,7 +16,7 @@ from repq_cli.cli.jobs import compose_plain
 from repq_cli.errors import ConfigError
 from repq_cli.train.runner import run
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 SMALL = ["model.width=0.0625", "data.batch_size=10"]
 SHORT = ["fp.epochs=1", "qat.epochs=1", "runtime.tensorboard=false", "runtime.threads=1", "verbosity=quiet"]

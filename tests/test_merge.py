@@ -34,7 +34,7 @@ from repq_cli.reparam.plain import only_kernels, plain_block
 from repq_cli.reparam.repvgg import RepVGGBlock, repvgg_blocks
 from repq_cli.reparam.statistics import RunningStatistics
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 BRANCHES = [(kind, geometry) for geometry in GEOMETRIES for kind in branches(geometry)]
 

@@ -27,7 +27,7 @@ from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch, IdentityBranch
 from repq_cli.reparam.plain import plain_block
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 FP32 = QuantOptions(weight_bits=32, act_bits=32)
 W4A4 = QuantOptions(weight_bits=4, act_bits=4)

@@ -36,7 +36,7 @@ from repq_cli.train.engine import training_step
 from repq_cli.train.optim import parameter_groups
 from repq_cli.train.options import OptimOptions
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 BNN = QuantOptions("sign", "sign", 1, 1, first_last="inputs8", pad_value=1)
 TRAINING_MODES = ["merged", "repq", "repq_bn", "repq_bnest"]

@@ -32,7 +32,7 @@ from repq_cli.quant.lsq import LSQ, LSQPlus
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.quant.ternary import TernaryWeight
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 Array = np.ndarray
 

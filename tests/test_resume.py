@@ -20,7 +20,7 @@ from repq_cli.errors import Interrupted
 from repq_cli.train import stage
 from repq_cli.train.interrupt import StopRequest
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 Run = Callable[..., tuple[int, Path | None]]
 

@@ -16,7 +16,7 @@ from repq_cli.reparam.branch import without_bias
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Moments, RunningStatistics
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover; measuring them doubles their time
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 
 @pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)

@@ -14,7 +14,7 @@ class Quantizer(nn.Module):
 
     bits, codes  the integers that ``integers`` gives; with ``by_sign`` they are -1 and 1, nothing between
     signed       whether values below zero have codes of their own
-    clips        values out of range are meant to be clipped: the pixels of an output
+    clips        values out of range are meant to be clipped, as pixels are
     scale_free   codes are values: the layer needs a batch norm behind it
     latent_bound, latent_decays  rules for the float weights behind a layer's codes, which the training loop applies:
                  they are clipped to +-bound after every update; whether weight decay may pull at them
