@@ -74,9 +74,10 @@ def _stages_have_weights(config: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("fp.epochs", 0, "leaves QAT without FP weights; use 1 or more, or set fp.checkpoint")
     if config["fp"]["checkpoint"] is None and config["fp"].get("format", "auto") != "auto":
         yield Problem("fp.format", config["fp"]["format"], "has no file to describe; set fp.checkpoint as well")
-    for key, default in (("checkpoint", None), ("merged_training", "auto")):
+    hints = {"checkpoint": "; go on with a run by resume=DIR", "merged_training": ", where the mode decides"}
+    for key, default in (("checkpoint", None), ("merged_training", "auto"), ("reuse", True)):
         if config["qat"].get(key, default) != default:
-            hint = "; go on with a run by resume=DIR" if key == "checkpoint" else ", where the mode decides"
+            hint = hints.get(key, " for QAT")
             yield Problem(f"qat.{key}", config["qat"][key], f"has no meaning{hint}")
 
 

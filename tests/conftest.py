@@ -25,6 +25,7 @@ TINY = [
     "model.blocks=[1,1,1,1]",
     "model.width=0.125",
     "fp.epochs=1",
+    "fp.reuse=false",
     "qat.epochs=1",
     "verbosity=quiet",
     "runtime.threads=1",

@@ -31,6 +31,7 @@ COMMANDS = {
     "eval": Command("a finished run on any evaluation set", "repq_cli.cli.commands:evaluate"),
     "upscale": Command("enlarge image files with a super-resolution run", "repq_cli.cli.commands:upscale"),
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
+    "cache": Command("list and prune the FP stages that runs share", "repq_cli.cli.cache:cache"),
 }
 
 USAGE = """\

@@ -8,16 +8,16 @@ from repq_cli.report.row import Row
 
 def closing_table(row: Row) -> str:
     """FP, QAT and deployed metric, size, cost and time of a finished run, as text."""
-    size, cost, time = row["size"], row["cost"], row["time"]
+    size, cost = row["size"], row["cost"]
     quant = row["quant"]
     bits = f"weights {_bits(quant['weight_bits'])}, activations {_bits(quant['act_bits'])}"
     lines = [
         ("net", f"{row['model']}, rep {row['rep']}, mode {row['mode']}, {bits}"),
         *_qualities(row),
-        ("size", f"{_bytes(size['bytes_packed'])} deployed, {_bytes(size['bytes_fp32'])} in float32"),
+        ("size", f"{file_size(size['bytes_packed'])} deployed, {file_size(size['bytes_fp32'])} in float32"),
         ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
         ("cost", f"{_scaled(cost['macs'])}MACs, {_scaled(cost['bops'])}BOPs for one image"),
-        ("time", _time(time)),
+        ("time", _time(row)),
         (f"deployed = {'requantized' if 'branchwise' in row else 'trained'}", _proof(row["checks"])),
     ]
     if "branchwise" in row:
@@ -54,7 +54,8 @@ def _scaled(count: float) -> str:
     return f"{count:g} "
 
 
-def _bytes(count: int) -> str:
+def file_size(count: int) -> str:
+    """Bytes in decimal units."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
@@ -62,12 +63,13 @@ def _merging(needs: Row) -> str:
     return f"{needs['table_bits']} bits with a look-up table, {needs.get('uniform_bits') or 'more than 24'} as integers"
 
 
-def _time(time: Row) -> str:
-    parts = []
-    for key, name in (("fp", "FP"), ("qat", "QAT")):
+def _time(row: Row) -> str:
+    time, parts = row["time"], []
+    earlier = " in an earlier run" if row["lineage"].get("fp_run") else ""
+    for key, name, where in (("fp", "FP", earlier), ("qat", "QAT", "")):
         if f"{key}_seconds" in time:
             step = f" ({time[f'{key}_step_ms']:.0f} ms a step)" if f"{key}_step_ms" in time else ""
-            parts.append(f"{name} {time[f'{key}_seconds']:.0f} s{step}")
+            parts.append(f"{name} {time[f'{key}_seconds']:.0f} s{step}{where}")
     return ", ".join(parts) or "no training"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import traceback
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from repq_cli.files import write_json
 ROW = "summary.json"
 
 Row = dict[str, Any]
+
+
+def now() -> str:
+    """The time, in UTC, as rows have it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def write_row(run_dir: Path, row: Row) -> None:

@@ -32,7 +32,7 @@ def fp_key(config: dict[str, Any]) -> str:
     parts["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
     plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
     parts["rep"] = {"batch_norm": config["rep"]["batch_norm"]} if plain else config["rep"]
-    parts["fp"] = {key: value for key, value in config["fp"].items() if key not in ("checkpoint", "format")}
+    parts["fp"] = {key: value for key, value in config["fp"].items() if key not in ("checkpoint", "format", "reuse")}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for path in sorted(_source_files()):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())

@@ -99,6 +99,11 @@ class RunLog:
         with _writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def adopt(self, lines: bytes) -> None:
+        """Begin with the log of a stage that another run trained."""
+        with _writing(self.path):
+            self.path.write_bytes(lines)
+
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Scalars for TensorBoard."""
         with _writing(self.tb_dir):

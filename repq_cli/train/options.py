@@ -22,6 +22,7 @@ class StageOptions:
     format: (FP only) the layout of that file; ``auto`` recognises it by its keys.
     merged_training: (FP only) blocks compute their merged kernel and convolve once, instead of branch by branch, with
         the same outputs and gradients; ``auto``: where they have no batch norm, which depends on each branch's outputs.
+    reuse: (FP only) take the stage from ``outputs/cache/fp`` if it was trained before, and keep it there otherwise.
     """
 
     epochs: Annotated[int, Range(0)] = 10
@@ -29,6 +30,7 @@ class StageOptions:
     checkpoint: str | None = None
     format: WeightFormat = "auto"
     merged_training: Literal["auto", True, False] = "auto"
+    reuse: bool = True
 
 
 @dataclass(frozen=True)

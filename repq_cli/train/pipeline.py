@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,18 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.block import merge_first
-from repq_cli.report.row import Row, write_row
+from repq_cli.report.row import Row, now, write_row
 from repq_cli.seeds import derive_seed
-from repq_cli.train import checkpoint
-from repq_cli.train.checkpoint import fp_checkpoint
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.environment import peak_memory_bytes
 from repq_cli.train.evaluation import measure, panels, value_of
 from repq_cli.train.experiment import Experiment
-from repq_cli.train.fp_weights import load_fp
+from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
-from repq_cli.train.optim import patterns_without_match
-from repq_cli.train.stage import Stage, StageTrainer, Surroundings
+from repq_cli.train.stage import Stage, Surroundings, train_stage
 
 STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated between the stages
 MERGE_TOLERANCE = 1e-4  # of float32 merging, relative to the largest output
-
-
-def now() -> str:
-    """The time, in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @torch.no_grad()
@@ -72,7 +63,9 @@ class Run:
             self.around.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
         if self.experiment.optim.custom_l2:
             logger.warning("optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593).")
-        fp_net = self.fp_stage(saved)
+        fp_stage = FPStage(self.experiment, self.around, self.run_dir, self.time)
+        fp_net = fp_stage.net(saved)
+        self.row["lineage"]["fp_run"] = fp_stage.origin()
         self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
         qat_net = self.qat_stage(fp_net, saved)
         self.around.stop.check()
@@ -87,36 +80,6 @@ class Run:
         self.measure(fp_net, qat_net, deployed)
         self.row["lineage"]["finished"] = now()
         write_row(self.run_dir, self.row)
-
-    def fp_stage(self, saved: dict[str, Any] | None) -> nn.Module:
-        """The FP net: trained here, or loaded."""
-        experiment, checkpoints = self.experiment, self.around.checkpoints
-        torch.manual_seed(derive_seed(experiment.seed, "fp"))
-        net = experiment.make_net().to(self.around.device)
-        merge_first(net, experiment.fp.merged_training is True)
-        if saved is not None and saved["stage"] == "qat":
-            load_fp(net, checkpoints.fp, "repq", experiment.signature)
-            self.time |= saved["earlier"]
-        elif experiment.fp.checkpoint is not None:
-            load_fp(net, fp_checkpoint(experiment.fp.checkpoint), experiment.fp.format, experiment.signature)
-            content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
-            checkpoint.save(checkpoints.fp, content)
-            logger.info("FP weights from %s", experiment.fp.checkpoint)
-        else:
-            for pattern in patterns_without_match(net, experiment.optim.decay_also):
-                logger.warning("optim.decay_also has '%s', which is the name of no parameter of this net.", pattern)
-            self._fit(Stage("fp", experiment.fp, checkpoints.fp), net, saved)
-        return net
-
-    def _fit(self, stage: Stage, net: nn.Module, saved: dict[str, Any] | None) -> None:
-        trainer = StageTrainer(stage, net, self.around, self.experiment.signature, dict(self.time))
-        if saved is not None and saved["stage"] == stage.name:
-            trainer.restore(saved)
-            logger.info("%s goes on after epoch %d, step %d", stage.name.upper(), trainer.epoch, trainer.step)
-        trainer.fit()
-        if trainer.seconds:
-            self.time[f"{stage.name}_seconds"] = round(trainer.seconds, 3)
-            self.time[f"{stage.name}_step_ms"] = trainer.timer.median_ms()
 
     def first_batches(self) -> Iterator[Tensor]:
         """The batches that QAT will start with: for statistics and steps."""
@@ -171,7 +134,8 @@ class Run:
         fp_epochs = 0 if experiment.fp.checkpoint is not None else experiment.fp.epochs
         offset = fp_epochs * around.data.train.steps(around.batch_size)
         options = replace(experiment.qat, epochs=0) if mode.name == "ptq" else experiment.qat
-        self._fit(Stage("qat", options, around.checkpoints.best, offset, on_epoch), net, saved)
+        stage = Stage("qat", options, around.checkpoints.best, offset, on_epoch)
+        train_stage(stage, net, around, experiment.signature, self.time, saved)
         return net
 
     def requantized(self, net: nn.Module) -> nn.Module:

@@ -18,13 +18,13 @@ from repq_cli.errors import ConfigError, DataError, Interrupted
 from repq_cli.files import write_atomically, write_json
 from repq_cli.quant.options import QuantOptions
 from repq_cli.report.closing import closing_table
-from repq_cli.report.row import Row, failure, read_row, write_row
+from repq_cli.report.row import Row, failure, now, read_row, write_row
 from repq_cli.train.checkpoint import RunCheckpoints
 from repq_cli.train.environment import environment, pick_device
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
-from repq_cli.train.pipeline import Run, now
+from repq_cli.train.pipeline import Run
 from repq_cli.train.stage import Surroundings
 
 

@@ -22,7 +22,7 @@ from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import RunCheckpoints
 from repq_cli.train.engine import EpochTotals, StepTimer, Task, evaluate, training_step
 from repq_cli.train.interrupt import StopRequest
-from repq_cli.train.log import RunLog
+from repq_cli.train.log import RunLog, logger
 from repq_cli.train.optim import learning_rate, make_optimizer
 from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
 
@@ -224,3 +224,22 @@ class StageTrainer:
                 "signature": self.signature,
             }
         )
+
+
+def train_stage(
+    stage: Stage,
+    net: nn.Module,
+    around: Surroundings,
+    signature: dict[str, str],
+    times: dict[str, float | None],
+    saved: dict[str, Any] | None,
+) -> None:
+    """Train ``net``, from ``saved`` if that is a checkpoint of this stage, and add what it took to ``times``."""
+    trainer = StageTrainer(stage, net, around, signature, dict(times))
+    if saved is not None and saved["stage"] == stage.name:
+        trainer.restore(saved)
+        logger.info("%s goes on after epoch %d, step %d", stage.name.upper(), trainer.epoch, trainer.step)
+    trainer.fit()
+    if trainer.seconds:
+        times[f"{stage.name}_seconds"] = round(trainer.seconds, 3)
+        times[f"{stage.name}_step_ms"] = trainer.timer.median_ms()

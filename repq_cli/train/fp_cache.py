@@ -1,0 +1,119 @@
+"""FP stages kept for other runs, each under the hash of all that determines it. Needs no torch.
+
+``outputs/cache/fp/KEY/`` holds ``fp.pt`` (the checkpoint), ``metrics.jsonl`` (the stage's log) and, written last,
+``about.json``; ``KEY.lock`` beside it is held by the process that trains the stage. The operating system frees the lock
+of a process that dies, so that the next one in the line trains instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from repq_cli.errors import DataError
+from repq_cli.files import link, write_atomically, write_json
+
+ROOT = Path("outputs/cache/fp")
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class FPCache:
+    """The place of one FP stage, which may be empty."""
+
+    key: str
+    root: Path = ROOT
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage is stored."""
+        return self.root / self.key
+
+    @property
+    def weights(self) -> Path:
+        """The stage's checkpoint."""
+        return self.folder / "fp.pt"
+
+    @property
+    def log(self) -> Path:
+        """The stage's part of metrics.jsonl."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(path.stat().st_size for path in self.folder.glob("*") if path.is_file())
+
+    def about(self) -> dict[str, Any] | None:
+        """What is known of the stored stage (the run that trained it, its times), or None where there is none."""
+        try:
+            found = json.loads((self.folder / "about.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and {"run", "time"} <= found.keys() else None
+
+    def last_used(self) -> float:
+        """When a run last trained or took the stage, in seconds as ``time.time()`` counts them."""
+        about = self.folder / "about.json"
+        return (about if about.exists() else self.folder).stat().st_mtime
+
+    def touch(self) -> None:
+        """Note that a run has taken the stage."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / "about.json")
+
+    @contextlib.contextmanager
+    def held(self, wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the stage's lock. While another process has it, call ``wait`` now and then, which may raise.
+
+        Raises Timeout if it is taken and there is no ``wait``, DataError if the folder cannot be written.
+        """
+        lock = FileLock(self.root / f"{self.key}.lock")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            while True:
+                try:
+                    lock.acquire(timeout=0)
+                    break
+                except Timeout:
+                    if wait is None:
+                        raise
+                    wait()
+                    time.sleep(POLL_SECONDS)
+        except OSError as error:
+            if isinstance(error, Timeout):  # which is an OSError as well
+                raise
+            raise DataError(f"{self.root} cannot be written ({error.strerror}): set fp.reuse=false.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def store(self, weights: Path, log: Path, about: dict[str, Any]) -> None:
+        """Keep a finished stage. Raises DataError if the disk is full; nothing half-written is ever found."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be made: {error.strerror}.") from error
+        link(weights, self.weights)
+        write_atomically(self.log, log.read_bytes())  # no link: the run goes on writing to its own
+        write_json(self.folder / "about.json", about)
+
+    def drop(self) -> None:
+        """Forget the stage. Its lock's file stays: a process may be waiting with it open."""
+        (self.folder / "about.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def stored(root: Path = ROOT) -> list[FPCache]:
+    """Every place that holds something, finished or not."""
+    return [FPCache(path.name, root) for path in sorted(root.glob("*")) if path.is_dir()]

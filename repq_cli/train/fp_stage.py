@@ -1,0 +1,122 @@
+"""The FP stage of a run: its net is trained here, or comes from a file, or from a run that trained the same stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from repq_cli.errors import DataError
+from repq_cli.files import link
+from repq_cli.reparam.block import merge_first
+from repq_cli.report.row import now, prune
+from repq_cli.seeds import derive_seed
+from repq_cli.train import checkpoint
+from repq_cli.train.checkpoint import fp_checkpoint
+from repq_cli.train.experiment import Experiment
+from repq_cli.train.fp_cache import FPCache
+from repq_cli.train.fp_weights import load_fp
+from repq_cli.train.log import logger
+from repq_cli.train.optim import patterns_without_match
+from repq_cli.train.stage import Stage, Surroundings, train_stage
+
+
+class FPStage:
+    """Makes the FP net, leaves it in checkpoints/fp.pt, and adds the stage's times to ``times``."""
+
+    def __init__(
+        self, experiment: Experiment, around: Surroundings, run_dir: Path, times: dict[str, float | None]
+    ) -> None:
+        self.experiment, self.around, self.run_dir, self.times = experiment, around, run_dir, times
+        shared = experiment.fp.reuse and experiment.fp.checkpoint is None
+        self.cache = FPCache(experiment.fp_key) if shared else None
+        self._waiting = False
+
+    def net(self, saved: dict[str, Any] | None) -> nn.Module:
+        """The FP net. ``saved``: the run's last checkpoint, if it is resumed."""
+        experiment = self.experiment
+        torch.manual_seed(derive_seed(experiment.seed, "fp"))
+        net = experiment.make_net().to(self.around.device)
+        merge_first(net, experiment.fp.merged_training is True)
+        if saved is not None and saved["stage"] == "qat":
+            load_fp(net, self.around.checkpoints.fp, "repq", experiment.signature)
+            self.times |= saved["earlier"]
+        elif experiment.fp.checkpoint is not None:
+            self._load(net, experiment.fp.checkpoint)
+        elif self.cache is not None:
+            self._train_once(net, saved, self.cache)
+        else:
+            self._train(net, saved)
+        return net
+
+    def origin(self) -> str | None:
+        """The run folder or file whose FP stage this is; None where the run trained its own."""
+        if self.cache is None:
+            return self.experiment.fp.checkpoint
+        about = self.cache.about()
+        if about is None or Path(about["run"]).resolve() == self.run_dir.resolve():
+            return None
+        return str(about["run"])
+
+    def _load(self, net: nn.Module, path: str) -> None:
+        experiment = self.experiment
+        load_fp(net, fp_checkpoint(path), experiment.fp.format, experiment.signature)
+        content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
+        checkpoint.save(self.around.checkpoints.fp, content)
+        logger.info("FP weights from %s", path)
+
+    def _train(self, net: nn.Module, saved: dict[str, Any] | None) -> None:
+        for pattern in patterns_without_match(net, self.experiment.optim.decay_also):
+            logger.warning("optim.decay_also has '%s', which is the name of no parameter of this net.", pattern)
+        stage = Stage("fp", self.experiment.fp, self.around.checkpoints.fp)
+        train_stage(stage, net, self.around, self.experiment.signature, self.times, saved)
+
+    def _train_once(self, net: nn.Module, saved: dict[str, Any] | None, cache: FPCache) -> None:
+        """Take the stage that another run trained, wait for the process that trains it now, or train and keep it."""
+        with cache.held(self._wait):
+            if not self._reused(cache, net):
+                self._train(net, saved)
+                self._keep(cache)
+
+    def _wait(self) -> None:
+        self.around.stop.check()
+        if not self._waiting:
+            logger.info("Another process trains this FP stage (%s): waiting for it.", self.experiment.fp_key)
+            self._waiting = True
+
+    def _reused(self, cache: FPCache, net: nn.Module) -> bool:
+        about, fp = cache.about(), self.around.checkpoints.fp
+        if about is None:
+            return False
+        try:
+            lines = cache.log.read_bytes()
+            link(cache.weights, fp)
+            load_fp(net, fp, "repq", self.experiment.signature)  # last: where it fails, the net is as it was
+        except (DataError, OSError) as error:
+            logger.warning("The stored FP stage %s cannot be used and is trained again: %s", cache.folder, error)
+            cache.drop()
+            return False
+        self.around.log.adopt(lines)
+        cache.touch()
+        self.times |= about["time"]
+        logger.info("FP stage as trained in %s (fp.reuse=false trains it again)", about["run"])
+        return True
+
+    def _keep(self, cache: FPCache) -> None:
+        experiment = self.experiment
+        about = {
+            "run": str(self.run_dir),
+            "stored": now(),
+            "model": experiment.model,
+            "rep": experiment.signature["rep"],
+            "data": experiment.data_name,
+            "seed": experiment.seed,
+            "epochs": experiment.fp.epochs,
+            "time": prune(self.times),
+        }
+        try:
+            cache.store(self.around.checkpoints.fp, self.around.log.path, about)
+        except DataError as error:
+            logger.warning("This FP stage is not kept for other runs: %s", error)

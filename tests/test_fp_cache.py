@@ -1,0 +1,242 @@
+"""The FP stage is trained once, whoever needs it: one run after the other, two at once, or after the trainer died."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, results, row_of
+from filelock import Timeout
+
+from repq_cli.cli import main
+from repq_cli.cli.jobs import compose_plain
+from repq_cli.train.fp_cache import ROOT, FPCache, stored
+from repq_cli.train.fp_key import fp_key
+
+Run = Callable[..., tuple[int, Path | None]]
+
+SHARED = [*TINY, "fp.reuse=true"]
+
+
+def key_of(*overrides: str) -> str:
+    return fp_key(compose_plain([*SHARED, *overrides]))
+
+
+@pytest.fixture
+def processes(in_folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start ``repq train`` in a named folder and a process of its own; none is left behind."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: str, *overrides: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "repq_cli.cli", "train", *SHARED, f"hydra.run.dir={folder}", *overrides]
+        started.append(subprocess.Popen(command, cwd=in_folder))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one run, which trained and kept its FP stage."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *SHARED]) == 0
+    return folder
+
+
+@pytest.fixture
+def after_a_run(trained: Path, in_folder: Path) -> Path:
+    """The current folder holds that run, whose folder this is."""
+    shutil.copytree(trained / "outputs", in_folder / "outputs")
+    return next(in_folder.glob("outputs/train/*"))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def log_of(folder: str) -> str:
+    path = Path(folder, "train.log")
+    return path.read_text() if path.exists() else ""
+
+
+def trained_fp(folder: str | Path) -> bool:
+    return "FP epoch" in Path(folder, "train.log").read_text()
+
+
+def test_modes_and_bits_share_a_stage_and_a_reusing_run_is_as_one_that_trained(run_repq: Run) -> None:
+    _, alone = run_repq("train", *TINY, "mode=merged", "quant=w4a4")
+    assert alone is not None and not ROOT.exists()  # fp.reuse=false neither takes nor keeps
+    _, first = run_repq("train", *SHARED, "mode=repq_bn", "quant=w8a8")
+    _, second = run_repq("train", *SHARED, "mode=merged", "quant=w4a4")
+    assert first is not None and second is not None
+    assert [trained_fp(folder) for folder in (first, second)] == [True, False]
+    assert results(second) == results(alone)
+    assert (second / "metrics.jsonl").read_text() == (alone / "metrics.jsonl").read_text()
+    lineage = row_of(second)["lineage"]
+    assert Path(lineage["fp_run"]).resolve() == first and "fp_run" not in row_of(first)["lineage"]
+    assert row_of(second)["time"]["fp_seconds"] == row_of(first)["time"]["fp_seconds"]
+    assert [place.key for place in stored()] == [lineage["fp_cache"]]
+
+
+def test_plain_shares_one_stage_among_all_blocks(in_folder: Path) -> None:
+    plain = {key_of("mode=plain", f"rep={rep}") for rep in ("none", "acnet", "repvgg")}
+    blocks = {key_of(f"mode={mode}", f"rep={rep}") for mode in ("merged", "repq_bn") for rep in ("acnet", "repvgg")}
+    assert len(plain) == 1 and len(blocks) == 2 and not plain & blocks
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "fp.epochs=2",
+        "fp.lr=0.01",
+        "model.width=0.25",
+        "rep=acnet",
+        "optim.momentum=0.8",
+        "data.batch_size=32",
+    ],
+)
+def test_what_changes_the_stage_changes_its_key(override: str, in_folder: Path) -> None:
+    assert key_of(override) != key_of()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["qat.epochs=2", "quant=w2a2", "mode=merged", "mode.estimator=channel", "fp.reuse=false", "runtime.log_every=3"],
+)
+def test_what_comes_after_the_stage_does_not(override: str, in_folder: Path) -> None:
+    assert key_of(override) == key_of()
+
+
+def test_a_resumed_run_keeps_the_origin_of_its_stage(run_repq: Run, in_folder: Path) -> None:
+    _, first = run_repq("train", *SHARED)
+    _, second = run_repq("train", *SHARED, "quant=w4a4")
+    assert second is not None
+    for folder, origin in ((first, None), (second, first)):
+        assert folder is not None
+        (folder / "summary.json").unlink()
+        assert main(["train", f"resume={folder}"]) == 0
+        found = row_of(folder)["lineage"].get("fp_run")
+        assert (found and Path(found).resolve()) == origin
+
+
+@pytest.mark.parametrize("damage", ["weights", "no weights", "log", "about", "other net"])
+def test_a_damaged_stage_is_trained_again(
+    damage: str, after_a_run: Path, run_repq: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = stored()[0]
+    if damage == "weights":
+        place.weights.unlink()
+        place.weights.write_bytes(b"nothing")
+    elif damage == "no weights":
+        place.weights.unlink()
+    elif damage == "log":
+        place.log.unlink()
+    elif damage == "about":
+        (place.folder / "about.json").write_text('{"run": ')
+    else:
+        torch.save(torch.load(place.weights) | {"signature": {"model": "another"}}, place.weights)
+    code, second = run_repq("train", *SHARED)
+    assert code == 0 and second is not None and second != after_a_run
+    assert trained_fp(second) and results(second) == results(after_a_run)
+    assert Path(FPCache(place.key).about()["run"]).resolve() == second  # type: ignore[index]
+    if damage != "about":
+        assert "cannot be used and is trained again" in capsys.readouterr().out
+
+
+def test_two_runs_at_once_train_one_stage(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
+    both = [processes("a", "mode=merged"), processes("b", "mode=repq_bn")]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    assert sorted(trained_fp(folder) for folder in "ab") == [False, True]
+    trainer, taker = ("a", "b") if trained_fp("a") else ("b", "a")
+    assert row_of(Path(taker))["lineage"]["fp_run"] == trainer
+
+
+def test_the_next_in_line_trains_if_the_trainer_is_killed(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
+    long = "fp.epochs=400"
+    first = processes("a", long, "mode=merged")
+    wait_until(lambda: "FP epoch" in log_of("a"))
+    with pytest.raises(Timeout), FPCache(key_of(long)).held():
+        raise AssertionError("the trainer does not hold the lock")
+    processes("b", long, "mode=repq_bn")
+    wait_until(lambda: "waiting for it" in log_of("b"))
+    assert "FP epoch" not in log_of("b")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    wait_until(lambda: "FP epoch" in log_of("b"))
+    assert not stored()
+
+
+def test_a_run_that_waits_can_be_stopped(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
+    with FPCache(key_of()).held():
+        waiting = processes("a")
+        wait_until(lambda: "waiting for it" in log_of("a"))
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(timeout=60) == 143
+    assert row_of(Path("a"))["status"] == "interrupted"
+
+
+def test_a_full_disk_costs_the_copy_and_not_the_run(run_repq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        from repq_cli.errors import DataError
+
+        raise DataError("No space left on device")
+
+    monkeypatch.setattr(FPCache, "store", full)
+    code, folder = run_repq("train", *SHARED)
+    assert code == 0 and not stored()
+    assert "is not kept for other runs: No space left" in (folder / "train.log").read_text()  # type: ignore[operator]
+
+
+def test_a_folder_that_cannot_be_written(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ROOT.parent.mkdir(parents=True)
+    ROOT.write_text("a file in the way")
+    code, _ = run_repq("train", *SHARED)
+    assert code == 3 and "fp.reuse=false" in capsys.readouterr().err
+
+
+def test_cache_list_and_prune(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "list"]) == 0 and "No FP stage is stored" in capsys.readouterr().out
+    assert main(["cache", "prune"]) == 0
+    run_repq("train", *SHARED)
+    run_repq("train", *SHARED, "rep=acnet")
+    (ROOT / "died").mkdir()
+    (ROOT / "died" / "fp.pt").write_bytes(b"half")
+    keys = [place.key for place in stored() if place.about()]
+    capsys.readouterr()
+    assert main(["cache", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(key in shown for key in keys) and "2 stages" in shown and "acnet" in shown
+    assert main(["cache", "prune", "--dry-run"]) == 0 and len(stored()) == 3
+    with FPCache(keys[0]).held():
+        assert main(["cache", "prune", "--days", "0"]) == 0
+        assert f"{keys[0]} is being trained: left alone" in capsys.readouterr().out
+    assert [place.key for place in stored()] == [keys[0]]
+    assert main(["cache", "prune", "none"]) == 2 and "repq cache list" in capsys.readouterr().err
+    assert main(["cache", "prune", keys[0]]) == 0 and not stored()
+    assert main(["cache", "list", "--root", "nowhere"]) == 3
+
+
+def test_what_is_kept_is_whole(after_a_run: Path, run_repq: Run) -> None:
+    """Stored weights survive their run, and the log is a copy: the run goes on writing to its own."""
+    shutil.rmtree(after_a_run)
+    stages = {json.loads(line)["stage"] for line in stored()[0].log.read_text().splitlines()}
+    assert stages == {"fp"} and stored()[0].weights.is_file()
+    _, second = run_repq("train", *SHARED)
+    assert second is not None and not trained_fp(second)
