@@ -205,5 +205,5 @@ def experiment(config: dict[str, Any]) -> Any:
         runtime=RuntimeOptions(**config["runtime"]),
         seed=config["seed"],
         verbosity=config["verbosity"],
-        fp_key=fp_key(config),
+        fp_key=fp_key(schema.with_defaults(config)),  # a stored configuration may lack keys that a composed one has
     )

@@ -6,11 +6,16 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from repq_cli.errors import DataError
+
+POLL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
@@ -53,6 +58,36 @@ def link(source: Path, path: Path) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
+
+
+class Taken(Exception):  # noqa: N818
+    """Another process holds a lock."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: Callable[[], None] | None = None, fix: str = "choose another folder") -> Iterator[None]:
+    """Hold the lock file ``path``, which the system frees when its holder dies.
+
+    While another process has it, ``wait`` is called now and then and may raise; without ``wait``, Taken is raised.
+    DataError, which names the ``fix``, if the file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
+                break
+            if wait is None:
+                raise Taken(path)
+            wait()
+            time.sleep(POLL_SECONDS)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}): {fix}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, content: Any) -> None:

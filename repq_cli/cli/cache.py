@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import Timeout
-
 from repq_cli.errors import ConfigError, DataError
+from repq_cli.files import Taken
 from repq_cli.report.closing import file_size
 from repq_cli.train.fp_cache import ROOT, FPCache, stored
 
@@ -87,7 +86,7 @@ def _prune(root: Path, keys: Sequence[str], days: float, dry_run: bool) -> None:
                 size = place.size
                 if not dry_run:
                     place.drop()
-        except Timeout:
+        except Taken:
             print(f"{place.key} is being trained: left alone")
             continue
         print(f"{'would remove' if dry_run else 'removed'} {place.key} ({file_size(size)})")

@@ -11,19 +11,16 @@ import contextlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from repq_cli.errors import DataError
-from repq_cli.files import link, write_atomically, write_json
+from repq_cli.files import link, locked, write_atomically, write_json
 
 ROOT = Path("outputs/cache/fp")
-POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -71,32 +68,9 @@ class FPCache:
         with contextlib.suppress(OSError):
             os.utime(self.folder / "about.json")
 
-    @contextlib.contextmanager
-    def held(self, wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold the stage's lock. While another process has it, call ``wait`` now and then, which may raise.
-
-        Raises Timeout if it is taken and there is no ``wait``, DataError if the folder cannot be written.
-        """
-        lock = FileLock(self.root / f"{self.key}.lock")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            while True:
-                try:
-                    lock.acquire(timeout=0)
-                    break
-                except Timeout:
-                    if wait is None:
-                        raise
-                    wait()
-                    time.sleep(POLL_SECONDS)
-        except OSError as error:
-            if isinstance(error, Timeout):  # which is an OSError as well
-                raise
-            raise DataError(f"{self.root} cannot be written ({error.strerror}): set fp.reuse=false.") from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def held(self, wait: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+        """Hold the stage's lock, as ``files.locked`` does."""
+        return locked(self.root / f"{self.key}.lock", wait, "set fp.reuse=false or choose another folder")
 
     def store(self, weights: Path, log: Path, about: dict[str, Any]) -> None:
         """Keep a finished stage. Raises DataError if the disk is full; nothing half-written is ever found."""

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from repq_cli.errors import ConfigError, DataError, Interrupted
-from repq_cli.files import write_atomically, write_json
+from repq_cli.files import Taken, locked, write_atomically, write_json
 from repq_cli.quant.options import QuantOptions
 from repq_cli.report.closing import closing_table
 from repq_cli.report.row import Row, failure, now, read_row, write_row
@@ -76,17 +75,11 @@ def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
 @contextmanager
 def alone_in(run_dir: Path) -> Iterator[None]:
     """Hold the folder's lock; DataError if another process does."""
-    lock = FileLock(run_dir / ".lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with locked(run_dir / ".lock"):
+            yield
+    except Taken:
         raise DataError(f"Another process is working in {run_dir}: wait for it, or choose another folder.") from None
-    except OSError as error:
-        raise DataError(f"{run_dir} cannot be written ({error.strerror}): choose another folder.") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _title(experiment: Experiment, device: torch.device) -> str:
