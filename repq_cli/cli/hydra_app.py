@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -38,10 +39,16 @@ def _run_job(job: Callable[[], float | None]) -> float | None:
 
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="train")
 def train_app(config: DictConfig) -> float | None:
-    """One training run in the folder that Hydra made; returns the deployed metric for sweepers."""
+    """One training run, or one job of a sweep, in the folder that Hydra made; its deployed metric, for sweepers."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        from repq_cli.cli.sweep_job import SweepJob
+
+        alone = hydra_config.launcher["_target_"].endswith(".BasicLauncher")
+        return SweepJob(Path(hydra_config.sweep.dir), int(hydra_config.job.num), alone).carry_out(plain(config))
     from repq_cli.cli.jobs import train_job
 
-    return _run_job(lambda: train_job(plain(config), HydraConfig.get().runtime.output_dir))
+    return _run_job(lambda: train_job(plain(config), hydra_config.runtime.output_dir))
 
 
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="info")

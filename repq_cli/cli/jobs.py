@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,18 +31,20 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def train_job(config: dict[str, Any], run_dir: str) -> float:
-    """One run in its folder; its deployed metric."""
+def train_job(
+    config: dict[str, Any], run_dir: str, stop_file: Path | None = None, command_line: str | None = None
+) -> float:
+    """One run in its folder; its deployed metric. For ``stop_file`` and ``command_line`` see ``run``."""
     folder = _shown(Path(run_dir))
     try:
         experiment = build.experiment(checked(config))
     except Exception as error:
         # A sweep is judged by its rows, so that even a job that could not start leaves one.
         if not (folder / "config.yaml").exists():
-            asked = {section: config[section].get("name") for section in ("model", "rep", "mode")}
+            asked = {section: config[section].get("name") for section in ("model", "rep", "mode", "data")}
             write_row(folder, failure(error) | asked | {"quant": config["quant"], "seed": config["seed"]})
         raise
-    row = run(experiment, folder)
+    row = run(experiment, folder, stop_file=stop_file, command_line=command_line)
     return float(row["metric"]["deployed"])
 
 
@@ -62,9 +66,9 @@ def stored_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def resume_job(config: dict[str, Any], folder: Path) -> None:
+def resume_job(config: dict[str, Any], folder: Path, stop_file: Path | None = None) -> None:
     """Go on with the run in ``folder``."""
-    run(build.experiment(checked(with_defaults(config))), folder, resume=True)
+    run(build.experiment(checked(with_defaults(config))), folder, resume=True, stop_file=stop_file)
 
 
 def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
@@ -73,10 +77,26 @@ def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
         return checked(plain(compose("train", overrides=list(overrides))))
 
 
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    """What matters to a run's result, of a configuration with ``auto`` resolved."""
+    config = with_defaults(config)
+    config |= {"fp": {key: value for key, value in config["fp"].items() if key != "reuse"}}
+    return {key: value for key, value in config.items() if key not in ("runtime", "verbosity")}
+
+
 def same_run(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two configurations describe the same run: all that matters to its result agrees."""
+    return _canonical(_relevant(first)) == _canonical(_relevant(second))
 
-    def relevant(config: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in config.items() if key not in ("runtime", "verbosity")}
 
-    return relevant(first) == relevant(second)
+def run_key(config: dict[str, Any]) -> str:
+    """A hash of what determines a run's result; Plain, which does not use ``rep``, has one for all blocks."""
+    relevant = _relevant(config)
+    if config["mode"]["name"] == "plain":
+        relevant["rep"] = {"batch_norm": config["rep"]["batch_norm"]}
+    return hashlib.sha256(_canonical(relevant).encode()).hexdigest()[:16]
+
+
+def _canonical(config: dict[str, Any]) -> str:
+    """As text: a file knows lists where a composed configuration may have tuples."""
+    return json.dumps(config, sort_keys=True)

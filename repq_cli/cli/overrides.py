@@ -5,7 +5,9 @@ Hydra stops at the first mistake with exit code 1; here all of them are found, e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,20 +25,33 @@ from repq_cli.build import target_arguments
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import CONFIGS, plain
 from repq_cli.problems import Problem, report
-from repq_cli.schema import KEYS, validate
+from repq_cli.schema import KEYS, resolved, validate
 from repq_cli.typecheck import nearest
 
 APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
 SET_BY_CHOICE = ("model.name", "rep.name", "data.name", "mode.name", "optim.name", "schedule.name")
 
 
+@dataclass(frozen=True)
+class Composed:
+    """What one run's overrides compose to; ``illegal``: legal words that do not go together."""
+
+    overrides: list[str]
+    config: dict[str, Any]
+    illegal: list[Problem]
+
+
 class Checker:
-    """Checks overrides against the configuration tree (and a ``--config-dir`` of the user's)."""
+    """Checks overrides against the configuration tree (and a ``--config-dir`` of the user's).
+
+    ``composed`` are, after ``check``, the configurations of all jobs of a sweep in its order, or of the one run.
+    """
 
     def __init__(self, config_name: str, line: CommandLine) -> None:
         self.config_name, self.line = config_name, line
         self.search_path = [f"hydra.searchpath=[file://{line.config_dir}]"] if line.config_dir else []
         self.problems: list[Problem] = []
+        self.composed: list[Composed] = []
 
     def check(self) -> CommandLine:
         """The command line in the form that Hydra wants. Raises ConfigError with every problem."""
@@ -55,7 +70,8 @@ class Checker:
                 self._check_composed([*groups, *values])
         if self.problems:
             raise report(self.problems)
-        return CommandLine(self.line.flags, [override.input_line or "" for override in overrides], self.line.config_dir)
+        as_text = _for_each_job if self.line.multirun else _as_given
+        return CommandLine(self.line.flags, [as_text(override) for override in overrides], self.line.config_dir)
 
     def _parse(self) -> Iterator[Override]:
         parser = OverridesParser.create(config_loader=self.loader)
@@ -96,17 +112,9 @@ class Checker:
             return set()
         found = set()
         for choice in _values(override):
-            for entry in self._defaults_of(f"experiment/{choice}.yaml"):
+            for entry in config_file(f"experiment/{choice}.yaml", self.line.config_dir).get("defaults", []):
                 found |= {key.lstrip("/") for key in entry} if isinstance(entry, dict) else set()
         return found & set(APPENDED_GROUPS)
-
-    def _defaults_of(self, name: str) -> list[Any]:
-        """The defaults list of a configuration file, or an empty one where there is no such file."""
-        folders = [Path(self.line.config_dir)] if self.line.config_dir else []
-        for path in [*(folder / name for folder in folders), files(CONFIGS).joinpath(name)]:
-            if path.is_file():
-                return (yaml.safe_load(path.read_text()) or {}).get("defaults", [])
-        return []
 
     def _options(self, group: str) -> list[str]:
         """The options of a group, those of ``--config-dir`` included."""
@@ -169,22 +177,77 @@ class Checker:
         return True
 
     def _check_composed(self, overrides: list[Override]) -> None:
-        """Compose with the first value of every sweep, then with each other value in turn, and validate."""
-        first = [_choices(override)[0] for override in overrides]
+        """Compose and validate every run that the overrides stand for.
+
+        Once a mistake is known, only those that differ from the first run in one choice: they show all mistakes.
+        """
+        choices = [_choices(override) for override in overrides]
+        first = [texts[0] for texts in choices]
         candidates = [first]
-        for index, override in enumerate(overrides):
-            candidates += [[*first[:index], other, *first[index + 1 :]] for other in _choices(override)[1:]]
+        for index, texts in enumerate(choices):
+            candidates += [[*first[:index], other, *first[index + 1 :]] for other in texts[1:]]
         complete = not self.problems
-        for candidate in candidates:
-            tree = self._compose(candidate)
-            if tree is None:
-                continue
-            # In a sweep, only some pairs of legal words may be illegal: each job tells of its own.
-            training = "model" in KEYS[self.config_name]
-            alone = training and len(candidates) == 1
-            found = validate(tree, target_arguments, combinations=alone, command=self.config_name)
+        training = "model" in KEYS[self.config_name]
+        # In a sweep some pairs of legal words may be illegal: those runs are left out.
+        alone = training and len(candidates) == 1
+        trees = {tuple(candidate): self._validated(candidate, complete, alone) for candidate in candidates}
+        if self.problems or not training:
+            return
+        runs = _once(overrides) if self.line.multirun else overrides
+        for run in itertools.product(*map(_choices, runs)):
+            tree = trees.get(run) or self._validated(list(run), True, False)
+            if tree is not None:
+                self.composed.append(self._settled(list(run), tree))
+        if alone:
+            self.problems += self.composed[0].illegal
+
+    def _validated(self, overrides: list[str], complete: bool, combinations: bool) -> dict[str, Any] | None:
+        """The tree, or None where there is none; its problems are noted."""
+        tree = self._compose(overrides)
+        if tree is not None:
+            found = validate(tree, target_arguments, combinations=combinations, command=self.config_name)
             # Without a model, a missing section is no problem of its own.
             self.problems += found if complete else [problem for problem in found if problem.value != "???"]
+        return tree
+
+    @staticmethod
+    def _settled(overrides: list[str], tree: dict[str, Any]) -> Composed:
+        """A run with ``auto`` decided, or what does not go together in it."""
+        illegal = validate(tree, target_arguments)
+        if not illegal:
+            tree = resolved(tree)
+            illegal = validate(tree, target_arguments)
+        return Composed(overrides, tree, illegal)
+
+
+def _once(overrides: list[Override]) -> list[Override]:
+    """Of overrides with the same key the last one, at the place of the first: as Hydra's sweeper has it."""
+    return list({override.get_key_element(): override for override in overrides}.values())
+
+
+def _as_given(override: Override) -> str:
+    return override.input_line or ""
+
+
+def _for_each_job(override: Override) -> str:
+    """The override as Hydra's sweeper applies it to each job, and not before.
+
+    It first composes what is not swept over, where keys of a model that differs from job to job would be unknown.
+    """
+    key, _, value = (override.input_line or "").partition("=")
+    section = override.key_or_group.partition(".")[0].partition("/")[0]
+    if override.is_sweep_override() or section in ("hydra", "sweep") or not value:
+        return _as_given(override)
+    return f"{key}=choice({value})"
+
+
+def config_file(name: str, config_dir: str | None) -> dict[str, Any]:
+    """The content of a configuration file, of the user's folder or our own; empty where there is no such file."""
+    for path in [*([Path(config_dir) / name] if config_dir else []), files(CONFIGS).joinpath(name)]:
+        if path.is_file():
+            content = yaml.safe_load(path.read_text())
+            return content if isinstance(content, dict) else {}
+    return {}
 
 
 def own_keys(command: str, tree: dict[str, Any]) -> dict[str, Any]:

@@ -27,12 +27,20 @@ from repq_cli.train.pipeline import Run
 from repq_cli.train.stage import Surroundings
 
 
-def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
+def run(
+    experiment: Experiment,
+    run_dir: Path,
+    resume: bool = False,
+    stop_file: Path | None = None,
+    command_line: str | None = None,
+) -> Row:
     """Carry out a run in ``run_dir`` and return its row, which also stands in summary.json, whatever happens.
 
+    It stops after a checkpoint at a signal, or where ``stop_file`` appears. ``command_line``: what the row tells of how
+    it was started, by default this process' own.
     Raises ConfigError if ``run_dir`` holds a run that is not to be resumed, DataError if another process works in it.
     """
-    with alone_in(run_dir), logging_to(run_dir / "train.log", experiment.verbosity), stop_request() as stop:
+    with alone_in(run_dir), logging_to(run_dir / "train.log", experiment.verbosity), stop_request(stop_file) as stop:
         if not resume:
             _refuse_used(run_dir)
             write_atomically(run_dir / "config.yaml", yaml.safe_dump(experiment.config, sort_keys=False).encode())
@@ -41,7 +49,7 @@ def run(experiment: Experiment, run_dir: Path, resume: bool = False) -> Row:
             logger.info("%s is already done:\n%s", run_dir, closing_table(done))
             return done
         log = RunLog(run_dir, experiment.runtime.tensorboard, experiment.verbosity == "quiet")
-        row = _opening_row(experiment, _env(run_dir))
+        row = _opening_row(experiment, _env(run_dir, command_line))
         try:
             device = _prepare(experiment, run_dir)
             logger.info("%s\n%s", _title(experiment, device), run_dir)
@@ -108,11 +116,11 @@ def _refuse_used(run_dir: Path) -> None:
         raise ConfigError(f"{run_dir} holds a run already: go on with it by resume={run_dir}, or name another folder.")
 
 
-def _env(run_dir: Path) -> dict[str, Any]:
+def _env(run_dir: Path, command_line: str | None) -> dict[str, Any]:
     """env.json, written when the run starts; a resumed run keeps the command and the time of its start."""
     path = run_dir / "env.json"
     if not path.exists():
-        write_json(path, {"command_line": " ".join(sys.argv), "started": now(), **environment()})
+        write_json(path, {"command_line": command_line or " ".join(sys.argv), "started": now(), **environment()})
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 

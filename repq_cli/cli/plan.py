@@ -1,0 +1,80 @@
+"""What a sweep consists of, as its folder keeps it in sweep.json: the command and every job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from repq_cli.errors import DataError
+from repq_cli.files import write_json
+
+PLAN = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep, in the folder of its number; ``key`` identifies its configuration.
+
+    left_out: why the combination is none that can be run; such a job has no key.
+    """
+
+    number: int
+    overrides: list[str]
+    key: str | None = None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: the ``command`` as it was typed, Hydra's ``arguments`` for it, and what they expand to."""
+
+    command: str
+    overrides: list[str]
+    flags: list[str]
+    jobs: list[Job]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether only what goes wrong, and the end, is to be said."""
+        return any(text in ("verbosity=quiet", "verbosity=choice(quiet)") for text in self.overrides)
+
+    @property
+    def legal(self) -> list[Job]:
+        """The jobs that can be run."""
+        return [job for job in self.jobs if job.key is not None]
+
+    def label(self, number: int) -> str:
+        """What sets a job apart from the others: the overrides that the sweep varies."""
+        columns = zip(*(job.overrides for job in self.jobs), strict=True)
+        varied = [index for index, column in enumerate(columns) if len(set(column)) > 1]
+        return " ".join(self.jobs[number].overrides[index].lstrip("+") for index in varied)
+
+    def twins(self, number: int) -> list[int]:
+        """The other jobs of the same configuration, such as Plain beside another block, which it does not use."""
+        key = self.jobs[number].key
+        return [job.number for job in self.legal if job.key == key and job.number != number]
+
+    def save(self, folder: Path) -> None:
+        """Write sweep.json."""
+        write_json(folder / PLAN, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Read sweep.json. Raises DataError if it is missing or damaged."""
+        try:
+            content = json.loads((folder / PLAN).read_text())
+            jobs = [Job(**job) for job in content.pop("jobs")]
+            return cls(jobs=jobs, **content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{folder / PLAN} cannot be read ({error}): start a new sweep.") from error
+
+
+def same_jobs(first: Plan, second: Plan) -> bool:
+    """Whether two sweeps run the same configurations under the same numbers."""
+
+    def keys(plan: Plan) -> Sequence[str | None]:
+        return [job.key for job in plan.jobs]
+
+    return keys(first) == keys(second)

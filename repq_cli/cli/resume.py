@@ -1,0 +1,78 @@
+"""``resume=``: a run or a sweep goes on in its folder; ``resume=auto`` finds it by its configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.folders import OUTPUTS
+from repq_cli.cli.overrides import Checker
+from repq_cli.cli.plan import PLAN
+from repq_cli.errors import ConfigError, RepqError
+from repq_cli.report.row import read_row
+
+
+def go_on(target: str, line: CommandLine) -> int:
+    """Go on with the run or the sweep in ``target``; ``auto`` is the newest unfinished one of the same configuration.
+
+    ``line``: what else was given, which may change how it is carried out. Returns the exit code.
+    """
+    from repq_cli.cli import sweep
+
+    changes = line.overrides
+    if target == "auto":
+        target = str(sweep.newest_like(line) if line.multirun else _newest_like(line))
+        changes = [text for text in changes if text.startswith(("runtime.", "verbosity=", "hydra/launcher"))]
+    folder = Path(target)
+    if (folder / PLAN).is_file():
+        return sweep.resume(folder, changes)
+    _resume_run(folder, changes)
+    return 0
+
+
+def _resume_run(folder: Path, changes: list[str]) -> None:
+    from repq_cli.cli.jobs import resume_job, stored_config
+
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"resume={folder} is no folder of a run or a sweep: it holds neither config.yaml nor {PLAN}; "
+            f"name one below {OUTPUTS}."
+        )
+    config = stored_config(folder)
+    for override in changes:
+        _apply(override, config)
+    resume_job(config, folder)
+
+
+def _apply(override: str, config: dict[str, object]) -> None:
+    """Set ``runtime.*`` or ``verbosity`` of a stored configuration."""
+    key, _, text = override.lstrip("+").partition("=")
+    section, _, name = key.partition(".")
+    if key == "verbosity":
+        config[key] = text
+    elif section == "runtime" and isinstance(config["runtime"], dict) and name in config["runtime"]:
+        config["runtime"][name] = yaml.safe_load(text)
+    else:
+        raise ConfigError(
+            f"{override} cannot be changed by resume=, only runtime.* and verbosity can: start a new run."
+        )
+
+
+def _newest_like(line: CommandLine) -> Path:
+    """The newest run folder whose configuration is that of this command line and which is not done."""
+    from repq_cli.cli.jobs import compose_plain, same_run
+
+    checked = Checker("train", line).check()
+    wanted = compose_plain(checked.overrides)
+    for path in sorted((OUTPUTS / "train").glob("*/config.yaml"), reverse=True):
+        try:
+            row = read_row(path.parent)
+        except RepqError:
+            continue
+        if (row is None or row["status"] != "done") and same_run(yaml.safe_load(path.read_text()), wanted):
+            return path.parent
+    raise ConfigError(
+        f"resume=auto finds no unfinished run of this configuration below {OUTPUTS}: leave resume=auto out."
+    )

@@ -1,0 +1,166 @@
+"""A sweep from the outside: its plan, its launch, its end, and how it goes on."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.folders import OUTPUTS, reserve
+from repq_cli.cli.hydra_app import run_app
+from repq_cli.cli.jobs import run_key
+from repq_cli.cli.monitor import Monitor
+from repq_cli.cli.overrides import Checker, Composed, config_file
+from repq_cli.cli.plan import PLAN, Job, Plan, same_jobs
+from repq_cli.cli.sweep_job import RUNNING, STOP, row_of
+from repq_cli.errors import ConfigError, DataError, Interrupted
+from repq_cli.problems import report
+from repq_cli.train.interrupt import stop_request
+from repq_cli.train.runner import alone_in
+
+LISTED = 5  # combinations left out that are named
+
+
+def start(line: CommandLine, typed: Sequence[str]) -> int:
+    """Run every job of a new sweep; ``typed``: the arguments as the user gave them. Returns the exit code."""
+    if any(override.startswith("hydra.sweep.subdir=") for override in line.overrides):
+        raise ConfigError("hydra.sweep.subdir cannot be set: the folder of a job is its number.")
+    plan = plan_of(line, typed)
+    named = [override.partition("=")[2] for override in line.overrides if override.startswith("hydra.sweep.dir=")]
+    folder = Path(named[-1]) if named else reserve(OUTPUTS / "sweep", "train")
+    if (folder / PLAN).exists():
+        raise ConfigError(f"{folder} holds a sweep already: go on with it by resume={folder}, or name another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made ({error.strerror}): choose another folder.") from error
+    plan.save(folder)
+    return _carry_out(folder, plan)
+
+
+def plan_of(line: CommandLine, typed: Sequence[str] = ()) -> Plan:
+    """The jobs of a command line. Raises ConfigError if something in it is wrong, or no combination is legal."""
+    checker = Checker("train", _expanded(line))
+    checked = checker.check()
+    jobs = [_job(number, composed) for number, composed in enumerate(checker.composed)]
+    plan = Plan(shlex.join(["repq", "train", *typed]), checked.overrides, checked.flags, jobs)
+    if not plan.legal:
+        raise report(checker.composed[0].illegal)
+    return plan
+
+
+def _expanded(line: CommandLine) -> CommandLine:
+    """The values of a saved sweep as if they had been typed; what the command line says of the same keys wins."""
+    names = [override.partition("=")[2] for override in line.overrides if override.lstrip("+").startswith("sweep=")]
+    given = {override.lstrip("+").partition("=")[0] for override in line.overrides}
+    saved: list[str] = []
+    for name in names:
+        content = config_file(f"sweep/{name}.yaml", line.config_dir)
+        params = content.get("hydra", {}).get("sweeper", {}).get("params") or {}
+        chosen = given | ({"experiment"} if "model" in given else set())
+        saved += [f"{key}={values}" for key, values in params.items() if key not in chosen]
+    if names:
+        saved.append("hydra.sweeper.params=null")
+    return CommandLine(line.flags, [*saved, *line.overrides], line.config_dir)
+
+
+def _job(number: int, composed: Composed) -> Job:
+    overrides = [text for text in composed.overrides if not text.lstrip("+").startswith(("hydra.", "hydra/", "sweep="))]
+    if composed.illegal:
+        return Job(number, overrides, left_out=" ".join(map(str, composed.illegal)))
+    return Job(number, overrides, key=run_key(composed.config))
+
+
+def resume(folder: Path, changes: Sequence[str]) -> int:
+    """Go on with a sweep: finished jobs are skipped, stopped ones go on, failed ones are tried again."""
+    plan = Plan.load(folder)
+    for change in changes:
+        key = change.lstrip("+").partition("=")[0]
+        if not key.startswith(("runtime.", "hydra/launcher", "hydra.launcher.")) and key != "verbosity":
+            raise ConfigError(
+                f"{change} cannot be changed by resume=, only runtime.*, verbosity and hydra/launcher can: "
+                f"start a new sweep."
+            )
+    changed = {change.lstrip("+").partition("=")[0] for change in changes}
+    kept = [text for text in plan.overrides if text.lstrip("+").partition("=")[0] not in changed]
+    return _carry_out(folder, replace(plan, overrides=[*kept, *changes]))
+
+
+def newest_like(line: CommandLine) -> Path:
+    """The newest unfinished sweep of the same jobs. Raises ConfigError if there is none."""
+    wanted = plan_of(line)
+    for path in sorted((OUTPUTS / "sweep").glob(f"*/{PLAN}"), reverse=True):
+        folder = path.parent
+        try:
+            found = Plan.load(folder)
+        except DataError:
+            continue
+        finished = all(row_of(folder, job.number).get("status") == "done" for job in found.legal)
+        if same_jobs(found, wanted) and not finished:
+            return folder
+    raise ConfigError(f"resume=auto finds no unfinished sweep of these jobs below {OUTPUTS}: leave resume=auto out.")
+
+
+def _carry_out(folder: Path, plan: Plan) -> int:
+    """Launch the jobs; the rows that they leave decide the exit code."""
+    failure: Exception | None = None
+    stopped = 0
+    started = time.monotonic()
+    with alone_in(folder):
+        (folder / STOP).unlink(missing_ok=True)
+        shutil.rmtree(folder / RUNNING, ignore_errors=True)
+        if not plan.quiet:
+            print(_opening(folder, plan), flush=True)
+        with stop_request() as stop, Monitor(folder, plan, stop):
+            try:
+                arguments = [text for text in plan.overrides if not text.startswith("hydra.sweep.dir=")]
+                run_app("train", [*arguments, f"hydra.sweep.dir={folder}", *plan.flags])
+            except Interrupted as interruption:
+                stopped = interruption.exit_code
+            except Exception as error:  # of the first job that could not even leave a row; the others have run
+                failure = error
+        if stop.signal_number is not None:
+            stopped = 128 + stop.signal_number
+    rows = {job.number: row_of(folder, job.number) for job in plan.legal}
+    failed = {number: row for number, row in rows.items() if row.get("status") == "failed"}
+    for error in dict.fromkeys(row.get("error") for row in failed.values()):
+        print(f"failed: {error}")
+        for number in (number for number, row in failed.items() if row.get("error") == error):
+            print(f"  job {number}: {plan.label(number)}\n    {_again(folder, plan.jobs[number])}")
+    done = sum(row.get("status") == "done" for row in rows.values())
+    minutes = (time.monotonic() - started) / 60
+    print(f"{done} of {len(rows)} runs done, {len(failed)} failed, in {minutes:.1f} min, rows in {folder}")
+    if stopped:
+        print(f"Stopped. Go on with: repq train resume={folder}")
+    elif failure is not None:
+        raise failure
+    return stopped or int(bool(failed))
+
+
+def _opening(folder: Path, plan: Plan) -> str:
+    """What is about to happen: how many runs, what is left out and why, what was done before."""
+    legal = plan.legal
+    lines = [f"{len(legal)} run{'s' * (len(legal) != 1)} in {folder}"]
+    same = len(legal) - len({job.key for job in legal})
+    done = sum(row_of(folder, job.number).get("status") == "done" for job in legal)
+    if same:
+        lines[0] += f", {same} of them equal to another one"
+    if done:
+        lines[0] += f", {done} done before"
+    left_out = [job for job in plan.jobs if job.key is None]
+    lines += [f"left out: {plan.label(job.number)}: {job.left_out}" for job in left_out[:LISTED]]
+    if len(left_out) > LISTED:
+        lines.append(f"left out: {len(left_out) - LISTED} more, see {folder / PLAN}")
+    return "\n".join(lines)
+
+
+def _again(folder: Path, job: Job) -> str:
+    """The command that runs one job once more, in its place."""
+    own = folder / str(job.number)
+    if (own / "config.yaml").exists():
+        return f"repq train resume={own}"
+    return shlex.join(["repq", "train", *job.overrides, f"hydra.run.dir={own}"])
