@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,8 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
+@contextmanager
+def own_logging() -> Iterator[None]:
     """Hydra's ``--info`` turns logging up for the whole process; each test starts as a new one would."""
     loggers = [logging.getLogger(), logging.getLogger("hydra")]
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
@@ -55,6 +57,12 @@ def _own_logging() -> Iterator[None]:
     for logger, level, handlers in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    with own_logging():
+        yield
 
 
 def randomise(module: nn.Module) -> nn.Module:
@@ -123,3 +131,26 @@ def results(folder: Path | None) -> dict[str, Any]:
     """What has to be equal in equal runs."""
     row = row_of(folder)
     return {key: row[key] for key in ("metric", "metrics", "checks", "size", "cost", "quant")}
+
+
+# TINY with everything that a test may ask of a finished run: TensorBoard, and the golden losses' steps.
+FINISHED = [*(a for a in TINY if not a.startswith("runtime.tensorboard")), "quant=w4a4", "runtime.log_every=2"]
+
+
+@pytest.fixture(scope="session")
+def _finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The only run of ``FINISHED``; tests get copies, so that none sees what another did to it."""
+    from repq_cli.cli import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    with own_logging(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *FINISHED]) == 0
+    (run,) = folder.glob("outputs/train/*")
+    return run
+
+
+@pytest.fixture
+def finished(_finished_once: Path, in_folder: Path) -> Path:
+    """A finished run of ``FINISHED``, which is ``TINY`` with ``quant=w4a4`` to everything but its logs."""
+    return Path(shutil.copytree(_finished_once, in_folder / "finished" / _finished_once.name))

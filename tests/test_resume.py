@@ -139,26 +139,26 @@ def test_resume_auto_finds_the_unfinished_run_of_the_same_configuration(
     assert row_of(stopped)["status"] == "done"
 
 
-def test_resuming_a_finished_run_says_so(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    _, folder = run_repq("train", *TINY)
-    before = row_of(folder)
-    assert main(["train", f"resume={folder}", "verbosity=normal"]) == 0
+def test_resuming_a_finished_run_says_so(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = row_of(finished)
+    assert main(["train", f"resume={finished}", "verbosity=normal"]) == 0
     assert "already done" in capsys.readouterr().out
-    assert row_of(folder) == before
+    assert row_of(finished) == before
 
 
-def test_resume_takes_only_runtime_keys(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    _, folder = run_repq("train", *TINY)
-    assert main(["train", f"resume={folder}", "qat.epochs=3"]) == 2
+def test_resume_takes_only_runtime_keys(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"resume={finished}", "qat.epochs=3"]) == 2
     assert "qat.epochs=3 cannot be changed by resume=" in capsys.readouterr().err
-    assert main(["train", f"resume={folder}", "runtime.log_every=5"]) == 0
+    assert main(["train", f"resume={finished}", "runtime.log_every=5"]) == 0
     assert main(["train", "resume=nowhere"]) == 2
     assert "resume=nowhere is no run folder" in capsys.readouterr().err
 
 
-def test_a_run_killed_between_the_first_files_of_qat_goes_on(run_repq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_between_the_first_files_of_qat_goes_on(
+    finished: Path, run_repq: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """best.pt of QAT is there and last.pt still of FP: by an error in between, and by a damaged last.pt."""
-    _, unbroken = run_repq("train", *TINY, "quant=w4a4")
+    unbroken = finished
     real = stage.StageTrainer._log_epoch
 
     def fails_in_qat(self: stage.StageTrainer, score: float) -> None:
@@ -175,7 +175,6 @@ def test_a_run_killed_between_the_first_files_of_qat_goes_on(run_repq: Run, monk
     assert main(["train", f"resume={broken}"]) == 0
     assert results(broken) == results(unbroken)
 
-    assert unbroken is not None
     (unbroken / "checkpoints/last.pt").write_bytes(b"damaged")
     expected = results(unbroken)
     (unbroken / "summary.json").unlink()
@@ -205,9 +204,8 @@ def test_resuming_keeps_the_tensorboard_curves_and_the_first_command(
     assert [event.step for event in events.Scalars("qat/loss")] == list(range(20, 39))
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_over(run_repq: Run, in_folder: Path) -> None:
-    _, unbroken = run_repq("train", *TINY)
-    assert unbroken is not None
+def test_a_run_killed_before_its_first_checkpoint_starts_over(finished: Path, in_folder: Path) -> None:
+    unbroken = finished
     killed = in_folder / "killed"
     (killed / "checkpoints").mkdir(parents=True)
     shutil.copy(unbroken / "config.yaml", killed)
@@ -220,11 +218,9 @@ def test_a_second_interrupt_is_not_an_exception_that_a_sweep_swallows() -> None:
     assert not issubclass(Interrupted, Exception)
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_todays_defaults(run_repq: Run, in_folder: Path) -> None:
+def test_a_run_of_an_earlier_version_goes_on_with_todays_defaults(finished: Path) -> None:
     """Its config.yaml lacks the keys that came later."""
-    code, folder = run_repq("train", *TINY, "quant=w4a4")
-    assert code == 0
-    assert folder is not None
+    folder = finished
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for key in ("pad_value", "symmetric", "int32_bias"):
         del config["quant"][key]

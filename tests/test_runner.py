@@ -60,7 +60,9 @@ def test_ptq_calibrates_and_trains_nothing(run_repq: Run) -> None:
     assert not any(json.loads(line)["stage"] == "qat" for line in (folder / "metrics.jsonl").read_text().splitlines())
 
 
-def test_branchwise_reports_the_bits_that_merging_needs(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_branchwise_reports_the_bits_that_merging_needs(
+    finished: Path, run_repq: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, folder = run_repq("train", *TINY, "quant=w4a4", "mode=branchwise", "verbosity=normal")
     assert code == 0
     row = row_of(folder)
@@ -77,7 +79,7 @@ def test_branchwise_reports_the_bits_that_merging_needs(run_repq: Run, capsys: p
     needed, text = row["branchwise"]["table_bits"], capsys.readouterr().out
     assert f"{needed} bits with a look-up table, more than 24 as integers" in text
     assert "deployed = requantized" in text
-    assert "branchwise" not in row_of(run_repq("train", *TINY, "quant=w4a4")[1])
+    assert "branchwise" not in row_of(finished)
 
 
 def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,11 +140,8 @@ def test_merging_is_judged_in_float64_where_float32_rounds_too_much(
     assert ("a branch's merge is wrong" in captured.err) == wrong
 
 
-def test_a_run_leaves_the_folder_of_the_contract(run_repq: Run) -> None:
-    arguments = [*(a for a in TINY if not a.startswith("runtime.tensorboard")), "quant=w4a4"]
-    code, folder = run_repq("train", *arguments)
-    assert code == 0
-    assert folder is not None
+def test_a_run_leaves_the_folder_of_the_contract(finished: Path) -> None:
+    folder = finished
     assert folder.name.endswith("-repvgg_a0-repq_bnest-w4a4")
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     events = {name for name in names if name.startswith("tb/")}
@@ -184,11 +183,10 @@ def test_a_run_leaves_the_folder_of_the_contract(run_repq: Run) -> None:
     assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
-def test_the_same_seed_gives_the_same_results_and_bytes(run_repq: Run) -> None:
-    _, first = run_repq("train", *TINY, "quant=w4a4", "seed=3")
-    _, second = run_repq("train", *TINY, "quant=w4a4", "seed=3")
+def test_the_same_seed_gives_the_same_results_and_bytes(finished: Path, run_repq: Run) -> None:
+    first = finished
+    _, second = run_repq("train", *TINY, "quant=w4a4")
     _, other = run_repq("train", *TINY, "quant=w4a4", "seed=4")
-    assert first is not None
     assert second is not None
     assert first != second
     assert results(first) == results(second)
@@ -198,9 +196,8 @@ def test_the_same_seed_gives_the_same_results_and_bytes(run_repq: Run) -> None:
     assert (first / name).read_bytes() != (other / name).read_bytes()
 
 
-def test_qat_is_the_same_whether_fp_was_trained_here_or_loaded(run_repq: Run) -> None:
-    _, trained = run_repq("train", *TINY, "quant=w4a4")
-    assert trained is not None
+def test_qat_is_the_same_whether_fp_was_trained_here_or_loaded(finished: Path, run_repq: Run) -> None:
+    trained = finished
     for source in (trained, trained / "checkpoints/fp.pt"):
         code, loaded = run_repq("train", *TINY, "quant=w4a4", f"fp.checkpoint={source}")
         assert code == 0
@@ -214,12 +211,10 @@ def losses(folder: Path, stage_name: str) -> list[float]:
     return [entry["loss"] for entry in entries if entry["stage"] == stage_name and "loss" in entry]
 
 
-def test_golden_losses(run_repq: Run) -> None:
+def test_golden_losses(finished: Path) -> None:
     """A change that should not alter numbers keeps these losses; one that should says so and renews them."""
-    _, folder = run_repq("train", *TINY, "quant=w4a4", "runtime.log_every=2")
-    assert folder is not None
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
-    got = {name: losses(folder, name)[: len(golden[name])] for name in ("fp", "qat")}
+    got = {name: losses(finished, name)[: len(golden[name])] for name in ("fp", "qat")}
     for name in ("fp", "qat"):
         # Processors sum in different orders, and rounding to 4 bit makes small differences larger.
         assert got[name] == pytest.approx(golden[name], rel=1e-3 if name == "fp" else 2e-2), got
@@ -268,10 +263,9 @@ def test_a_deployed_net_that_differs_is_exit_4(
 
 
 def test_checkpoints_that_do_not_fit_are_refused(
-    run_repq: Run, capsys: pytest.CaptureFixture[str], in_folder: Path
+    finished: Path, run_repq: Run, capsys: pytest.CaptureFixture[str], in_folder: Path
 ) -> None:
-    _, folder = run_repq("train", *TINY)
-    assert folder is not None
+    folder = finished
     cases = {
         (f"fp.checkpoint={folder}", "mode=plain"): r"has rep repvgg and this run rep none",
         (f"fp.checkpoint={folder}", "model=repvgg_b0"): r"has model repvgg_a0 and this run model repvgg_b0",
@@ -306,9 +300,9 @@ def test_two_processes_cannot_work_in_one_folder(
 
 
 def test_a_folder_that_holds_a_run_is_not_used_again(
-    run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", *TINY, "hydra.run.dir=mine"]) == 0
+    finished.rename(in_folder / "mine")
     before = {path: path.read_bytes() for path in (in_folder / "mine").rglob("*") if path.is_file()}
     assert main(["train", *TINY, "hydra.run.dir=mine"]) == 2
     assert "mine holds a run already: go on with it by resume=mine" in capsys.readouterr().err
