@@ -82,16 +82,25 @@ def test_branchwise_reports_the_bits_that_merging_needs(
     assert "branchwise" not in row_of(finished)
 
 
+def eighth(tensor: torch.Tensor) -> torch.Tensor:
+    """A published tensor as it would be in a net of an eighth of the width: 64 channels and more become 8 and more."""
+    for dim, size in enumerate(tensor.shape):
+        tensor = tensor.narrow(dim, 0, size // 8 if size >= 64 else size)
+    return tensor.clone()
+
+
 def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reference = torchvision.models.resnet18(num_classes=10)
+    reference = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
     reference.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)  # the digits are grey
-    torch.save(reference.state_dict(), in_folder / "resnet18.pth")
-    resnet = ["+model=resnet18", "fp.checkpoint=resnet18.pth", "mode=ptq", *TINY[5:]]
+    published = {key: eighth(tensor) for key, tensor in reference.state_dict().items()}
+    torch.save(published, in_folder / "resnet18.pth")
+    small = ["model.blocks=[1,1,1,1]", "model.width=0.125"]
+    resnet = ["+model=resnet18", *small, "fp.checkpoint=resnet18.pth", "mode=ptq", *TINY[5:]]
     code, folder = run_repq("train", *resnet)
     assert code == 0
     assert folder is not None
     kept = torch.load(folder / "checkpoints/fp.pt", weights_only=True)
-    assert torch.equal(kept["net"]["classifier.weight"], reference.state_dict()["fc.weight"])
+    assert torch.equal(kept["net"]["classifier.weight"], published["fc.weight"])
     assert row_of(folder)["lineage"]["fp_run"] == "resnet18.pth"
     cases = {
         (
