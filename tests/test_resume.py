@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -50,18 +51,20 @@ class StopAfter(StopRequest):
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     steps: int,
     quant: list[str],
+    finished: Path,
     run_repq: Run,
     in_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stopped in FP or QAT, in the middle of an epoch or at its end: equal metrics, log, and deployed bytes."""
-    _, unbroken = run_repq("train", *TINY, *quant)
+    arguments = ["train", *TINY, *quant, "runtime.log_every=2"]  # as ``finished`` logs
+    unbroken = finished if quant == ["quant=w4a4"] else run_repq(*arguments)[1]
     assert unbroken is not None
     with monkeypatch.context() as patch:
         patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
         StopAfter.left = steps
-        code, stopped = run_repq("train", *TINY, *quant)
+        code, stopped = run_repq(*arguments)
     assert code == 130
     assert stopped is not None
     assert row_of(stopped)["status"] == "interrupted"
@@ -113,15 +116,37 @@ def _three_qat_entries(folder: Path) -> Path | None:
     return path if path.exists() and path.read_text().count('"stage": "qat"') >= 3 else None
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_with_a_checkpoint_and_their_exit_code(number: int, code: int, in_folder: Path) -> None:
+def test_ctrl_c_ends_a_process_with_a_checkpoint_and_exit_code_130(in_folder: Path) -> None:
     process = spawn(in_folder, "train", *TINY, "quant=w4a4", "qat.epochs=50", "hydra.run.dir=stopped")
     wait_for(lambda: _three_qat_entries(in_folder / "stopped"), process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
+    assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "resume=stopped" in output
+    assert row_of(in_folder / "stopped")["status"] == "interrupted"
+    assert (in_folder / "stopped/checkpoints/last.pt").exists()
+
+
+def test_sigterm_ends_with_a_checkpoint_and_exit_code_143(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system's own signal, which a step of QAT sends to its process."""
+    real = stage.training_step
+    steps = []
+
+    def signalling(*arguments: Any) -> tuple[float, float]:
+        steps.append(None)
+        if len(steps) == 25:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(stage, "training_step", signalling)
+    assert main(["train", *TINY, "quant=w4a4", "hydra.run.dir=stopped"]) == 143
+    assert len(steps) == 25
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    assert "resume=stopped" in captured.out
     assert row_of(in_folder / "stopped")["status"] == "interrupted"
     assert (in_folder / "stopped/checkpoints/last.pt").exists()
 
