@@ -23,6 +23,8 @@ from repq_cli.train.fp_key import fp_key
 from repq_cli.train.optim import make_optimizer
 from repq_cli.typecheck import annotations_of
 
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
+
 ROOT = Path(repq_cli.configs.__file__).parent
 GROUPS = sorted(path.relative_to(ROOT) for path in ROOT.glob("*/*.yaml") if path.parent.name != "hydra")
 OVERRIDES = {"data/image_folder.yaml": ["data.root=x"]}
