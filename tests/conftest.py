@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,3 +155,20 @@ def _finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(_finished_once: Path, in_folder: Path) -> Path:
     """A finished run of ``FINISHED``, which is ``TINY`` with ``quant=w4a4`` to everything but its logs."""
     return Path(shutil.copytree(_finished_once, in_folder / "finished" / _finished_once.name))
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside the wrapper of pytest-cov
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """``no_cover`` tests run untraced in a worker of xdist too.
+
+    There pytest-cov has started coverage twice; for such a test it stops the second, and that wakes the first, whose
+    counts nobody reads but whose tracing takes as long as the test itself.
+    """
+    tracing = sys.gettrace()
+    if tracing is None or item.get_closest_marker("no_cover") is None:
+        return (yield)
+    sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracing)
