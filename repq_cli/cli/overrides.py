@@ -70,7 +70,7 @@ class Checker:
                 self._check_composed([*groups, *values])
         if self.problems:
             raise report(self.problems)
-        as_text = _for_each_job if self.line.multirun else _as_given
+        as_text = _for_each_job if self.line.multirun and not self.line.only_shows else _as_given
         return CommandLine(self.line.flags, [as_text(override) for override in overrides], self.line.config_dir)
 
     def _parse(self) -> Iterator[Override]:

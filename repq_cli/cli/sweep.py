@@ -17,7 +17,7 @@ from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.overrides import Checker, Composed, config_file
 from repq_cli.cli.plan import PLAN, Job, Plan, same_jobs
 from repq_cli.cli.sweep_job import RUNNING, STOP, row_of
-from repq_cli.errors import ConfigError, DataError, Interrupted
+from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.problems import report
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.runner import alone_in
@@ -113,8 +113,8 @@ def _carry_out(folder: Path, plan: Plan) -> int:
     with alone_in(folder):
         (folder / STOP).unlink(missing_ok=True)
         shutil.rmtree(folder / RUNNING, ignore_errors=True)
-        if not plan.quiet:
-            print(_opening(folder, plan), flush=True)
+        for line in _opening(folder, plan):
+            print(line, flush=True)
         with stop_request() as stop, Monitor(folder, plan, stop):
             try:
                 arguments = [text for text in plan.overrides if not text.startswith("hydra.sweep.dir=")]
@@ -127,22 +127,25 @@ def _carry_out(folder: Path, plan: Plan) -> int:
             stopped = 128 + stop.signal_number
     rows = {job.number: row_of(folder, job.number) for job in plan.legal}
     failed = {number: row for number, row in rows.items() if row.get("status") == "failed"}
-    for error in dict.fromkeys(row.get("error") for row in failed.values()):
-        print(f"failed: {error}")
-        for number in (number for number, row in failed.items() if row.get("error") == error):
+    for message in dict.fromkeys(row.get("error") for row in failed.values()):
+        print(f"failed: {message}")
+        for number in (number for number, row in failed.items() if row.get("error") == message):
             print(f"  job {number}: {plan.label(number)}\n    {_again(folder, plan.jobs[number])}")
     done = sum(row.get("status") == "done" for row in rows.values())
     minutes = (time.monotonic() - started) / 60
     print(f"{done} of {len(rows)} runs done, {len(failed)} failed, in {minutes:.1f} min, rows in {folder}")
     if stopped:
         print(f"Stopped. Go on with: repq train resume={folder}")
-    elif failure is not None:
+    elif isinstance(failure, RepqError):
         raise failure
+    elif failure is not None:  # such as a worker process that was killed
+        reason = f"{type(failure).__name__}: {failure}".splitlines()[0].rstrip(".")
+        raise RepqError(f"The launcher broke off ({reason}). Go on with: repq train resume={folder}")
     return stopped or int(bool(failed))
 
 
-def _opening(folder: Path, plan: Plan) -> str:
-    """What is about to happen: how many runs, what is left out and why, what was done before."""
+def _opening(folder: Path, plan: Plan) -> list[str]:
+    """What is about to happen: how many runs, what was done before, what is left out and why."""
     legal = plan.legal
     lines = [f"{len(legal)} run{'s' * (len(legal) != 1)} in {folder}"]
     same = len(legal) - len({job.key for job in legal})
@@ -155,7 +158,7 @@ def _opening(folder: Path, plan: Plan) -> str:
     lines += [f"left out: {plan.label(job.number)}: {job.left_out}" for job in left_out[:LISTED]]
     if len(left_out) > LISTED:
         lines.append(f"left out: {len(left_out) - LISTED} more, see {folder / PLAN}")
-    return "\n".join(lines)
+    return lines[1:] if plan.quiet else lines
 
 
 def _again(folder: Path, job: Job) -> str:
