@@ -158,7 +158,7 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("model._target_=repq_cli.nothing.there", "names nothing that can be imported"),
         ("fp.lr=${nothing}", "cannot be composed"),
         ("quant=7", "quant=7 must be one of"),
-        ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint, format, merged_training."),
+        ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint, format"),
         ("qat.checkpoint=x", "qat.checkpoint=x is an unknown key"),
         ("hydra/launcher=nothing", "hydra/launcher=nothing must be one of"),
         ("quant=w4a4,w2a2", "quant=w4a4,w2a2 names several values, which is a sweep: add -m"),
@@ -296,25 +296,6 @@ def test_a_plugin_package_may_be_named(in_folder: Path, monkeypatch: pytest.Monk
     assert run_repq("train", *TINY, "rep._target_=my_package.block", "plugins=[my_package]")[0] == 0
 
 
-def test_a_sweep_leaves_a_row_per_job_and_goes_on_after_a_failure(
-    in_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """``rep=none`` with ``mode=merged`` is legal word by word; only that job of the sweep fails."""
-    code = main(["train", "-m", *TINY, "quant=w4a4", "rep=none,repvgg", "mode=merged,plain"])
-    captured = capsys.readouterr()
-    assert code == 1
-    rows = [json.loads(path.read_text()) for path in sorted(in_folder.glob("outputs/sweep/*/*/summary.json"))]
-    assert [(row["rep"], row["mode"], row["status"]) for row in rows] == [
-        ("none", "merged", "failed"),
-        ("none", "plain", "done"),
-        ("repvgg", "merged", "done"),
-        ("repvgg", "plain", "done"),
-    ]
-    assert "nothing to merge" in rows[0]["error"]
-    assert "3 of 4 runs done" in captured.out
-    assert "Traceback" not in captured.err
-
-
 def test_batch_norm_modes_need_batch_norm() -> None:
     from repq_cli import build
     from repq_cli.cli.jobs import compose_plain
@@ -324,14 +305,6 @@ def test_batch_norm_modes_need_batch_norm() -> None:
     config["rep"]["batch_norm"] = False
     (problem,) = validate(config, build.target_arguments)
     assert str(problem).startswith("mode=repq_bn needs batch norm, which rep=repvgg has none of")
-
-
-def test_a_sweep_may_glob_and_name_its_folder(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", "-m", *TINY, "rep=none", "quant=glob(w4*,exclude=[w8a8,w2a2])", "mode=merged,plain"]
-    assert main([*arguments, "hydra.sweep.dir=mine"]) == 1
-    captured = capsys.readouterr()
-    assert "1 of 2 runs done, rows in mine" in captured.out
-    assert "failed: mine/0 (repvgg_a0, rep none, mode merged)" in captured.out
 
 
 @pytest.mark.parametrize("folder", ["/proc/nope", "file"])

@@ -176,7 +176,7 @@ def test_resume_takes_only_runtime_keys(finished: Path, capsys: pytest.CaptureFi
     assert "qat.epochs=3 cannot be changed by resume=" in capsys.readouterr().err
     assert main(["train", f"resume={finished}", "runtime.log_every=5"]) == 0
     assert main(["train", "resume=nowhere"]) == 2
-    assert "resume=nowhere is no run folder" in capsys.readouterr().err
+    assert "resume=nowhere is no folder of a run or a sweep" in capsys.readouterr().err
 
 
 def test_a_run_killed_between_the_first_files_of_qat_goes_on(

@@ -67,7 +67,7 @@ class Checker:
             tree = self._compose([_choices(override)[0] for override in groups])
             if tree is not None:
                 values = [override for override in values if self._key_is_known(override, tree)]
-                self._check_composed([*groups, *values])
+                self._check_composed([override for override in overrides if override in groups or override in values])
         if self.problems:
             raise report(self.problems)
         as_text = _for_each_job if self.line.multirun and not self.line.only_shows else _as_given

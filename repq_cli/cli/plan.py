@@ -38,7 +38,8 @@ class Plan:
     @property
     def quiet(self) -> bool:
         """Whether only what goes wrong, and the end, is to be said."""
-        return any(text in ("verbosity=quiet", "verbosity=choice(quiet)") for text in self.overrides)
+        said = [text for text in self.overrides if text.startswith("verbosity=")]
+        return said[-1:] in (["verbosity=quiet"], ["verbosity=choice(quiet)"])
 
     @property
     def legal(self) -> list[Job]:

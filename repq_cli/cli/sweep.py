@@ -22,8 +22,6 @@ from repq_cli.problems import report
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.runner import alone_in
 
-LISTED = 5  # combinations left out that are named
-
 
 def start(line: CommandLine, typed: Sequence[str]) -> int:
     """Run every job of a new sweep; ``typed``: the arguments as the user gave them. Returns the exit code."""
@@ -154,10 +152,10 @@ def _opening(folder: Path, plan: Plan) -> list[str]:
         lines[0] += f", {same} of them equal to another one"
     if done:
         lines[0] += f", {done} done before"
-    left_out = [job for job in plan.jobs if job.key is None]
-    lines += [f"left out: {plan.label(job.number)}: {job.left_out}" for job in left_out[:LISTED]]
-    if len(left_out) > LISTED:
-        lines.append(f"left out: {len(left_out) - LISTED} more, see {folder / PLAN}")
+    for reason in dict.fromkeys(job.left_out for job in plan.jobs if job.left_out):
+        numbers = [job.number for job in plan.jobs if job.left_out == reason]
+        others = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        lines.append(f"left out: {plan.label(numbers[0])}{others}: {reason}")
     return lines[1:] if plan.quiet else lines
 
 

@@ -1,0 +1,287 @@
+"""Sweeps: every legal run once, a row for each whatever happens, and nothing done twice when they go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, results, row_of
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from repq_cli.cli import main
+from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.jobs import compose_plain, run_key, same_run
+from repq_cli.cli.monitor import Monitor
+from repq_cli.cli.plan import PLAN, Plan
+from repq_cli.cli.sweep import plan_of
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.train.interrupt import StopRequest
+
+pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker")
+
+SWEPT = ["rep=none,repvgg", "mode=merged,plain", "quant=w8a8,w4a4"]
+LEGAL = [2, 3, 4, 5, 6, 7]  # of those eight; the first two have nothing to merge
+SMALL = [*(text for text in TINY if text != "fp.reuse=false"), "model.width=0.0625"]
+
+
+def plan(*arguments: str) -> Plan:
+    return plan_of(CommandLine.parse(["-m", *arguments]))
+
+
+def folder_of_sweep() -> Path:
+    return sorted(Path("outputs/sweep").iterdir())[-1]
+
+
+def rows(sweep: Path) -> dict[int, dict[str, Any]]:
+    found = {int(path.parent.name): json.loads(path.read_text()) for path in sweep.glob("*/summary.json")}
+    return dict(sorted(found.items()))
+
+
+def trained(sweep: Path, stage: str) -> list[int]:
+    """The jobs in whose log an epoch of ``stage`` ends, and which are no copies of another."""
+    logs = {int(path.parent.name): path.read_text() for path in sweep.glob("*/train.log")}
+    copies = {number for number, row in rows(sweep).items() if "same_as" in row.get("lineage", {})}
+    return sorted(number for number, log in logs.items() if f"{stage} epoch" in log and number not in copies)
+
+
+@pytest.fixture
+def start(in_folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start ``repq train`` in a process group of its own, as a terminal does; nothing of it is left behind."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "repq_cli.cli", "train", *arguments]
+        with Path("log").open("a") as log:
+            started.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_plan_numbers_jobs_as_hydra_does(in_folder: Path) -> None:
+    arguments = ["+model=repvgg_a0,resnet18_cifar", "model.width=0.5", "seed=2,0", "rep=acnet", "quant=w8a8,w4a4"]
+    overrides = OverridesParser.create().parse_overrides(plan(*arguments).overrides)
+    (batch,) = BasicSweeper.split_arguments(overrides, None)
+    found = plan(*arguments)
+    assert [[text.lstrip("+") for text in job.overrides] for job in found.jobs] == [
+        [text.lstrip("+") for text in job] for job in batch
+    ]
+    assert found.label(6) == "model=resnet18_cifar seed=0 quant=w8a8"
+    assert len({job.key for job in found.jobs}) == 8
+
+
+def test_the_issue_s_sweep_has_nine_fp_stages_and_plain_once(in_folder: Path) -> None:
+    """Two blocks, four modes, three widths, three seeds: 72 runs, of which nine pairs of Plain are the same."""
+    from repq_cli.schema import with_defaults
+    from repq_cli.train.fp_key import fp_key
+
+    modes = ["plain", "merged", "repq_bn", "repq_bnest"]
+    configs = [
+        compose_plain(["+model=resnet18_cifar", f"rep={rep}", f"mode={mode}", f"quant={quant}", f"seed={seed}"])
+        for rep in ("acnet", "orepa")
+        for mode in modes
+        for quant in ("w8a8", "w2a2")
+        for seed in (0, 1)
+    ]
+    assert len({fp_key(with_defaults(config)) for config in configs}) == 3 * 2
+    assert len({run_key(config) for config in configs}) == len(configs) - 4
+    plain = [config for config in configs if config["mode"]["name"] == "plain"]
+    assert not same_run(plain[0], plain[4]) and run_key(plain[0]) == run_key(plain[4])
+
+
+def test_a_sweep_leaves_out_what_is_illegal_and_runs_the_same_once(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "-m", *SMALL, *SWEPT, "verbosity=normal"]) == 0
+    sweep = folder_of_sweep()
+    found = rows(sweep)
+    assert list(found) == LEGAL and {row["status"] for row in found.values()} == {"done"}
+    assert not (sweep / "0").exists()
+    assert trained(sweep, "FP") == [2, 4] and trained(sweep, "QAT") == [2, 3, 4, 5]
+    for copy, original in ((6, 2), (7, 3)):
+        assert found[copy]["lineage"]["same_as"] == str(sweep / str(original))
+        assert (found[copy]["rep"], found[original]["rep"]) == ("repvgg", "none")
+        assert results(sweep / str(copy)) == results(sweep / str(original))
+        assert main(["eval", f"run={sweep / str(copy)}", "verbosity=quiet"]) == 0
+        stored = (sweep / str(copy) / "config.yaml").read_text()
+        assert "name: repvgg\n" in stored
+    shown = capsys.readouterr().out
+    assert "6 runs in outputs/sweep" in shown and "2 of them equal to another one" in shown
+    assert "left out: rep=none mode=merged quant=w8a8 and 1 more: mode=merged has nothing to merge" in shown
+    assert "[5/6] job 6: rep=repvgg mode=plain quant=w8a8" in shown and "the same run as job 2" in shown
+    assert "6 of 6 runs done, 0 failed" in shown
+    assert all(row["command_line"].startswith("repq train -m +model=repvgg_a0") for row in found.values())
+
+
+def test_a_failing_job_is_told_and_tried_again(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocked = Path("mine/2/checkpoints")  # a file where the run wants a folder
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+    arguments = ["train", "-m", *SMALL, "quant=w8a8,w4a4", "rep.kernels=[3],[9]", "hydra.sweep.dir=mine"]
+    assert main(arguments) == 1
+    assert [row["status"] for row in rows(Path("mine")).values()] == ["done", "failed", "failed", "failed"]
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err and "Error executing job" not in captured.err
+    assert captured.out.count("rep.kernels=[9] makes no block") == 1  # a reason for two jobs
+    assert "1 of 4 runs done, 3 failed" in captured.out
+    again = [line.strip() for line in captured.out.splitlines() if line.startswith("    repq train")]
+    assert len(again) == 3 and "    repq train resume=mine/2" in captured.out.splitlines()
+
+    blocked.unlink()
+    assert main(["train", "resume=mine"]) == 1
+    assert [row["status"] for row in rows(Path("mine")).values()] == ["done", "failed", "done", "failed"]
+    assert trained(Path("mine"), "FP") == [0]
+    command = shlex.split(next(line for line in again if line.endswith("mine/3")))[1:]
+    fixed = [text.replace("rep.kernels=[9]", "rep.kernels=[1,3]") for text in command]
+    assert main(fixed) == 0 and row_of(Path("mine/3"))["status"] == "done"
+
+
+def test_a_stopped_sweep_goes_on_as_if_it_had_not_stopped(
+    start: Callable[..., subprocess.Popen[str]], in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C, then a process that is killed, then to the end: results as of a sweep that ran through."""
+    arguments = ["-m", *SMALL, "qat.epochs=5", "mode=merged,repq", "verbosity=normal"]
+    first = start(*arguments)
+    wait_until(lambda: any("QAT epoch" in log.read_text() for log in Path().glob("outputs/sweep/*/0/train.log")))
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(timeout=60) == 130
+    sweep = folder_of_sweep()
+    assert rows(sweep)[0]["status"] == "interrupted" and list(rows(sweep)) == [0]
+    assert f"Stopped. Go on with: repq train resume={sweep}\n" in Path("log").read_text()
+
+    second = start(f"resume={sweep}")
+    wait_until(lambda: "job 1" in Path("log").read_text() and (sweep / "1/config.yaml").exists())
+    second.kill()
+    second.wait()
+    assert main(["train", *arguments, "resume=auto", "verbosity=quiet"]) == 0
+    assert trained(sweep, "FP") == [0]
+    assert main(["train", *arguments, "hydra.sweep.dir=unbroken", "verbosity=quiet"]) == 0
+    for number in (0, 1):
+        assert results(sweep / str(number)) == results(Path(f"unbroken/{number}"))
+    capsys.readouterr()
+    assert main(["train", f"resume={sweep}", "verbosity=normal"]) == 0
+    assert "2 done before" in capsys.readouterr().out
+    assert main(["train", *arguments, "resume=auto"]) == 2
+    assert "finds no unfinished sweep" in capsys.readouterr().err
+
+
+def test_jobs_in_other_processes_stop_after_a_checkpoint(
+    start: Callable[..., subprocess.Popen[str]], in_folder: Path
+) -> None:
+    """Only the launching process gets the signal; its workers find a file in the sweep's folder."""
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    process = start("-m", *SMALL, *joblib, "qat.epochs=400", "mode=merged,repq,plain", "verbosity=normal")
+
+    def training(number: int) -> bool:
+        log = folder_of_sweep() / str(number) / "train.log" if Path("outputs/sweep").exists() else Path("none")
+        return log.exists() and "QAT epoch" in log.read_text()
+
+    wait_until(lambda: training(0) and training(1))
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    sweep = folder_of_sweep()
+    assert {number: row["status"] for number, row in rows(sweep).items()} == {0: "interrupted", 1: "interrupted"}
+    assert all((sweep / str(number) / "checkpoints/last.pt").exists() for number in (0, 1))
+    assert not (sweep / "2/config.yaml").exists()
+    assert len(trained(sweep, "FP")) == 1  # two processes wanted the one FP stage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "mode=merged", "rep=none", "seed=0,1"], "nothing to merge"),
+        (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "the folder of a job is its number"),
+        (["resume=sweep", "seed=3"], "seed=3 cannot be changed by resume="),
+        (["resume=broken"], "cannot be read"),
+        (["-m", "seed=0,1", "hydra.sweep.dir=sweep"], "holds a sweep already"),
+        (["-m", "seed=0,1", "resume=auto"], "finds no unfinished sweep"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    arguments: list[str], message: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sweep", "broken"):
+        Path(name).mkdir()
+    Plan("repq train -m", ["+model=repvgg_a0"], ["-m"], []).save(Path("sweep"))
+    Path("broken", PLAN).write_text('{"jobs": [')
+    model = [] if "resume=sweep" in arguments else ["+model=repvgg_a0"]
+    assert main(["train", *arguments, *model]) in (2, 3)
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in in_folder.iterdir()) == ["broken", "sweep"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count", "texts"),
+    [
+        (["+sweep=bits", "+model=repvgg_a0"], 3, ["quant=w2a2"]),
+        (["sweep=bits", "+model=repvgg_a0", "quant=w4a4"], 1, ["quant=w4a4"]),
+        (["+sweep=modes", "experiment=survey_float", "seed=0,1"], 10, ["mode=repq_bnest", "seed=1"]),
+        (["+sweep=paper_table2", "+model=resnet18_cifar", "rep=acnet"], 12, ["mode=plain", "quant=w2a2"]),
+        (["+model=repvgg_a0", "quant=glob(w4*,exclude=[w8a8,w2a2])"], 1, ["quant=w4a4"]),
+        (["+sweep=paper_table2", "quant=w8a8", "mode=merged"], 5, ["+experiment=imagenet_orepa_resnet18"]),
+    ],
+)
+def test_saved_sweeps_alone_and_on_top(arguments: list[str], count: int, texts: list[str], in_folder: Path) -> None:
+    found = plan(*arguments)
+    assert len(found.jobs) == count
+    said = {text for job in found.jobs for text in job.overrides}
+    assert set(texts) <= said and not any(text.startswith(("hydra", "sweep")) for text in said)
+
+
+def test_the_keys_of_a_model_may_be_set_where_several_are_swept(in_folder: Path) -> None:
+    found = plan("+model=repvgg_a0,resnet18_cifar", "model.width=0.25")
+    assert all("model.width=0.25" in job.overrides for job in found.jobs)
+    with pytest.raises(ConfigError, match=r"model\.blocks"):
+        plan("+model=mobilenet_v1,repvgg_a0", "model.blocks=[1,1,1,1]")
+
+
+def test_the_line_counts_by_what_the_folder_holds(in_folder: Path) -> None:
+    sweep = Path("sweep")
+    (sweep / ".running").mkdir(parents=True)
+    found = plan("+model=repvgg_a0", "seed=0,1,2,3,4")
+    for number, status in enumerate(("done", "failed")):
+        (sweep / str(number)).mkdir()
+        (sweep / str(number) / "summary.json").write_text(json.dumps({"status": status}))
+    monitor = Monitor(sweep, found, StopRequest())
+    assert monitor.count() == (1, 0, 0, 4)  # the failed one is about to be tried again
+    assert monitor.seconds_left() is None
+    (sweep / ".running/2").touch()
+    assert monitor.count() == (1, 0, 1, 3)
+    (sweep / "2").mkdir()
+    (sweep / "2/summary.json").write_text('{"status": "done"')
+    assert monitor.count() == (1, 0, 1, 3)  # half-written
+    (sweep / "2/summary.json").write_text('{"status": "done"}')
+    (sweep / ".running/2").unlink()
+    os.utime(sweep / "1/summary.json", (1, 1))  # written anew
+    assert monitor.count() == (2, 1, 0, 2)
+    monitor.started -= 100
+    assert monitor.seconds_left() == pytest.approx(100, rel=0.05)  # two runs since the start, two to go
+
+
+def test_a_damaged_plan_is_an_error_of_its_own(in_folder: Path) -> None:
+    for content in ("", "[]", "{}", '{"jobs": [{"a": 1}]}', '{"jobs": 3}'):
+        Path(PLAN).write_text(content)
+        with pytest.raises(DataError, match=r"cannot be read"):
+            Plan.load(Path("."))
