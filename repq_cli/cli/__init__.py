@@ -30,6 +30,7 @@ COMMANDS = {
     "train": Command("pretrain, train quantization-aware, freeze to integers, check", "repq_cli.cli.commands:train"),
     "eval": Command("a finished run on any evaluation set", "repq_cli.cli.commands:evaluate"),
     "upscale": Command("enlarge image files with a super-resolution run", "repq_cli.cli.commands:upscale"),
+    "table": Command("the papers' tables from the rows of runs", "repq_cli.cli.table:table"),
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
     "cache": Command("list and prune the FP stages that runs share", "repq_cli.cli.cache:cache"),
 }

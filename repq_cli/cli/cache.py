@@ -9,7 +9,7 @@ from pathlib import Path
 
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import Taken
-from repq_cli.report.closing import file_size
+from repq_cli.report.text import file_size
 from repq_cli.train.fp_cache import ROOT, FPCache, stored
 
 HEADER = ("key", "model", "rep", "data", "seed", "epochs", "trained", "size", "last used", "trained in")
