@@ -53,6 +53,7 @@ class Document:
 
 def document(runs: Sequence[Run], notes: Sequence[str], names: Sequence[str], published: bool) -> Document:
     """The tables called ``names``, or if there are none, those for which there is something to show."""
+    runs = sorted(runs, key=lambda run: run.folder)
     usable = [run for run in runs if run.mode != "auto"]  # a job that failed before its mode was decided
     chapters = []
     for section in sections_of(usable):

@@ -91,6 +91,9 @@ def _rep(options: Options, settings: Sequence[Setting]) -> str:
 
 
 def _varying(many: Sequence[Options]) -> frozenset[str]:
-    """The keys that do not have the same value everywhere."""
-    keys = {key for options in many for key in options}
-    return frozenset(key for key in keys if len({options.get(key, NOT_SET) for options in many}) > 1)
+    """The keys that do not have the same value wherever they have one."""
+    values: dict[str, set[Any]] = defaultdict(set)
+    for options in many:
+        for key, value in options.items():
+            values[key].add(value)
+    return frozenset(key for key, found in values.items() if len(found) > 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from repq_cli.report.row import ROW, Row
 
 CONFIG = "config.yaml"
 NOT_RUNS = {"checkpoints", "deploy", "tb"}  # folders of a run that hold no other one
+LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
+LARGEST_DEPTH = 1000  # of nested lists in a config.yaml, far more than any has
 STATUSES = ("done", "failed", "interrupted", "unfinished")
 
 # Keys that change how a run is carried out, or where things come from, but not what it computes.
@@ -236,9 +237,11 @@ class _Fields:
         return found
 
     def _is_number(self, key: str, value: Any) -> bool:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST:
             return True
-        self.problems.append(f"{self.folder}: {key} is {value!r}, which is no number; it counts as not measured.")
+        self.problems.append(
+            f"{self.folder}: {key} is {value!r}, which is no usable number; it counts as not measured."
+        )
         return False
 
 
@@ -258,6 +261,9 @@ def _mapping(path: Path, parse: Any, notes: list[str]) -> Row | None:
 
 
 def _yaml(content: bytes) -> Any:
+    """Raises ValueError for thousands of nested levels, on which PyYAML's parser in C overflows its stack."""
+    if any(content.count(sign) > LARGEST_DEPTH for sign in (b"[", b"{", b"- ", b"? ")):
+        raise ValueError("nested too deeply for a configuration")
     return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
