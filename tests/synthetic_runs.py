@@ -1,4 +1,7 @@
-"""Run folders with made-up numbers, for tests of tables. Run as a script, it renews those of ``table_rows``."""
+"""Run folders with made-up numbers, and what ``repq table`` prints of them.
+
+Run as a script, it renews those of ``table_rows``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from repq_cli.cli import main
 
 ROWS = Path(__file__).with_name("table_rows")
 
@@ -191,6 +197,25 @@ They are written by `tests/synthetic_runs.py`; run that file to renew them, then
     repq table table_rows > golden/table.md
     repq table table_rows --format latex > golden/table.tex
 """
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+    """What ``repq table`` prints; of a mistake, what it complains of."""
+    capsys.readouterr()
+    assert main(["table", *map(str, arguments)]) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return out if code == 0 else err
+
+
+def lines_with(text: str, *words: str) -> list[str]:
+    """The lines that have all of ``words``."""
+    return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+def overview(capsys: pytest.CaptureFixture[str], *paths: Path) -> str:
+    return printed(capsys, *paths, "--table", "overview")
+
 
 if __name__ == "__main__":
     shutil.rmtree(ROWS, ignore_errors=True)

@@ -1,52 +1,41 @@
-"""``repq table``: what may be averaged, what is said of the rest, and how it is printed."""
+"""``repq table``: the numbers, the golden tables, and what may be averaged."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
 import random
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_runs import CONFIG, ROWS, config_of, done, failed, mode_and_bits, row_of, write_run
+from synthetic_runs import (
+    CONFIG,
+    ROWS,
+    config_of,
+    done,
+    failed,
+    lines_with,
+    mode_and_bits,
+    overview,
+    printed,
+    row_of,
+    write_run,
+)
 
-from repq_cli.cli import main
 from repq_cli.report.cells import mean_cell, median_cell, paired_difference, with_best
-from repq_cli.report.document import TABLES, document
-from repq_cli.report.published import published
-from repq_cli.report.render.data import as_csv, as_json
+from repq_cli.report.document import document
 from repq_cli.report.render.latex import latex
 from repq_cli.report.render.markdown import markdown
-from repq_cli.report.runs import find_runs, read_run
+from repq_cli.report.runs import find_runs
 from repq_cli.report.tables.bops import pareto_front
 
 GOLDEN = Path(__file__).with_name("golden")
 values = st.lists(st.floats(-100, 100), min_size=1, max_size=8)
-
-
-def printed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
-    """What ``repq table`` prints; of a mistake, what it complains of."""
-    capsys.readouterr()
-    assert main(["table", *map(str, arguments)]) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    return out if code == 0 else err
-
-
-def lines_with(text: str, *words: str) -> list[str]:
-    """The lines that have all of ``words``."""
-    return [line for line in text.splitlines() if all(word in line for word in words)]
 
 
 # Numbers
@@ -153,10 +142,6 @@ def test_latex_is_balanced_and_every_line_has_as_many_cells() -> None:
 
 
 # What may stand in one cell
-
-
-def overview(capsys: pytest.CaptureFixture[str], *paths: Path) -> str:
-    return printed(capsys, *paths, "--table", "overview")
 
 
 def test_only_seeds_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,215 +273,29 @@ def test_time_is_relative_to_plain_and_machines_are_told_apart(
     assert lines_with(text, "different machines", "A Processor", "Another one, 4 threads")
 
 
-# Hostile folders
+def test_ptq_stands_in_every_line_since_qat_has_no_effect_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done(tmp_path / "ptq", mode_and_bits("ptq", 8, 8), 72.0, 50.0)
+    for epochs in (5, 10):
+        done(tmp_path / str(epochs), mode_and_bits("merged", 8, 8) | {"qat.epochs": epochs}, 72.0, 70.0)
+    text = printed(capsys, tmp_path, "--table", "classification")
+    assert lines_with(text, "qat.epochs=5", "50.00", "70.00") and lines_with(text, "qat.epochs=10", "50.00", "70.00")
 
 
-NOT_ROWS = ["", "[]", "3", "null", '"text"', "{", '{"status": "done"', "\x00", "{}", '{"model": []}', "[" * 100_000]
-
-
-@pytest.mark.parametrize("content", NOT_ROWS)
-def test_what_is_no_row_is_said_and_left_out(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done(tmp_path / "good", {}, 70.0, 71.0)
-    write_run(tmp_path / "bad", None, content)
-    write_run(tmp_path / "worse", content, content, content)
+def test_fp_nets_from_files_beside_trained_ones_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done(tmp_path / "a", {"seed": 0}, 72.0, 70.0)
+    done(tmp_path / "b", {"seed": 1, "fp.checkpoint": "weights.pt"}, 72.0, 71.0)
     text = overview(capsys, tmp_path)
-    assert "71.00" in text
-    assert lines_with(text, str(tmp_path / "bad"))
+    assert "70.50 ± 0.71" in text and lines_with(text, "come from files in some runs", str(tmp_path / "b"))
 
 
-@pytest.mark.parametrize(
-    "value", ["97.1", None, True, [], float("nan"), float("inf"), pytest.param(10**400, id="huge"), 1e200]
-)
-@pytest.mark.parametrize("key", ["metric.deployed", "metric.fp", "size.bytes_packed", "cost.bops", "time.qat_step_ms"])
-def test_what_is_no_number_counts_as_not_measured(key: str, value: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("status", "word"), [("interrupted", "interrupted"), ("failed", "failed")])
+def test_cells_without_a_finished_run_say_what_became_of_it(
+    status: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_of({})
-    row = row_of(config, 70.0, 71.0)
-    section, name = key.split(".")
-    row[section][name] = value
-    write_run(tmp_path / "run", config, row)
-    done(tmp_path / "other", {"seed": 1}, 70.0, 71.0)
-    runs, notes = find_runs([tmp_path])
-    assert any(key in note for note in notes)
-    assert all(key not in run.numbers for run in runs if run.seed == 0)
-    content = document(runs, notes, [], False)
-    json.loads(as_json(content), parse_constant=pytest.fail)
-    assert "nan" not in as_csv(content)
-
-
-@pytest.mark.parametrize("change", [{"metrics": 3}, {"metrics": [3, {"value": "x"}]}, {"metric": "top1"}, {"size": []},
-                                    {"lineage": 1}, {"seed": "0"}, {"seed": None}, {"quant": {}}, {"status": "well"},
-                                    {"status": ["done"]}, {"mode": 3}, {"data": None}, {"error": 3}])  # fmt: skip
-@pytest.mark.parametrize("form", [markdown, latex, as_csv, as_json])
-def test_rows_of_another_schema_do_no_harm(change: dict[str, Any], form: Callable[[Any], str], tmp_path: Path) -> None:
-    config = config_of({})
-    write_run(tmp_path / "a", config, row_of(config, 70.0, 71.0) | change)
-    write_run(tmp_path / "b", None, row_of(config, 70.0, 71.0) | change)
-    assert form(document(*find_runs([tmp_path]), list(TABLES), False))
-
-
-@pytest.mark.parametrize(
-    "change", [{"model": 3}, {"quant": None}, {"fp": []}, {"data": {"name": {}}}, {3: 4}, {"rep": {}}]
-)
-def test_configurations_of_another_schema_do_no_harm(change: dict[Any, Any], tmp_path: Path) -> None:
-    write_run(tmp_path / "a", config_of({}) | change, row_of(config_of({}), 70.0, 71.0))
-    write_run(tmp_path / "b", config_of({}) | change)
-    assert markdown(document(*find_runs([tmp_path]), [], False))
-
-
-def test_names_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done(tmp_path / "a", {"model.name": "a|b<i>_x_ 50%&#{}~^\\$\n*", "mode.name": "my_mode"}, 70.0, 71.0)
-    (line,) = lines_with(overview(capsys, tmp_path), "71.00")
-    assert r"a\|b&lt;i>\_x\_ 50%&amp;#{}~^\\$ \*" in line and "my_mode" in line
-    (line,) = lines_with(printed(capsys, tmp_path, "--table", "overview", "--format", "latex"), "71.00")
-    escaped = r"a\textbar{}b\textless{}i\textgreater{}\_x\_ 50\%\&\#\{\}\textasciitilde{}\textasciicircum{}"
-    assert line.startswith(escaped + r"\textbackslash{}\$ *")
-
-
-def test_links_in_a_circle_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done(tmp_path / "a", {}, 70.0, 71.0)
-    (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    assert "71.00" in overview(capsys, tmp_path)
-
-
-# The command
-
-
-def test_nothing_to_tabulate_is_an_error_that_helps(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "There is no folder outputs/ here" in printed(capsys, code=3)
-    assert "nowhere does not exist" in printed(capsys, "nowhere", code=3)
-    (in_folder / "outputs").mkdir()
-    assert "outputs holds no runs" in printed(capsys, code=3)
-    (in_folder / "file").write_text("")
-    assert "neither a folder nor a summary.json" in printed(capsys, "file", code=3)
-    assert "There is no table 'surve'; did you mean 'survey'?" in printed(capsys, "--table", "surve", code=2)
-    done(in_folder / "outputs" / "a", {}, 70.0, 71.0)
-    assert "nothing to show" in printed(capsys, "--table", "super_resolution", code=3)
-    assert "There is nothing for the table super" in printed(capsys, "--table", "overview,super_resolution")
-    assert lines_with(printed(capsys, "outputs", ".", "--table", "overview"), "71.00")
-    (in_folder / "empty").mkdir()
-    assert "empty holds no runs." in printed(capsys, "outputs", "empty")
-
-
-@pytest.mark.parametrize("arguments", [["--format", "pdf"], ["--tables", "x"], ["--out"]])
-def test_wrong_flags_are_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["table", *arguments])
-    assert stop.value.code == 2
-    assert "usage: repq table" in capsys.readouterr().err
-
-
-def test_help_names_every_table(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["table", "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert all(f"\n  {name} " in text for name in TABLES)
-
-
-def test_out_writes_a_file_and_says_where_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = done(tmp_path / "a", {}, 70.0, 71.0)
-    assert printed(capsys, run, "--out", tmp_path / "table.md") == ""
-    assert (tmp_path / "table.md").read_text() == printed(capsys, run)
-    assert "cannot be written" in printed(capsys, run, "--out", tmp_path / "none" / "table.md", code=3)
-
-
-def test_two_hundred_rows_take_less_than_two_seconds_without_torch_and_hydra(tmp_path: Path) -> None:
-    for number in range(200):
-        changes = mode_and_bits(
-            ("plain", "merged", "repq_bn", "repq_bnest")[number % 4], 8 - number % 7, 8, number // 28
-        )
-        done(tmp_path / "outputs" / str(number), changes, 70.0, 71.0)
-    code = "import sys; from repq_cli.cli import main; main(['table', '--out', 'table.md'])"
-    check = "assert not {'torch', 'hydra', 'omegaconf', 'numpy'} & sys.modules.keys()"
-    root = Path(__file__).resolve().parents[1]
-    start = time.perf_counter()
-    command = [sys.executable, "-c", f"{code}; {check}"]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=60, env=os.environ | {"PYTHONPATH": str(root)})
-    assert time.perf_counter() - start < 2
-    assert "71.00" in (tmp_path / "table.md").read_text()
-
-
-# Published figures
-
-PUBLISHED = {
-    # (data, model, rep, method): value; transcribed from METHODS, section 8, by hand
-    ("imagenet", "repvgg_a0", "repvgg", "FP"): [72.41],
-    ("imagenet", "repvgg_b0", "repvgg", "FP"): [75.14],
-    ("imagenet", "repvgg_a1", "repvgg", "FP"): [74.46],
-    ("imagenet", "repvgg_a2", "repvgg", "FP"): [76.48],
-    ("imagenet", "resnet18", "none", "FP"): [71.16, 69.54, 71.21],
-    ("imagenet", "resnet18", "acnet", "FP"): [70.53],
-    ("imagenet", "resnet18", "dbb", "FP"): [70.99, 71.77],
-    ("imagenet", "resnet18", "orepa", "FP"): [72.13],
-    ("imagenet", "repvgg_a0", "orepa", "FP"): [73.04],
-    ("imagenet", "resnet18", "dbb", "no batch norm in branches"): [71.35],
-    ("imagenet", "repvgg_a0", "repvgg", "no batch norm in branches"): [71.15],
-    ("imagenet", "repvgg_a0", "none", "FP"): [71.17],
-    ("imagenet", "repvgg_b0", "qarepvgg", "V2, best epoch"): [74.84],
-    ("imagenet", "repvgg_b0", "qarepvgg", "V2, last epoch"): [74.78],
-    ("imagenet", "ResNet-18", "none", "TWN"): [61.80],
-    ("imagenet", "ResNet-18B", "none", "TWN"): [65.3],
-    ("imagenet", "ResNet-18", "none", "BPWN"): [57.50],
-    ("imagenet", "ResNet-18B", "none", "BPWN"): [61.6],
-    ("imagenet", "ResNet-18", "none", "FP"): [65.4],
-    ("imagenet", "ResNet-18B", "none", "FP"): [67.6],
-    ("imagenet", "ResNet-18", "none", "BWN"): [60.8],
-    ("imagenet", "ResNet-18", "none", "XNOR-Net"): [51.2],
-    ("imagenet", "AlexNet", "none", "BWN"): [56.8],
-    ("imagenet", "AlexNet", "none", "XNOR-Net"): [43.3],
-    ("imagenet", "ResNet-50", "none", "FP"): [76.4],
-    ("imagenet", "ResNet-100", "none", "FP"): [78.0],
-    ("imagenet", "ResNet-150", "none", "FP"): [78.8],
-    ("imagenet", "ResNet-50", "none", "integer-only"): [74.9],
-    ("imagenet", "ResNet-100", "none", "integer-only"): [76.6],
-    ("imagenet", "ResNet-150", "none", "integer-only"): [76.7],
-    ("imagenet", "ResNet-50", "none", "BWN"): [68.7],
-    ("imagenet", "ResNet-50", "none", "TWN"): [72.5],
-    ("imagenet", "ResNet-50", "none", "INQ"): [74.8],
-    ("imagenet", "ResNet-50", "none", "FGQ"): [70.8],
-    ("imagenet", "Inception v3, ReLU6", "none", "FP"): [78.4],
-    ("imagenet", "Inception v3, ReLU", "none", "FP"): [78.3],
-    ("imagenet", "Inception v3, ReLU6", "none", "integer-only"): [75.4, 75.0],
-    ("imagenet", "Inception v3, ReLU", "none", "integer-only"): [74.2, 73.7],
-    ("mnist", "the paper's network", "none", "TWN"): [99.35],
-    ("cifar10", "the paper's network", "none", "TWN"): [92.56],
-    ("mnist", "the paper's network", "none", "BNN"): [100 - 0.96, 98.60],
-    ("cifar10", "the paper's network", "none", "BNN"): [100 - 11.40, 89.85],
-    ("svhn", "the paper's network", "none", "BNN"): [100 - 2.80],
-    ("mnist", "the paper's network", "none", "BinaryConnect"): [100 - 1.15],
-    ("cifar10", "the paper's network", "none", "BinaryConnect"): [100 - 8.27],
-    ("svhn", "the paper's network", "none", "BinaryConnect"): [100 - 2.15],
-}
-
-
-def test_published_figures_are_those_of_the_sources_and_no_others() -> None:
-    found: dict[tuple[str, str, str, str], list[float]] = {}
-    for figure in published():
-        assert figure.source.startswith(("arXiv ", *(f"{name} repository, " for name in (
-            "RepVGG", "DBB", "OREPA", "QARepVGG", "XNOR-Net", "BinaryNet", "BinaryConnect"))))  # fmt: skip
-        found.setdefault((figure.data, figure.model, figure.rep, figure.method), []).append(figure.value)
-    assert found.keys() == PUBLISHED.keys()
-    for key, figures in PUBLISHED.items():
-        assert found[key] == pytest.approx(figures), key
-
-
-def test_published_figures_need_no_run(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed(capsys, "--published")
-    assert lines_with(text, "repvgg_a0", "72.41", "RepVGG repository, table.PNG")
-    rows = list(csv.DictReader(io.StringIO(printed(capsys, "--published", "--format", "csv"))))
-    assert len(rows) == len(published())
-
-
-def test_published_figures_stand_only_beside_the_same_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done(tmp_path / "a", {}, 70.0, 71.0)
-    assert "72.41" in printed(capsys, tmp_path)
-    done(tmp_path / "a", {"data.name": "digits"}, 70.0, 71.0)
-    assert "72.41" not in printed(capsys, tmp_path)
-
-
-def test_a_run_is_read_whole() -> None:
-    run, notes = read_run(ROWS / "sweep" / "plain-8-0")
-    assert run is not None and not notes
-    assert (run.status, run.model, run.rep, run.mode, run.bits) == ("done", "repvgg_a0", "repvgg", "plain", (8, 8))
-    assert run.numbers["metric.deployed"] == 71.0 and run.machine == "A Processor, 1 threads, torch 2.9.0"
-    assert "fp.epochs" in run.options and not {"seed", "runtime.device", "data.root"} & run.options.keys()
+    write_run(tmp_path / "a", config, row_of(config, 70.0, 71.0) | {"status": status, "metric": None})
+    text = overview(capsys, tmp_path)
+    assert lines_with(text, "Plain", f"| {' ' * max(0, 8 - len(word))}{word} |")
+    assert "imagenet: nothing was measured" in text

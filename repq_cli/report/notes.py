@@ -15,7 +15,8 @@ NAMED = 4  # lines or runs that a note names before it says how many more there 
 def notes_on(section: Section) -> list[str]:
     """Seeds that are not in a mean, runs passed over, unlike training, metrics that are missing."""
     lines = section.lines
-    return [*_unlike(lines), *_unknown(lines), *_partial(lines), *_fp_differs(section), *_passed_over(lines),
+    return [*_unlike(lines), *_unknown(lines), *_partial(lines), *_fp_differs(section),
+        *_fp_given(lines), *_passed_over(lines),
             *_without_metric(section)]  # fmt: skip
 
 
@@ -100,6 +101,15 @@ def _fp_differs(section: Section) -> Iterator[str]:
                         f"{who}: the FP metric is not the same in all runs ({', '.join(sorted(found))}), "
                         f"so that they did not start from the same weights; the FP column shows the newest."
                     )
+
+
+def _fp_given(lines: Sequence[Line]) -> Iterator[str]:
+    """Files in place of FP training make no line of their own; beside runs that trained, that has to be said."""
+    for line in lines:
+        for plain in (True, False):
+            given = {run.fp_given: run.name for _, run in _counting(line, plain)}
+            if len(given) > 1:
+                yield f"{line.name}: FP nets come from files in some runs, such as {given[True]}, and not in others."
 
 
 def _counting(line: Line, plain: bool) -> Iterator[tuple[int | None, Run]]:

@@ -59,7 +59,7 @@ class Run:
         columns of tables (mode and bits). Without a config.yaml, what its row says of quantizer and block.
     numbers: ``metric.fp``, ``metric.deployed``, and all of ``size``, ``cost`` and ``time``, under their dotted keys.
     finished: ISO time, empty where the row has none. linked: a copy of an identical run (``lineage.same_as``).
-    machine: what its times depend on.
+    machine: what its times depend on. fp_given: its FP net came from a file.
     """
 
     folder: str
@@ -80,6 +80,7 @@ class Run:
     linked: bool
     machine: str
     error: str
+    fp_given: bool
 
     @property
     def name(self) -> str:
@@ -174,6 +175,7 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
         finished=_text(_at(row, "lineage.finished")) or "",
         linked=_at(row, "lineage.same_as") is not None,
         machine=_machine(env, row),
+        fp_given=_at(config, "fp.checkpoint") is not None,
         error=(_text(_at(row, "error")) or "").strip().partition("\n")[0],
     )
     return run, notes + fields.problems
