@@ -270,7 +270,7 @@ def test_time_is_relative_to_plain_and_machines_are_told_apart(
     assert "different machines" not in text
     (tmp_path / "merged" / "env.json").write_text(json.dumps({"cpu": "Another one", "threads": 4, "gpus": []}))
     text = printed(capsys, tmp_path, "--table", "time")
-    assert lines_with(text, "different machines", "A Processor", "Another one, 4 threads")
+    assert lines_with(text, "different machines", "A Processor", "Another one, 1 thread")
 
 
 def test_ptq_stands_in_every_line_since_qat_has_no_effect_on_it(

@@ -16,6 +16,7 @@ from synthetic_runs import (
     ROWS,
     config_of,
     done,
+    failed,
     lines_with,
     mode_and_bits,
     overview,
@@ -34,7 +35,21 @@ from repq_cli.report.runs import find_runs, read_run
 # Hostile folders
 
 
-NOT_ROWS = ["", "[]", "3", "null", '"text"', "{", '{"status": "done"', "\x00", "{}", '{"model": []}', "[" * 100_000]
+NOT_ROWS = [
+    "",
+    "[]",
+    "3",
+    "null",
+    '"text"',
+    "{",
+    '{"status": "done"',
+    "\x00",
+    "{}",
+    '{"model": []}',
+    "[" * 100_000,
+    "&a {b: *a}",
+    "? {} : 3",
+]
 
 
 @pytest.mark.parametrize("content", NOT_ROWS)
@@ -93,6 +108,11 @@ def test_names_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (line,) = lines_with(printed(capsys, tmp_path, "--table", "overview", "--format", "latex"), "71.00")
     escaped = r"a\textbar{}b\textless{}i\textgreater{}\_x\_ 50\%\&\#\{\}\textasciitilde{}\textasciicircum{}"
     assert line.startswith(escaped + r"\textbackslash{}\$ *")
+
+
+def test_text_that_no_encoding_has_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed(tmp_path / "a", {}, "\ud800 failed")
+    assert "? failed." in overview(capsys, tmp_path)
 
 
 def test_links_in_a_circle_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,5 +183,5 @@ def test_a_run_is_read_whole() -> None:
     run, notes = read_run(ROWS / "sweep" / "plain-8-0")
     assert run is not None and not notes
     assert (run.status, run.model, run.rep, run.mode, run.bits) == ("done", "repvgg_a0", "repvgg", "plain", (8, 8))
-    assert run.numbers["metric.deployed"] == 71.0 and run.machine == "A Processor, 1 threads, torch 2.9.0"
+    assert run.numbers["metric.deployed"] == 71.0 and run.machine == "A Processor, 1 thread, torch 2.9.0"
     assert "fp.epochs" in run.options and not {"seed", "runtime.device", "data.root"} & run.options.keys()

@@ -54,7 +54,7 @@ def table(arguments: list[str]) -> int:
     content = document(runs, notes, names, options.published)
     if not content.chapters:
         raise DataError(f"The {len(runs)} runs have nothing to show in these tables: {', '.join(names)}.")
-    text = FORMATS[options.format](content)
+    text = FORMATS[options.format](content).encode(errors="replace").decode()  # names may hold any code point
     if options.out is None:
         sys.stdout.write(text)
     else:

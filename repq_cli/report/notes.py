@@ -7,17 +7,37 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from repq_cli.report.runs import Run, bits_label
 from repq_cli.report.sections import UNKNOWN, Section
-from repq_cli.report.settings import MODES, NO_CONFIG, PLAIN, Line, method, settle, value_text
+from repq_cli.report.settings import NO_CONFIG, PLAIN, Line, method, mode_title, settle, value_text
 
 NAMED = 4  # lines or runs that a note names before it says how many more there are
+MOST = 8  # notes of one kind
+
+HEADINGS = {
+    "failed": "Failed",
+    "interrupted": "Interrupted (go on by repq train resume=DIR)",
+    "unfinished": "Unfinished (still running, or killed)",
+}
+FATES = {"failed": "failed", "interrupted": "was interrupted", "unfinished": "is unfinished"}
 
 
 def notes_on(section: Section) -> list[str]:
-    """Seeds that are not in a mean, runs passed over, unlike training, metrics that are missing."""
+    """Unlike training, seeds that are not in a mean, runs passed over, metrics that are missing."""
     lines = section.lines
-    return [*_unlike(lines), *_unknown(lines), *_partial(lines), *_fp_differs(section),
-        *_fp_given(lines), *_passed_over(lines),
-            *_without_metric(section)]  # fmt: skip
+    finders = (
+        _unlike(lines),
+        _unknown(lines),
+        _partial(lines),
+        _fp_differs(section),
+        _fp_given(lines),
+        _passed_over(lines),
+        _without_metric(section),
+    )
+    return [note for found in finders for note in _first_few(list(found))]
+
+
+def _first_few(notes: list[str]) -> list[str]:
+    more = len(notes) - MOST
+    return [*notes[:MOST], f"{more} more of this kind."] if more > 0 else notes
 
 
 def notes_on_failures(runs: Sequence[Run]) -> list[str]:
@@ -27,12 +47,10 @@ def notes_on_failures(runs: Sequence[Run]) -> list[str]:
         if run.status != "done":
             reason = run.error if run.status == "failed" else ""
             reasons[f"{run.status}: {reason}" if reason else run.status].append(run.name)
-    words = {"failed": "failed", "interrupted": "interrupted (go on by repq train resume=DIR)",
-             "unfinished": "unfinished (still running, or killed)"}  # fmt: skip
     notes = []
     for key, names in sorted(reasons.items()):
         status, colon, reason = key.partition(": ")
-        notes.append(f"{words[status].capitalize()}: {_listed(names)}{colon}{reason}".rstrip(".") + ".")
+        notes.append(f"{HEADINGS[status]}: {_listed(names)}{colon}{reason}".rstrip(".") + ".")
     return notes
 
 
@@ -57,7 +75,7 @@ def _family(key: str, line: Line) -> Hashable:
         "quant": method(line.options),
         "mode": method(line.options),
     }
-    return families.get(key.partition(".")[0])
+    return families.get("rep" if key == "fp.merged_training" else key.partition(".")[0])
 
 
 def _unknown(lines: Sequence[Line]) -> Iterator[str]:
@@ -72,18 +90,12 @@ def _partial(lines: Sequence[Line]) -> Iterator[str]:
         for entry in line.entries():
             lost = [run for run in entry.seeds.values() if run.status != "done"]
             if 0 < len(lost) < len(entry.seeds):
-                what = ", ".join(
-                    f"seed {run.seed} {'is ' if run.status == 'unfinished' else ''}{_past(run)}" for run in lost
-                )
+                what = ", ".join(f"seed {run.seed} {FATES[run.status]}" for run in lost)
                 kept = len(entry.seeds) - len(lost)
                 yield (
-                    f"{line.name}, {MODES.get(entry.mode, entry.mode)}, {bits_label(entry.bits)}: the mean is over "
+                    f"{line.name}, {mode_title(entry.mode)}, {bits_label(entry.bits)}: the mean is over "
                     f"{kept} of {len(entry.seeds)} seeds; {what}."
                 )
-
-
-def _past(run: Run) -> str:
-    return {"failed": "failed", "interrupted": "was interrupted"}.get(run.status, run.status)
 
 
 def _fp_differs(section: Section) -> Iterator[str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import yaml
 
@@ -18,13 +18,13 @@ CONFIG = "config.yaml"
 NOT_RUNS = {"checkpoints", "deploy", "tb"}  # folders of a run that hold no other one
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
 LARGEST_DEPTH = 1000  # of nested lists in a config.yaml, far more than any has
-STATUSES = ("done", "failed", "interrupted", "unfinished")
 
 # Keys that change how a run is carried out, or where things come from, but not what it computes.
 PLACES = {f"data.{key}" for key in ("root", "download", "workers", "cache_mib", "test", "test_lr")}
 IRRELEVANT = {"seed", "verbosity", "plugins", "fp.checkpoint", "fp.format", "fp.reuse"} | PLACES
 
 Status = Literal["done", "failed", "interrupted", "unfinished"]
+STATUSES = get_args(Status)
 
 
 class Bits(NamedTuple):
@@ -152,10 +152,7 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
     model, rep, mode = (fields.text(key) for key in ("model", "rep", "mode"))
     weight_bits, act_bits = fields.whole("quant.weight_bits"), fields.whole("quant.act_bits")
     if model is None or rep is None or mode is None or weight_bits is None or act_bits is None:
-        return None, [
-            *notes,
-            f"{shown} is left out: its files do not say which model, rep, mode and bits ran.",
-        ]
+        return None, [*notes, f"{shown} is left out: its files do not say which model, rep, mode and bits ran."]
     status = fields.status() if row is not None else "unfinished"
     run = Run(
         folder=shown,
@@ -174,7 +171,7 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
         values=fields.values(),
         finished=_text(_at(row, "lineage.finished")) or "",
         linked=_at(row, "lineage.same_as") is not None,
-        machine=_machine(env, row),
+        machine=_machine(env or {}, config, row),
         fp_given=_at(config, "fp.checkpoint") is not None,
         error=(_text(_at(row, "error")) or "").strip().partition("\n")[0],
     )
@@ -202,9 +199,8 @@ class _Fields:
 
     def status(self) -> Status:
         status = self.row.get("status")
-        for known in STATUSES:
-            if status == known:
-                return known  # type: ignore[return-value]
+        if status in STATUSES:
+            return cast(Status, status)
         self.problems.append(
             f"{self.folder}: status is {status!r}, none of {', '.join(STATUSES)}; it counts as failed."
         )
@@ -263,10 +259,12 @@ def _mapping(path: Path, parse: Any, notes: list[str]) -> Row | None:
 
 
 def _yaml(content: bytes) -> Any:
-    """Raises ValueError for thousands of nested levels, on which PyYAML's parser in C overflows its stack."""
+    """Raises ValueError for what holds itself, and for thousands of levels, where PyYAML in C overflows its stack."""
     if any(content.count(sign) > LARGEST_DEPTH for sign in (b"[", b"{", b"- ", b"? ")):
         raise ValueError("nested too deeply for a configuration")
-    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    tree = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    json.dumps(tree, default=str, skipkeys=True)
+    return tree
 
 
 def _shown(path: Path) -> str:
@@ -300,19 +298,22 @@ def _irrelevant(key: str) -> bool:
 
 
 def _flatten(tree: Any, prefix: str) -> dict[str, Any]:
-    """Leaves under dotted keys; lists as their JSON, so that all can be compared and hashed."""
+    """Leaves under dotted keys; lists as text, so that all can be compared and hashed."""
     if isinstance(tree, dict) and tree:
         parts = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
         return {key: value for part in parts for key, value in part.items()}
-    return {prefix: tree if isinstance(tree, (str, int, float, type(None))) else json.dumps(tree, default=str)}
+    return {prefix: tree if isinstance(tree, (str, int, float, type(None))) else str(tree)}
 
 
-def _machine(env: Row | None, row: Row | None) -> str:
-    """Processor, threads, GPUs and torch as one text, empty where unknown."""
-    if env is None:
-        return ""
-    gpus = env.get("gpus")
-    names = ", ".join(map(str, gpus)) if isinstance(gpus, list) else ""
-    threads = f"{env['threads']} threads" if "threads" in env else ""
-    torch = _text(_at(row, "lineage.torch_version"))
-    return ", ".join(part for part in (names, _text(env.get("cpu")), threads, torch and f"torch {torch}") if part)
+def _machine(env: Row, config: Row | None, row: Row | None) -> str:
+    """GPUs, processor, threads and torch as one text, empty where unknown."""
+    gpus = env.get("gpus") if _at(config, "runtime.device") != "cpu" else None
+    threads = _at(config, "runtime.threads") or env.get("threads")
+    torch = _at(row, "lineage.torch_version")
+    parts = [
+        *(gpus if isinstance(gpus, list) else []),
+        env.get("cpu"),
+        threads and f"{threads} thread{'' if threads == 1 else 's'}",
+        torch and f"torch {torch}",
+    ]
+    return ", ".join(str(part) for part in parts if part)

@@ -106,7 +106,7 @@ class Entry:
     def texts(self) -> tuple[str, str, str, str, str]:
         """Model, rep, bits, mode and variant."""
         variant = variant_of(self.options, self.line.varying)
-        mode = MODES.get(self.mode, self.mode)
+        mode = mode_title(self.mode)
         return self.line.model, self.line.rep, bits_label(self.bits), mode, variant
 
     @property
@@ -130,6 +130,11 @@ def widths(lines: Iterable[Line]) -> list[Bits]:
 def modes(lines: Iterable[Line]) -> list[str]:
     """Every mode in ``lines``, in the papers' order."""
     return sorted({setting.mode for line in lines for setting in line.settings}, key=mode_order)
+
+
+def mode_title(mode: str) -> str:
+    """The papers' name of a mode."""
+    return MODES.get(mode, mode)
 
 
 def mode_order(mode: str) -> tuple[int, str]:

@@ -23,7 +23,7 @@ class Column:
     spread: bool = False
 
 
-Line = tuple[str | Cell, ...]
+TableLine = tuple[str | Cell, ...]
 MISSING = "–"
 
 
@@ -38,12 +38,12 @@ class Table:
     title: str
     subject: str
     columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     notes: tuple[str, ...] = ()
     best: str = ""
 
     @property
-    def over_seeds(self) -> str:
+    def statistics(self) -> str:
         """What the numbers are of, in words."""
         words = {0: "", 1: "one seed", None: "mean ± sample standard deviation (number of seeds, if more than one)"}
         return words.get(self.seeds, f"mean ± sample standard deviation over {self.seeds} seeds")
@@ -51,7 +51,7 @@ class Table:
     @property
     def caption(self) -> str:
         """The title, what it is about, and what the numbers are over seeds."""
-        return "; ".join(part for part in (f"{self.title}: {self.subject}", self.over_seeds) if part)
+        return "; ".join(part for part in (f"{self.title}: {self.subject}", self.statistics) if part)
 
     @property
     def legend(self) -> tuple[str, ...]:
@@ -100,8 +100,8 @@ def entry_text(entry: str | Cell, column: Column, counts: bool) -> str:
 
 
 def without_empty_columns(
-    columns: Sequence[Column], lines: Sequence[Line]
-) -> tuple[tuple[Column, ...], tuple[Line, ...]]:
+    columns: Sequence[Column], lines: Sequence[TableLine]
+) -> tuple[tuple[Column, ...], tuple[TableLine, ...]]:
     """Leave out columns in which nothing stands, neither text nor a value nor a failure."""
     kept = [index for index in range(len(columns)) if any(_says_something(line[index]) for line in lines)]
     return tuple(columns[index] for index in kept), tuple(tuple(line[index] for index in kept) for line in lines)
@@ -112,8 +112,12 @@ def _says_something(entry: str | Cell) -> bool:
 
 
 def with_best_in_column(
-    lines: Sequence[Line], index: int, groups: Sequence[object], higher_is_better: bool, form: Callable[[float], str]
-) -> list[Line]:
+    lines: Sequence[TableLine],
+    index: int,
+    groups: Sequence[object],
+    higher_is_better: bool,
+    form: Callable[[float], str],
+) -> list[TableLine]:
     """``lines`` with the best cell of column ``index`` marked among the lines of the same group."""
     marked = list(lines)
     for group in dict.fromkeys(groups):

@@ -24,7 +24,7 @@ def markdown(document: Document) -> str:
 def _chapter(chapter: Chapter) -> Iterator[str]:
     yield f"## {escaped(chapter.title)}"
     for table in chapter.tables:
-        yield f"### {escaped('; '.join(part for part in (table.title, table.over_seeds) if part))}"
+        yield f"### {escaped('; '.join(part for part in (table.title, table.statistics) if part))}"
         yield _table(table)
         if table.legend:
             yield _list(table.legend)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from repq_cli.report.cells import over_seeds
 from repq_cli.report.sections import Section
 from repq_cli.report.settings import entries_of
-from repq_cli.report.table import Column, Line, Table, without_empty_columns
+from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.text import short
 
 PARETO = "Pareto: no other net has at most its BOPs and at least its metric."
@@ -27,7 +27,7 @@ def bops(section: Section) -> list[Table]:
     sign = 1 if section.metric.higher_is_better else -1
     found.sort(key=lambda item: (item[0], -sign * item[1], item[2]))
     front = pareto_front([(cost, sign * quality) for cost, quality, *_ in found])
-    lines: list[Line] = [
+    lines: list[TableLine] = [
         (*texts, cost, quality, "yes" if on_front else "")
         for (_, _, texts, cost, quality), on_front in zip(found, front, strict=True)
     ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from repq_cli.report.cells import NONE, Cell, Seeds, over_seeds, result, with_best
+from repq_cli.report.cells import NONE, Cell, over_seeds, result, with_best
 from repq_cli.report.published import Figure, figures
 from repq_cli.report.runs import Bits, bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import MODES, Line, modes, settle, widths
-from repq_cli.report.table import Column, Table, without_empty_columns
-from repq_cli.report.table import Line as TableLine
+from repq_cli.report.settings import Line, mode_title, modes, settle, widths
+from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 
 QAREPVGG = "QARepVGG"  # the block of that name, merged and then trained, as in its paper, beside RepVGG's modes
 TEXTS = 4
@@ -25,7 +24,7 @@ def classification(section: Section) -> list[Table]:
     columns += [_column(section, "FP", name) for name in ("Plain", "Re-param")]
     groups = [(bits, [*modes(lines), QAREPVGG]) for bits in widths(lines)]
     for bits, names in groups:
-        columns += [_column(section, bits_label(bits), MODES.get(name, name)) for name in names]
+        columns += [_column(section, bits_label(bits), mode_title(name)) for name in names]
     models = {line.model for line in lines}
     published = [figure for figure in figures("classification", section.data) if figure.model in models]
     rows = [_line(section, line, lines, groups) for line in lines]
@@ -43,18 +42,19 @@ def _line(
 ) -> TableLine:
     cells = [over_seeds(settle(line.runs(plain)), "metric.fp") for plain in (True, False)]
     for bits, names in groups:
-        found = [result(_seeds(line, name, bits, lines), "metric.deployed") for name in names]
-        found[-1] = found[-1] if line.rep == "repvgg" else NONE
+        found = [_cell(line, name, bits, lines) for name in names]
         cells += with_best(found, section.metric.higher_is_better, section.form)
     return (line.model, line.rep, line.variant, "", *cells)
 
 
-def _seeds(line: Line, name: str, bits: Bits, lines: Sequence[Line]) -> Seeds:
+def _cell(line: Line, name: str, bits: Bits, lines: Sequence[Line]) -> Cell:
     if name != QAREPVGG:
-        return line.seeds(name, bits)
-    own = _without_block(line)
+        return result(line.seeds(name, bits), "metric.deployed")
+    if line.rep != "repvgg":
+        return NONE
     others = (other for other in lines if other.rep == "qarepvgg" and other.model == line.model)
-    return next((other.seeds("merged", bits) for other in others if _without_block(other) == own), {})
+    alike = (other.seeds("merged", bits) for other in others if _without_block(other) == _without_block(line))
+    return result(next(alike, {}), "metric.deployed")
 
 
 def _without_block(line: Line) -> Mapping[str, object]:

@@ -8,7 +8,7 @@ from repq_cli.report.cells import NONE, Cell, over_seeds, paired_difference, rat
 from repq_cli.report.quality import signed
 from repq_cli.report.sections import Section
 from repq_cli.report.settings import PLAIN, Entry, entries_of
-from repq_cli.report.table import Column, Line, Table, with_best_in_column, without_empty_columns
+from repq_cli.report.table import Column, Table, TableLine, with_best_in_column, without_empty_columns
 from repq_cli.report.text import file_size, short, times
 
 DEPLOYED = 6  # its column
@@ -44,7 +44,7 @@ def _columns(section: Section) -> list[Column]:
     ]
 
 
-def _line(entry: Entry) -> Line:
+def _line(entry: Entry) -> TableLine:
     size = over_seeds(entry.seeds, "size.bytes_packed")
     return (
         *entry.texts,

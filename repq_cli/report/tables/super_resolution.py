@@ -10,8 +10,7 @@ from repq_cli.report.quality import UNITS, number
 from repq_cli.report.runs import Measured, Run
 from repq_cli.report.sections import Section
 from repq_cli.report.settings import Line, entries_of, settle
-from repq_cli.report.table import Column, Table, with_best_in_column, without_empty_columns
-from repq_cli.report.table import Line as TableLine
+from repq_cli.report.table import Column, Table, TableLine, with_best_in_column, without_empty_columns
 
 TITLES = {"psnr_y": "PSNR", "ssim_y": "SSIM"}  # on luma, as the literature has them
 TEXTS = ("Model", "Rep", "Bits", "Mode", "Variant")

@@ -10,7 +10,7 @@ from repq_cli.report.quality import signed
 from repq_cli.report.runs import Bits
 from repq_cli.report.sections import Section
 from repq_cli.report.settings import FLOAT, Entry, entries_of, variant_of
-from repq_cli.report.table import Column, Line, Table, without_empty_columns
+from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.tables.overview import difference_to_fp
 from repq_cli.report.tables.published import width_text
 from repq_cli.report.text import file_size, times
@@ -67,7 +67,7 @@ def _columns(section: Section) -> list[Column]:
     ]
 
 
-def _line(entry: Entry) -> Line:
+def _line(entry: Entry) -> TableLine:
     size = over_seeds(entry.seeds, "size.bytes_packed")
     model, rep, _, mode, _ = entry.texts
     return (
@@ -90,7 +90,7 @@ def _widths(bits: tuple[int | None, int | None]) -> tuple[str, str]:
     return width_text(bits[0]), width_text(bits[1])
 
 
-def _published(figure: Figure) -> Line:
+def _published(figure: Figure) -> TableLine:
     texts = (figure.model, "", "", "", figure.source)
     value = Cell(figure.value, status="done")
     widths = _widths((figure.weight_bits, figure.act_bits))

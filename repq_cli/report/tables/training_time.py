@@ -8,8 +8,7 @@ from repq_cli.report.cells import NONE, Cell, median_cell, ratio
 from repq_cli.report.runs import Run
 from repq_cli.report.sections import Section
 from repq_cli.report.settings import Line, entries_of, rep_order
-from repq_cli.report.table import Column, Table, without_empty_columns
-from repq_cli.report.table import Line as TableLine
+from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.text import milliseconds, relative
 
 MEDIANS = "Medians over runs of their median step; runs that reused an FP net have no FP time."
