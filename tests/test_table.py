@@ -268,6 +268,10 @@ def test_time_is_relative_to_plain_and_machines_are_told_apart(
     assert lines_with(text, "FP", "Re-param", "1.50")
     assert lines_with(text, "RepQ-BN", "5.00", "2.50") and lines_with(text, "Merged", "2.40", "1.20")
     assert "different machines" not in text
+    for seed, fp_ms in ((1, 10.0), (2, 10.0), (3, 14.0)):  # the first two took the stage over
+        config = config_of(mode_and_bits("plain", 8, 8, seed))
+        write_run(tmp_path / str(seed), config, row_of(config, 70.0, 71.0) | {"time": {"fp_step_ms": fp_ms}})
+    assert lines_with(printed(capsys, tmp_path, "--table", "time"), "FP", "Re-param", "1.25")
     (tmp_path / "merged" / "env.json").write_text(json.dumps({"cpu": "Another one", "threads": 4, "gpus": []}))
     text = printed(capsys, tmp_path, "--table", "time")
     assert lines_with(text, "different machines", "A Processor", "Another one, 1 thread")

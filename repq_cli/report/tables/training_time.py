@@ -11,12 +11,12 @@ from repq_cli.report.settings import Line, entries_of, rep_order
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.text import milliseconds, relative
 
-MEDIANS = "Medians over runs of their median step; runs that reused an FP net have no FP time."
+MEDIANS = "Medians over runs of their median step; an FP stage that runs share counts once."
 FP_STEP, QAT_STEP = "time.fp_step_ms", "time.qat_step_ms"
 
 
 def training_time(section: Section) -> list[Table]:
-    """Medians over runs of their median step; runs that reused an FP net have no FP time."""
+    """FP nets, then every mode at every width; only what was trained has a time."""
     rows = [*_fp_lines(section.lines), *_qat_lines(section.lines)]
     lines = sorted(dict.fromkeys(rows), key=lambda row: (row[0], rep_order(str(row[1]))))
     if not lines:
@@ -48,7 +48,8 @@ def _qat_lines(lines: Sequence[Line]) -> Iterator[TableLine]:
 
 
 def _step(runs: Iterable[Run], key: str) -> Cell:
-    return median_cell(run.numbers[key] for run in runs if run.status == "done" and key in run.numbers)
+    """The median; rows that took over a stage from another run repeat its time to the last digit."""
+    return median_cell({run.numbers[key] for run in runs if run.status == "done" and key in run.numbers})
 
 
 def _machines(runs: Iterable[Run]) -> Iterator[str]:
