@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from repq_cli.errors import ConfigError, DataError
@@ -49,11 +50,10 @@ def table(arguments: list[str]) -> int:
         paths = [_outputs()]
     runs, notes = find_runs(paths)
     if not runs and not options.published:
-        said = "".join(f"\n  {note}" for note in notes)
-        raise DataError(f"There are no runs to tabulate; train some with repq train, or name a folder of runs:{said}")
+        raise DataError(_lines("There are no runs to tabulate: train some, or name a folder of runs.", notes))
     content = document(runs, notes, names, options.published)
     if not content.chapters:
-        raise DataError(f"The {len(runs)} runs have nothing to show in these tables: {', '.join(names)}.")
+        raise DataError(_lines("The runs found have nothing to show in these tables.", content.notes))
     text = FORMATS[options.format](content).encode(errors="replace").decode()  # names may hold any code point
     if options.out is None:
         sys.stdout.write(text)
@@ -64,13 +64,20 @@ def table(arguments: list[str]) -> int:
     return 0
 
 
+def _lines(sentence: str, notes: Sequence[str]) -> str:
+    return "\n".join([sentence, *(f"  {note}" for note in notes)])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "repq table", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        "repq table",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="a run, a sweep, a folder of runs, or a summary.json "
-                        "(default: outputs)")  # fmt: skip
+    )
+    paths = "a run, a sweep, a folder of runs, or a summary.json (default: outputs)"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
     parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table; may be repeated")
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="how to print (default: markdown)")
     parser.add_argument("--out", metavar="FILE", help="write to a file instead of printing")

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+PUBLISHED = "Lines with a source are published figures, obtained with other code and schedules."
+
 TableName = Literal["classification", "survey"]
 
 

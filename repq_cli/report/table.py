@@ -62,8 +62,6 @@ class Table:
             signs.append(f"{MISSING}: not run, or not measured.")
         if any(cell.best for cell in cells):
             signs.append(f"Bold: the best {self.best}.")
-        if any(column.name == "Source" for column in self.columns) and self.name != "published":
-            signs.append("Lines with a source are published figures, obtained with other code and schedules.")
         return (*signs, *self.notes)
 
     @property

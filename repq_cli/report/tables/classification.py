@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from repq_cli.report.cells import NONE, Cell, over_seeds, result, with_best
-from repq_cli.report.published import Figure, figures
+from repq_cli.report.published import PUBLISHED, Figure, figures
 from repq_cli.report.runs import Bits, bits_label
 from repq_cli.report.sections import Section
 from repq_cli.report.settings import Line, mode_title, modes, settle, widths
@@ -13,6 +13,7 @@ from repq_cli.report.table import Column, Table, TableLine, without_empty_column
 
 QAREPVGG = "QARepVGG"  # the block of that name, merged and then trained, as in its paper, beside RepVGG's modes
 TEXTS = 4
+FP_NETS = "FP: the nets that QAT starts from, without branches (Plain) and of the line's block (Re-param)."
 
 
 def classification(section: Section) -> list[Table]:
@@ -30,7 +31,8 @@ def classification(section: Section) -> list[Table]:
     rows = [_line(section, line, lines, groups) for line in lines]
     rows += [_published(figure, len(columns)) for figure in published]
     kept, shown = without_empty_columns(columns, sorted(rows, key=lambda row: str(row[0])))
-    return [Table("classification", "Classification", section.title, kept, shown, best="of a line at each width")]
+    notes = (FP_NETS, PUBLISHED) if published else (FP_NETS,)
+    return [Table("classification", "Classification", section.title, kept, shown, notes, "of a line at each width")]
 
 
 def _column(section: Section, group: str, name: str) -> Column:

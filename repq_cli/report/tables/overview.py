@@ -12,21 +12,21 @@ from repq_cli.report.table import Column, Table, TableLine, with_best_in_column,
 from repq_cli.report.text import file_size, short, times
 
 DEPLOYED = 6  # its column
+DELTAS = "Δ: the deployed net's metric minus that of its FP net, and of Plain at the same width, seed by seed."
+BEST = "mode of a block at a width"
 
 
 def overview(section: Section) -> list[Table]:
     """One line for each model, block, width and mode."""
     entries = entries_of(section.lines, share_plain=False)
+    if not entries:
+        return []
     lines = [_line(entry) for entry in entries]
     groups = [(entry.line.name, entry.bits) for entry in entries]
     better = section.metric.higher_is_better
     lines = with_best_in_column(lines, DEPLOYED, groups, better, section.form)
     columns, kept = without_empty_columns(_columns(section), lines)
-    return (
-        [Table("overview", "Overview of modes", section.title, columns, kept, best="mode of a block at a width")]
-        if kept
-        else []
-    )
+    return [Table("overview", "Overview of modes", section.title, columns, kept, (DELTAS,), BEST)]
 
 
 def _columns(section: Section) -> list[Column]:

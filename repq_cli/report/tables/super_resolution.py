@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from repq_cli.report.cells import Cell, Seeds, result
+from repq_cli.report.cells import Cell, Seeds, over_seeds, result
 from repq_cli.report.quality import UNITS, number
 from repq_cli.report.runs import Measured, Run
 from repq_cli.report.sections import Section
 from repq_cli.report.settings import Line, entries_of, settle
 from repq_cli.report.table import Column, Table, TableLine, with_best_in_column, without_empty_columns
+from repq_cli.report.tables.overview import BEST
 
 TITLES = {"psnr_y": "PSNR", "ssim_y": "SSIM"}  # on luma, as the literature has them
 TEXTS = ("Model", "Rep", "Bits", "Mode", "Variant")
@@ -41,7 +42,7 @@ def _table(section: Section, scale: int, measured: set[Measured]) -> Table:
         f"{section.data}, PSNR (dB) and SSIM of luma",
         kept,
         shown,
-        best="mode of a block at a width",
+        best=BEST,
     )
 
 
@@ -73,4 +74,5 @@ def _bicubic(run: Run, scale: int, targets: Sequence[Target]) -> list[Cell]:
 
 
 def _cells(seeds: Seeds, scale: int, engine: str, targets: Sequence[Target]) -> list[Cell]:
-    return [result(seeds, Measured(name, scale, metric, engine)) for name, metric in targets]
+    cell = over_seeds if engine == "fp" else result
+    return [cell(seeds, Measured(name, scale, metric, engine)) for name, metric in targets]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from repq_cli.report.cells import NONE, Cell, over_seeds, ratio, result
-from repq_cli.report.published import Figure, figures
+from repq_cli.report.published import PUBLISHED, Figure, figures
 from repq_cli.report.quality import signed
 from repq_cli.report.runs import Bits
 from repq_cli.report.sections import Section
@@ -35,9 +35,10 @@ def survey(section: Section) -> list[Table]:
     if section.is_of_pictures or not entries:
         return []
     lines = [_line(entry) for entry in entries]
-    lines += [_published(figure) for figure in figures("survey", section.data) if figure.metric == section.metric.name]
+    published = [figure for figure in figures("survey", section.data) if figure.metric == section.metric.name]
+    lines += [_published(figure) for figure in published]
     columns, kept = without_empty_columns(_columns(section), lines)
-    return [Table("survey", "Few bits against float", section.title, columns, kept)]
+    return [Table("survey", "Few bits against float", section.title, columns, kept, (PUBLISHED,) if published else ())]
 
 
 def compares_methods(section: Section) -> bool:

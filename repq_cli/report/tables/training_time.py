@@ -25,8 +25,8 @@ def training_time(section: Section) -> list[Table]:
     columns.append(Column("Step, ms", form=milliseconds, unit="ms"))
     columns += [Column(f"/ Plain {stage}", form=relative, unit="times") for stage in ("FP", "QAT")]
     kept, shown = without_empty_columns(columns, lines)
-    return [Table("time", "Time of a training step, and relative to Plain", section.title, kept, shown,
-                  (MEDIANS, *_machines(section.runs)))]  # fmt: skip
+    notes = (MEDIANS, *_machines(section.runs))
+    return [Table("time", "Time of a training step, and relative to Plain", section.title, kept, shown, notes)]
 
 
 def _fp_lines(lines: Sequence[Line]) -> Iterator[TableLine]:
