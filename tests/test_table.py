@@ -303,3 +303,12 @@ def test_cells_without_a_finished_run_say_what_became_of_it(
     text = overview(capsys, tmp_path)
     assert lines_with(text, "Plain", f"| {' ' * max(0, 8 - len(word))}{word} |")
     assert "imagenet: nothing was measured" in text
+
+
+def test_plain_stands_once_where_nets_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rep in ("acnet", "repvgg"):
+        done(tmp_path / rep, mode_and_bits("merged", 8, 8) | {"rep.name": rep}, 71.0, 71.0)
+        done(tmp_path / f"plain_{rep}", mode_and_bits("plain", 8, 8) | {"rep.name": rep}, 70.0, 70.5)
+    text = printed(capsys, tmp_path, "--table", "bops")
+    assert len(lines_with(text, "Plain")) == len(lines_with(text, "| none ", "Plain", "70.50")) == 1
+    assert "same configuration" not in text

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,10 +171,11 @@ def test_two_hundred_rows_take_less_than_two_seconds_without_torch_and_hydra(tmp
     code = "import sys; from repq_cli.cli import main; main(['table', '--out', 'table.md'])"
     check = "assert not {'torch', 'hydra', 'omegaconf', 'numpy'} & sys.modules.keys()"
     root = Path(__file__).resolve().parents[1]
-    start = time.perf_counter()
+    before = os.times()
     command = [sys.executable, "-c", f"{code}; {check}"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=60, env=os.environ | {"PYTHONPATH": str(root)})
-    assert time.perf_counter() - start < 2
+    after = os.times()  # of the processor, whatever else the machine does
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
     assert "71.00" in (tmp_path / "table.md").read_text()
 
 

@@ -110,6 +110,12 @@ class Entry:
         return self.line.model, self.line.rep, bits_label(self.bits), mode, variant
 
     @property
+    def texts_of_net(self) -> tuple[str, str, str, str, str]:
+        """The same where Plain stands once for all blocks: its net has none."""
+        model, rep, bits, mode, variant = self.texts
+        return model, "none" if self.mode == PLAIN else rep, bits, mode, variant
+
+    @property
     def is_beside_others(self) -> bool:
         """Whether the line has another mode than Plain at this width."""
         return any(setting.bits == self.bits and setting.mode != PLAIN for setting in self.line.settings)

@@ -65,7 +65,8 @@ def relative(factor: float) -> str:
 def milliseconds(value: float) -> str:
     """Three digits, or all of those before the point.
 
-    >>> milliseconds(6.943), milliseconds(1234.5)
-    ('6.94', '1234')
+    >>> milliseconds(6.943), milliseconds(14.0), milliseconds(1234.5)
+    ('6.94', '14.0', '1234')
     """
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f}"

@@ -21,7 +21,7 @@ def bops(section: Section) -> list[Table]:
     for entry in entries_of(section.lines, share_plain=True):
         cost, quality = over_seeds(entry.seeds, "cost.bops"), over_seeds(entry.seeds, "metric.deployed")
         if cost.value is not None and quality.value is not None:
-            found.append((cost.value, quality.value, entry.texts, cost, quality))
+            found.append((cost.value, quality.value, entry.texts_of_net, cost, quality))
     if not found:
         return []
     sign = 1 if section.metric.higher_is_better else -1

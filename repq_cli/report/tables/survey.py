@@ -70,7 +70,7 @@ def _columns(section: Section) -> list[Column]:
 
 def _line(entry: Entry) -> TableLine:
     size = over_seeds(entry.seeds, "size.bytes_packed")
-    model, rep, _, mode, _ = entry.texts
+    model, rep, _, mode, _ = entry.texts_of_net
     return (
         method_name(entry),
         *_widths(entry.bits),
