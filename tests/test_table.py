@@ -29,9 +29,9 @@ from synthetic_runs import (
 
 from repq_cli.report.cells import mean_cell, median_cell, paired_difference, with_best
 from repq_cli.report.document import document
+from repq_cli.report.reading import find_runs
 from repq_cli.report.render.latex import latex
 from repq_cli.report.render.markdown import markdown
-from repq_cli.report.runs import find_runs
 from repq_cli.report.tables.bops import pareto_front
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -26,10 +26,10 @@ from synthetic_runs import (
 
 from repq_cli.cli import main
 from repq_cli.report.document import TABLES, document
+from repq_cli.report.reading import find_runs, read_run
 from repq_cli.report.render.data import as_csv, as_json
 from repq_cli.report.render.latex import latex
 from repq_cli.report.render.markdown import markdown
-from repq_cli.report.runs import find_runs, read_run
 
 # Hostile folders
 

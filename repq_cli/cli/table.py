@@ -10,10 +10,10 @@ from pathlib import Path
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import write_atomically
 from repq_cli.report.document import TABLES, document
+from repq_cli.report.reading import find_runs
 from repq_cli.report.render.data import as_csv, as_json
 from repq_cli.report.render.latex import latex
 from repq_cli.report.render.markdown import markdown
-from repq_cli.report.runs import find_runs
 from repq_cli.typecheck import nearest
 
 OUTPUTS = Path("outputs")

@@ -22,7 +22,7 @@ def _table(data: str, kind: str, metric: str) -> Table:
     found = [figure for figure in published() if (figure.data, figure.table, figure.metric) == (data, kind, metric)]
     kept, lines = without_empty_columns([*columns, Column("Source")], [_line(figure) for figure in found])
     what = "full precision" if kind == "classification" else "few bits against float"
-    return Table("published", f"Published, {data}", f"{metric}, {UNITS[metric]}, {what}", kept, lines)
+    return Table("published", f"Published: {data}, {what}", f"{metric} ({UNITS[metric]})", kept, lines)
 
 
 def _line(figure: Figure) -> tuple[str | Cell, ...]:
