@@ -61,6 +61,7 @@ def test_help_and_completion_do_not_import_torch() -> None:
         ("repq info rep=rep", {"rep=repvgg"}),
         ("repq tr", {"train"}),
         ("repq unknown mod", set()),
+        ("repq table outp", set()),
     ],
 )
 def test_tab_completion(

@@ -39,6 +39,7 @@ def test_a_wheel_composes_its_configuration_from_any_folder(tmp_path: Path) -> N
     repq = tmp_path / "venv/bin/repq"
     text = check_output(repq, "train", "+model=repvgg_a0", "quant=w4a4", "--cfg", "job", cwd=elsewhere)
     assert "name: repvgg_a0" in text
+    assert "72.41" in check_output(repq, "table", "--published", cwd=elsewhere)
     code = "import repq_cli, repq_cli.configs as configs; print(repq_cli.__file__, configs.__file__)"
     where = check_output(python, "-c", code, cwd=elsewhere)
     assert all(path.startswith(str(tmp_path)) for path in where.split())

@@ -1,4 +1,4 @@
-"""The ``repq`` command: a table of commands, one Hydra app each. Help and completion do not import torch."""
+"""The ``repq`` command: a table of commands, most of them Hydra apps. Help and completion do not import torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from repq_cli.typecheck import nearest
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does in a few words, and the function ``(arguments) -> exit code`` behind it."""
+    """A command: what it does in a few words, and the function ``(arguments) -> exit code`` behind it.
+
+    overrides: its arguments are those of a Hydra app; otherwise they are paths and flags.
+    """
 
     summary: str
     entry: str
+    overrides: bool = True
 
     def load(self) -> Callable[[list[str]], int]:
         """Import the function."""
@@ -31,7 +35,8 @@ COMMANDS = {
     "eval": Command("a finished run on any evaluation set", "repq_cli.cli.commands:evaluate"),
     "upscale": Command("enlarge image files with a super-resolution run", "repq_cli.cli.commands:upscale"),
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
-    "cache": Command("list and prune the FP stages that runs share", "repq_cli.cli.cache:cache"),
+    "table": Command("the papers' tables, made of the rows of runs", "repq_cli.cli.table:table", overrides=False),
+    "cache": Command("list and prune the FP stages that runs share", "repq_cli.cli.cache:cache", overrides=False),
 }
 
 USAGE = """\
@@ -47,6 +52,7 @@ try:
   repq train +model=repvgg_a0 quant=w4a4                        minutes on two cores, no download
   repq train -m +model=repvgg_a0 mode=merged,repq_bnest quant=w4a4,w2a2
   repq info +model=repvgg_b0 quant=w4a4
+  repq table                                                    all runs below outputs/, seeds averaged
 
 exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data or files, 4 a check failed,
             130 Ctrl-C and 143 SIGTERM, both after a checkpoint\

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import Taken
-from repq_cli.report.closing import file_size
+from repq_cli.report.text import columns, file_size
 from repq_cli.train.fp_cache import ROOT, FPCache, stored
 
 HEADER = ("key", "model", "rep", "data", "seed", "epochs", "trained", "size", "last used", "trained in")
@@ -56,10 +56,10 @@ def _listing(places: Sequence[FPCache], root: Path) -> str:
     lines = [HEADER, *(_line(place, about) for place in places if (about := place.about()) is not None)]
     if len(lines) == 1:
         return f"No FP stage is stored in {root}."
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     total = sum(place.size for place in places)
-    return "\n".join([*shown, f"{len(lines) - 1} stage{'s' * (len(lines) > 2)}, {file_size(total)} in {root}"])
+    return (
+        f"{columns(lines, len(HEADER))}\n{len(lines) - 1} stage{'s' * (len(lines) > 2)}, {file_size(total)} in {root}"
+    )
 
 
 def _line(place: FPCache, about: dict[str, object]) -> tuple[str, ...]:

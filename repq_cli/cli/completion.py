@@ -22,8 +22,8 @@ def complete(arguments: list[str]) -> int:
     if len(words) == 2:  # the cursor is still on the command word
         print(" ".join(name for name in COMMANDS if name.startswith(command)))
         return 0
-    if command not in COMMANDS:
-        return 0
+    if command not in COMMANDS or not COMMANDS[command].overrides:
+        return 0  # the shell completes paths by itself
     shortened = " ".join([program, *words[2:]])
     removed = len(line) - len(shortened)
     os.environ["COMP_LINE"] = shortened

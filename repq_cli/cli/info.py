@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,7 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import SumBranch
+from repq_cli.report.text import columns
 from repq_cli.train.environment import environment
 
 Line = tuple[str, ...]
@@ -46,7 +47,7 @@ def info_job(config: dict[str, Any]) -> None:
     print(f"{config['model']['name']}, rep {config['rep']['name']}, mode {mode.name}, {quant.label}")
     asked = " (input_shape)" if config.get("input_shape") else ""
     print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {_answers(config, inputs)}\n")
-    print(_columns([HEADER, *_layers(net, deployed), _total(net, deployed)]))
+    print(columns([HEADER, *_layers(net, deployed), _total(net, deployed)], WORDS))
     print("\nactivation tensors")
     for width, tensors in itertools.groupby(_activations(quantized), key=lambda tensor: tensor[1]):
         names = [name for name, _ in tensors]
@@ -138,18 +139,6 @@ def _activations(net: nn.Module) -> list[tuple[str, str]]:
 
 def _bits(bits: int) -> str:
     return "float" if bits == 32 else f"{bits} bit"
-
-
-def _columns(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of words under each other, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            word.rjust(width) if index >= WORDS else word.ljust(width)
-            for index, (word, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
 
 
 def _count(net: nn.Module) -> int:

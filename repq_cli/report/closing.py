@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from repq_cli.report.quality import ENGINES, UNITS, number
 from repq_cli.report.row import Row
+from repq_cli.report.text import file_size, scaled
 
 
 def closing_table(row: Row) -> str:
@@ -16,7 +17,7 @@ def closing_table(row: Row) -> str:
         *_qualities(row),
         ("size", f"{file_size(size['bytes_packed'])} deployed, {file_size(size['bytes_fp32'])} in float32"),
         ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
-        ("cost", f"{_scaled(cost['macs'])}MACs, {_scaled(cost['bops'])}BOPs for one image"),
+        ("cost", f"{scaled(cost['macs'])}MACs, {scaled(cost['bops'])}BOPs for one image"),
         ("time", _time(row)),
         (f"deployed = {'requantized' if 'branchwise' in row else 'trained'}", _proof(row["checks"])),
     ]
@@ -40,23 +41,6 @@ def _qualities(row: Row) -> list[tuple[str, str]]:
             name = found["set"] if "scale" in found else found["set"].rpartition("/")[2]
             lines.setdefault(name, []).append(word)
     return [(f"{metric} ({name})", "   ".join(words)) for name, words in lines.items()]
-
-
-def _scaled(count: float) -> str:
-    """Three significant digits and the SI prefix.
-
-    >>> _scaled(1_361_451_000), _scaled(999)
-    ('1.36 G', '999 ')
-    """
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g} {prefix}"
-    return f"{count:g} "
-
-
-def file_size(count: int) -> str:
-    """Bytes in decimal units."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def _merging(needs: Row) -> str:

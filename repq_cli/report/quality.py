@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repq_cli.report.row import Row
+from repq_cli.report.text import columns
 
 ENGINES = {"bicubic": "bicubic", "fp": "FP", "fake": "QAT", "deployed": "deployed"}
 UNITS = {"top1": "%", "psnr_y": "dB", "psnr_rgb": "dB", "ssim_y": "", "ssim_rgb": ""}
@@ -30,8 +31,7 @@ def quality_table(rows: Sequence[Row]) -> str:
         words = [name, *([f"x{scale}"] if scaled else []), f"{metric}, {unit}" if unit else metric]
         found = (values.get((name, scale, metric, engine)) for engine in engines)
         lines.append([*words, *("" if value is None else number(value, metric) for value in found)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_line(words, widths, len(header)).rstrip() for words in lines)
+    return columns(lines, len(header))
 
 
 def number(value: float, metric: str) -> str:
@@ -39,7 +39,11 @@ def number(value: float, metric: str) -> str:
     return f"{value:.4f}" if metric.startswith("ssim") else f"{value:.2f}"
 
 
-def _line(words: Sequence[str], widths: Sequence[int], texts: int) -> str:
-    """Texts to the left, numbers to the right."""
-    columns = enumerate(zip(words, widths, strict=True))
-    return "  ".join(word.ljust(width) if index < texts else word.rjust(width) for index, (word, width) in columns)
+def signed(value: float, metric: str) -> str:
+    """A difference with its sign; zero has none.
+
+    >>> signed(0.5, "top1"), signed(-0.25, "top1"), signed(-0.001, "top1")
+    ('+0.50', '-0.25', '0.00')
+    """
+    text = number(abs(value), metric)
+    return text if float(text) == 0 else f"{'+' if value > 0 else '-'}{text}"

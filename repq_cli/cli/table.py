@@ -1,0 +1,101 @@
+"""``repq table``: an argparse command that only reads files, without Hydra and torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.files import write_atomically
+from repq_cli.report.document import TABLES, document
+from repq_cli.report.reading import find_runs
+from repq_cli.report.render.data import as_csv, as_json
+from repq_cli.report.render.latex import latex
+from repq_cli.report.render.markdown import markdown
+from repq_cli.typecheck import nearest
+
+OUTPUTS = Path("outputs")
+FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex, "json": as_json}
+
+DESCRIPTION = """\
+Print the papers' tables from the rows (summary.json) of runs. Cells are means over seeds; runs that
+differ in anything else stand in lines of their own. Nothing is trained, and nothing is changed."""
+
+EPILOG = """\
+tables, each printed where there is something to show:
+  overview          every mode at every width: FP, deployed, differences to FP and to Plain, size, BOPs
+  classification    one line for each model and block, modes side by side at every width
+  super_resolution  PSNR and SSIM for each set, a table for each scale
+  time              a training step, relative to Plain's in FP and in QAT
+  survey            1 bit, ternary, 8 bit integers and float: metric, size, compression
+  bops              bit operations against the metric, and the Pareto front
+
+examples:
+  repq table                                        all runs below outputs/
+  repq table outputs/sweep/20260101-120000-train    one sweep
+  repq table --table classification --format latex --out table.tex
+  repq table --published                            what papers report, without any run
+
+exit codes: 0 done, 2 usage, 3 no runs, or files that cannot be read or written"""
+
+
+def table(arguments: list[str]) -> int:
+    """``repq table``."""
+    options = _parser().parse_args(arguments)
+    names = [_known(name) for given in options.table for name in given.split(",")]
+    paths = [Path(path) for path in options.paths]
+    if not paths and not (options.published and not names):
+        paths = [_outputs()]
+    runs, notes = find_runs(paths)
+    if not runs and not options.published:
+        raise DataError(_lines("There are no runs to tabulate: train some, or name a folder of runs.", notes))
+    content = document(runs, notes, names, options.published)
+    if not content.chapters:
+        raise DataError(_lines("The runs found have nothing to show in these tables.", content.notes))
+    text = FORMATS[options.format](content).encode(errors="replace").decode()  # names may hold any code point
+    if options.out is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(Path(options.out), text.encode())
+    if options.format == "csv" and content.all_notes:
+        print("\n".join(content.all_notes), file=sys.stderr)
+    return 0
+
+
+def _lines(sentence: str, notes: Sequence[str]) -> str:
+    return "\n".join([sentence, *(f"  {note}" for note in notes)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "repq table",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    paths = "a run, a sweep, a folder of runs, or a summary.json (default: outputs)"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
+    parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table; may be repeated")
+    parser.add_argument("--format", choices=FORMATS, default="markdown", help="how to print (default: markdown)")
+    parser.add_argument("--out", metavar="FILE", help="write to a file instead of printing")
+    parser.add_argument("--published", action="store_true", help="also all published figures, with their sources")
+    return parser
+
+
+def _known(name: str) -> str:
+    if name in TABLES:
+        return name
+    near = nearest(name, TABLES)
+    hint = f"did you mean '{near}'?" if near else f"the tables are {', '.join(TABLES)}."
+    raise ConfigError(f"There is no table '{name}'; {hint}")
+
+
+def _outputs() -> Path:
+    if not OUTPUTS.is_dir():
+        raise DataError(
+            f"There is no folder {OUTPUTS}/ here: run repq table where you ran repq train, or name a folder of runs."
+        )
+    return OUTPUTS

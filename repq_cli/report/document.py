@@ -1,0 +1,68 @@
+"""What ``repq table`` prints: a chapter for each section of runs, then what is to be said of runs as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from repq_cli.report.notes import notes_on, notes_on_failures
+from repq_cli.report.runs import Run
+from repq_cli.report.sections import Section, sections_of
+from repq_cli.report.table import Table
+from repq_cli.report.tables.bops import bops
+from repq_cli.report.tables.classification import classification
+from repq_cli.report.tables.overview import overview
+from repq_cli.report.tables.published import published_tables
+from repq_cli.report.tables.super_resolution import super_resolution
+from repq_cli.report.tables.survey import compares_methods, survey
+from repq_cli.report.tables.training_time import training_time
+
+TABLES: dict[str, Callable[[Section], list[Table]]] = {
+    "overview": overview,
+    "classification": classification,
+    "super_resolution": super_resolution,
+    "time": training_time,
+    "survey": survey,
+    "bops": bops,
+}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Tables of one section, and what holds for all of them."""
+
+    title: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Document:
+    """All that is printed, in its order."""
+
+    chapters: tuple[Chapter, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def all_notes(self) -> list[str]:
+        """For formats that have no place for them."""
+        tables = [note for chapter in self.chapters for table in chapter.tables for note in table.notes]
+        chapters = [note for chapter in self.chapters for note in chapter.notes]
+        return list(dict.fromkeys([*tables, *chapters, *self.notes]))
+
+
+def document(runs: Sequence[Run], notes: Sequence[str], names: Sequence[str], published: bool) -> Document:
+    """The tables called ``names``, or if there are none, those for which there is something to show."""
+    runs = sorted(runs, key=lambda run: run.folder)
+    usable = [run for run in runs if run.mode != "auto"]  # a job that failed before its mode was decided
+    chapters = []
+    for section in sections_of(usable):
+        wanted = names or [name for name in TABLES if name != "survey" or compares_methods(section)]
+        tables = [table for name in TABLES if name in wanted for table in TABLES[name](section)]
+        if tables:
+            chapters.append(Chapter(section.title, tuple(tables), tuple(notes_on(section))))
+    shown = {table.name for chapter in chapters for table in chapter.tables}
+    absent = [f"There is nothing for the table {name}." for name in names if name not in shown]
+    if published:
+        chapters.append(Chapter("Published figures", tuple(published_tables())))
+    return Document(tuple(chapters), (*absent, *notes_on_failures(runs), *notes))

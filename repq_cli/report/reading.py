@@ -1,0 +1,240 @@
+"""Runs found below paths and read without trust: nothing that stands in a folder makes this fail."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import yaml
+
+from repq_cli.errors import DataError
+from repq_cli.report.row import ROW, Row
+from repq_cli.report.runs import Bits, Measured, Metric, Run, Status
+
+STATUSES = get_args(Status)
+CONFIG = "config.yaml"
+NOT_RUNS = {"checkpoints", "deploy", "tb"}  # folders of a run that hold no other one
+LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
+LARGEST_DEPTH = 1000  # of nested lists in a config.yaml, far more than any has
+
+# Keys that change how a run is carried out, or where things come from, but not what it computes.
+PLACES = {f"data.{key}" for key in ("root", "download", "workers", "cache_mib", "test", "test_lr")}
+IRRELEVANT = {"seed", "verbosity", "plugins", "fp.checkpoint", "fp.format", "fp.reuse"} | PLACES
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The runs at and below ``paths`` in the order of their folders, and notes on what could not be read.
+
+    A path is a run folder, any folder above, or a summary.json. Raises DataError for one that does not exist.
+    """
+    folders: set[Path] = set()
+    notes: list[str] = []
+    for path in paths:
+        if path.is_file() and path.name == ROW:
+            found = {path.parent.resolve()}
+        elif path.is_dir():
+            found = _run_folders(path.resolve(), notes)
+        elif path.exists():
+            raise DataError(f"{path} is neither a folder nor a {ROW}: name a run folder, a sweep, or a folder of runs.")
+        else:
+            raise DataError(f"{path} does not exist: name a run folder, a sweep, or a folder that holds some.")
+        if not found:
+            notes.append(f"{path} holds no runs.")
+        folders |= found
+    runs = []
+    for folder in sorted(folders):
+        run, said = read_run(folder)
+        notes += said
+        if run is not None:
+            runs.append(run)
+    return runs, sorted(notes)
+
+
+def _run_folders(top: Path, notes: list[str]) -> set[Path]:
+    found = set()
+    for folder, below, files in os.walk(top, onerror=lambda error: notes.append(f"{error.filename} cannot be read.")):
+        below[:] = [name for name in below if name not in NOT_RUNS and not name.startswith(".")]
+        if ROW in files or CONFIG in files:
+            found.add(Path(folder))
+    return found
+
+
+def read_run(folder: Path) -> tuple[Run | None, list[str]]:
+    """The run in ``folder``, or None where it does not say what ran; and notes on what is wrong with it."""
+    shown = _shown(folder)
+    notes: list[str] = []
+    row = _mapping(folder / ROW, json.loads, notes)
+    config = _mapping(folder / CONFIG, _yaml, notes)
+    env = _mapping(folder / "env.json", json.loads, notes)
+    fields = _Fields(row or {}, config or {}, shown)
+    model, rep, mode = (fields.text(key) for key in ("model", "rep", "mode"))
+    weight_bits, act_bits = fields.whole("quant.weight_bits"), fields.whole("quant.act_bits")
+    if model is None or rep is None or mode is None or weight_bits is None or act_bits is None:
+        return None, [*notes, f"{shown} is left out: its files do not say which model, rep, mode and bits ran."]
+    status = fields.status() if row is not None else "unfinished"
+    run = Run(
+        folder=shown,
+        status=status,
+        model=model,
+        rep=rep,
+        mode=mode,
+        data=fields.text("data"),
+        task=fields.text("task"),
+        seed=fields.whole("seed"),
+        bits=Bits(weight_bits, act_bits),
+        options=_options(config) if config is not None else _options_of_row(row or {}),
+        configured=config is not None,
+        metric=fields.metric(),
+        numbers=fields.numbers(),
+        values=fields.values(),
+        finished=_text(_at(row, "lineage.finished")) or "",
+        linked=_at(row, "lineage.same_as") is not None,
+        machine=_machine(env or {}, config, row),
+        fp_given=_at(config, "fp.checkpoint") is not None,
+        error=(_text(_at(row, "error")) or "").strip().partition("\n")[0],
+    )
+    return run, notes + fields.problems
+
+
+class _Fields:
+    """Typed looks at a row, and at the configuration where the row lacks something; ``problems`` gathers mistakes."""
+
+    def __init__(self, row: Row, config: Row, folder: str) -> None:
+        self.row, self.config, self.folder = row, config, folder
+        self.problems: list[str] = []
+
+    def text(self, key: str) -> str | None:
+        """A name; in the configuration that of a section."""
+        stored = self.config.get(key)
+        return _text(self.row.get(key)) or _text(stored.get("name") if isinstance(stored, dict) else stored)
+
+    def whole(self, key: str) -> int | None:
+        for source in (self.row, self.config):
+            value = _at(source, key)
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+        return None
+
+    def status(self) -> Status:
+        status = self.row.get("status")
+        if status in STATUSES:
+            return cast(Status, status)
+        self.problems.append(
+            f"{self.folder}: status is {status!r}, none of {', '.join(STATUSES)}; it counts as failed."
+        )
+        return "failed"
+
+    def metric(self) -> Metric | None:
+        name, split = _text(_at(self.row, "metric.name")), _text(_at(self.row, "metric.split"))
+        if name is None or split is None:
+            if self.row.get("status") == "done":
+                self.problems.append(f"{self.folder} is done, but its row does not say what was measured on which set.")
+            return None
+        return Metric(name, split, _at(self.row, "metric.higher_is_better") is not False)
+
+    def numbers(self) -> dict[str, float]:
+        found = {}
+        for section in ("metric", "size", "cost", "time"):
+            values = self.row.get(section)
+            for key, value in values.items() if isinstance(values, dict) else ():
+                if key not in ("name", "split", "higher_is_better") and self._is_number(f"{section}.{key}", value):
+                    found[f"{section}.{key}"] = float(value)
+        return found
+
+    def values(self) -> dict[Measured, float]:
+        measured = self.row.get("metrics")
+        found = {}
+        for item in measured if isinstance(measured, list) else ():
+            if isinstance(item, dict) and self._is_number("a value of metrics", item.get("value")):
+                scale = item.get("scale")
+                key = Measured(str(item.get("set")), scale, str(item.get("name")), str(item.get("engine")))
+                if scale is None or isinstance(scale, int):
+                    found[key] = float(item["value"])
+        return found
+
+    def _is_number(self, key: str, value: Any) -> bool:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST:
+            return True
+        self.problems.append(
+            f"{self.folder}: {key} is {value!r}, which is no usable number; it counts as not measured."
+        )
+        return False
+
+
+def _mapping(path: Path, parse: Any, notes: list[str]) -> Row | None:
+    """What a file holds if it can be read and is a mapping, else None; a note unless the file is not there."""
+    try:
+        content = parse(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        notes.append(f"{_shown(path)} cannot be read: it is damaged, or was only half written.")
+        return None
+    if not isinstance(content, dict):
+        notes.append(f"{_shown(path)} does not hold what a run writes into it.")
+        return None
+    return content
+
+
+def _yaml(content: bytes) -> Any:
+    """Raises ValueError for what holds itself, and for thousands of levels, where PyYAML in C overflows its stack."""
+    if any(content.count(sign) > LARGEST_DEPTH for sign in (b"[", b"{", b"- ", b"? ")):
+        raise ValueError("nested too deeply for a configuration")
+    tree = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    json.dumps(tree, default=str, skipkeys=True)
+    return tree
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current folder where it is below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _at(tree: Any, key: str) -> Any:
+    """The value at a dotted key, or None."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _options(config: Row) -> dict[str, Any]:
+    columns = ("mode.name", "quant.weight_bits", "quant.act_bits", "model.name", "data.name")
+    flat = _flatten(config, "")
+    return {key: value for key, value in flat.items() if not _irrelevant(key) and key not in columns}
+
+
+def _options_of_row(row: Row) -> dict[str, Any]:
+    return _options({"quant": row.get("quant"), "rep": {"name": row.get("rep")}})
+
+
+def _irrelevant(key: str) -> bool:
+    return key in IRRELEVANT or key.startswith("runtime.")
+
+
+def _flatten(tree: Any, prefix: str) -> dict[str, Any]:
+    """Leaves under dotted keys; lists as text, so that all can be compared and hashed."""
+    if isinstance(tree, dict) and tree:
+        parts = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    return {prefix: tree if isinstance(tree, (str, int, float, type(None))) else str(tree)}
+
+
+def _machine(env: Row, config: Row | None, row: Row | None) -> str:
+    """GPUs, processor, threads and torch as one text, empty where unknown."""
+    gpus = env.get("gpus") if _at(config, "runtime.device") != "cpu" else None
+    threads = _at(config, "runtime.threads") or env.get("threads")
+    torch = _at(row, "lineage.torch_version")
+    parts = [
+        *(gpus if isinstance(gpus, list) else []),
+        env.get("cpu"),
+        threads and f"{threads} thread{'' if threads == 1 else 's'}",
+        torch and f"torch {torch}",
+    ]
+    return ", ".join(str(part) for part in parts if part)

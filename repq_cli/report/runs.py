@@ -1,0 +1,86 @@
+"""Runs as tables see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Status = Literal["done", "failed", "interrupted", "unfinished"]
+
+
+class Bits(NamedTuple):
+    """Widths of weights and activations; 32 is float."""
+
+    weight: int
+    act: int
+
+
+class Metric(NamedTuple):
+    """What a run is judged by, and on which set."""
+
+    name: str
+    split: str
+    higher_is_better: bool
+
+
+class Measured(NamedTuple):
+    """What a value of a row's ``metrics`` is of."""
+
+    set: str
+    scale: int | None
+    name: str
+    engine: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    options: its configuration, flattened (``fp.epochs``), without what has no bearing on the result and without the
+        columns of tables (mode and bits). Without a config.yaml, what its row says of quantizer and block.
+    numbers: ``metric.fp``, ``metric.deployed``, and all of ``size``, ``cost`` and ``time``, under their dotted keys.
+    finished: ISO time, empty where the row has none. linked: a copy of an identical run (``lineage.same_as``).
+    machine: what its times depend on. fp_given: its FP net came from a file.
+    """
+
+    folder: str
+    status: Status
+    model: str
+    rep: str
+    mode: str
+    data: str | None
+    task: str | None
+    seed: int | None
+    bits: Bits
+    options: Mapping[str, Any]
+    configured: bool
+    metric: Metric | None
+    numbers: Mapping[str, float]
+    values: Mapping[Measured, float]
+    finished: str
+    linked: bool
+    machine: str
+    error: str
+    fp_given: bool
+
+    @property
+    def name(self) -> str:
+        """The folder, and what ran in it."""
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        return f"{self.folder} ({self.model}, rep {self.rep}, mode {self.mode}, {bits_label(self.bits)}{seed})"
+
+    def number(self, key: str | Measured) -> float | None:
+        """One of ``numbers`` or ``values``, or None where it was not measured."""
+        return self.values.get(key) if isinstance(key, Measured) else self.numbers.get(key)
+
+
+def bits_label(bits: Bits) -> str:
+    """How tables call a pair of widths.
+
+    >>> bits_label(Bits(4, 4)), bits_label(Bits(1, 32)), bits_label(Bits(32, 32))
+    ('4 bit', 'w1a32', 'float')
+    """
+    if bits == (32, 32):
+        return "float"
+    return f"{bits.weight} bit" if bits.weight == bits.act else f"w{bits.weight}a{bits.act}"

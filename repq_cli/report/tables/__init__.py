@@ -1,0 +1,1 @@
+"""The papers' tables: one file each, a function from a section of runs to its tables."""

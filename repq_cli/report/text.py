@@ -1,0 +1,72 @@
+"""Numbers and columns as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def columns(lines: Sequence[Sequence[str]], texts: int) -> str:
+    """Lines of words under each other: the first ``texts`` columns to the left, the others, numbers, to the right.
+
+    >>> print(columns([["layer", "bytes"], ["a", "12,345"]], 1))
+    layer   bytes
+    a      12,345
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            word.ljust(width) if index < texts else word.rjust(width)
+            for index, (word, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def file_size(count: float) -> str:
+    """Bytes with a unit of a thousand.
+
+    >>> file_size(31_207), file_size(2_500_000)
+    ('31.2 kB', '2.50 MB')
+    """
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def scaled(count: float) -> str:
+    """Three significant digits and the SI prefix.
+
+    >>> scaled(1_361_451_000), scaled(999)
+    ('1.36 G', '999 ')
+    """
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {prefix}"
+    return f"{count:g} "
+
+
+def short(count: float) -> str:
+    """A count with its SI prefix, for columns whose heading names the unit."""
+    return scaled(count).strip()
+
+
+def times(factor: float) -> str:
+    """How many times as much.
+
+    >>> times(5.153)
+    '5.2×'
+    """
+    return f"{factor:.1f}×"
+
+
+def relative(factor: float) -> str:
+    """How many times as long."""
+    return f"{factor:.2f}"
+
+
+def milliseconds(value: float) -> str:
+    """Three digits, or all of those before the point.
+
+    >>> milliseconds(6.943), milliseconds(14.0), milliseconds(1234.5)
+    ('6.94', '14.0', '1234')
+    """
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f}"
