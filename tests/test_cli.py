@@ -162,6 +162,7 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint, format"),
         ("qat.checkpoint=x", "qat.checkpoint=x is an unknown key"),
         ("hydra/launcher=nothing", "hydra/launcher=nothing must be one of"),
+        ("hydra/launcher=submitit_slurm", "pip install 'repq[slurm]' brings this one"),
         ("quant=w4a4,w2a2", "quant=w4a4,w2a2 names several values, which is a sweep: add -m"),
         ("seed=range(0,3)", "seed=range(0,3) names several values, which is a sweep: add -m"),
         ("rep=orepa rep.batch_norm=false", "rep.batch_norm=false must be true."),

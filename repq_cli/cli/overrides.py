@@ -29,6 +29,7 @@ from repq_cli.schema import KEYS, resolved, validate
 from repq_cli.typecheck import nearest
 
 APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
+LAUNCHERS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # our extras
 SET_BY_CHOICE = ("model.name", "rep.name", "data.name", "mode.name", "optim.name", "schedule.name")
 
 
@@ -143,6 +144,8 @@ class Checker:
         for value in wrong:
             near = nearest(value, options)
             hint = f"; did you mean '{near}'?" if near else ""
+            if group == "hydra/launcher" and value in LAUNCHERS:
+                hint = f"; pip install 'repq[{LAUNCHERS[value]}]' brings this one"
             self.problems.append(Problem(group, value, f"must be one of {', '.join(options)}{hint}".rstrip(".")))
         return not wrong
 

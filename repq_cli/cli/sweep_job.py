@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +82,8 @@ class SweepJob:
         if row.get("status") == "done" and same_run(stored_config(self.folder), checked(config)):
             self._say(config, "done before")
         elif twins:
-            with locked(self.sweep / f".{plan.jobs[self.number].key}.lock", lambda: time.sleep(1)):
+            with locked(self.sweep / f".{plan.jobs[self.number].key}.lock", self._check_stop):
+                self._check_stop()
                 finished = [twin for twin in twins if row_of(self.sweep, twin).get("status") == "done"]
                 if finished:
                     self._say(config, f"the same run as job {finished[0]}: its result is taken")
@@ -122,6 +123,10 @@ class SweepJob:
         row = row_of(self.sweep, twin)
         lineage = row["lineage"] | {"same_as": str(source)}
         write_row(self.folder, row | {"rep": composed["rep"]["name"], "lineage": lineage})
+
+    def _check_stop(self) -> None:
+        if (self.sweep / STOP).exists():
+            raise Interrupted(signal.SIGTERM)
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from repq_cli.report.settings import entries_of
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.text import short
 
-PARETO = "Pareto: no other net has at most its BOPs and at least its metric."
+PARETO = "Pareto: no other net is better in BOPs or metric without being worse in the other."
 
 Point = tuple[float, float]
 
