@@ -58,7 +58,7 @@ def _expanded(line: CommandLine) -> CommandLine:
     saved: list[str] = []
     for name in names:
         content = config_file(f"sweep/{name}.yaml", line.config_dir)
-        params = content.get("hydra", {}).get("sweeper", {}).get("params") or {}
+        params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
         chosen = given | ({"experiment"} if "model" in given else set())
         saved += [f"{key}={values}" for key, values in params.items() if key not in chosen]
     if names:
@@ -105,41 +105,55 @@ def newest_like(line: CommandLine) -> Path:
 
 def _carry_out(folder: Path, plan: Plan) -> int:
     """Launch the jobs; the rows that they leave decide the exit code."""
-    failure: Exception | None = None
-    stopped = 0
     started = time.monotonic()
     with alone_in(folder):
-        (folder / STOP).unlink(missing_ok=True)
-        shutil.rmtree(folder / RUNNING, ignore_errors=True)
         for line in _opening(folder, plan):
             print(line, flush=True)
-        with stop_request() as stop, Monitor(folder, plan, stop):
-            try:
-                arguments = [text for text in plan.overrides if not text.startswith("hydra.sweep.dir=")]
-                run_app("train", [*arguments, f"hydra.sweep.dir={folder}", *plan.flags])
-            except Interrupted as interruption:
-                stopped = interruption.exit_code
-            except Exception as error:  # of the first job that could not even leave a row; the others have run
-                failure = error
-        if stop.signal_number is not None:
-            stopped = 128 + stop.signal_number
-    rows = {job.number: row_of(folder, job.number) for job in plan.legal}
-    failed = {number: row for number, row in rows.items() if row.get("status") == "failed"}
-    for message in dict.fromkeys(row.get("error") for row in failed.values()):
-        print(f"failed: {message}")
-        for number in (number for number, row in failed.items() if row.get("error") == message):
-            print(f"  job {number}: {plan.label(number)}\n    {_again(folder, plan.jobs[number])}")
-    done = sum(row.get("status") == "done" for row in rows.values())
-    minutes = (time.monotonic() - started) / 60
-    print(f"{done} of {len(rows)} runs done, {len(failed)} failed, in {minutes:.1f} min, rows in {folder}")
+        stopped, failure = _launch(folder, plan)
+    print("\n".join(_closing(folder, plan, time.monotonic() - started)))
     if stopped:
         print(f"Stopped. Go on with: repq train resume={folder}")
-    elif isinstance(failure, RepqError):
+        return stopped
+    if isinstance(failure, RepqError):
         raise failure
-    elif failure is not None:  # such as a worker process that was killed
+    if failure is not None:  # such as a worker process that was killed
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0].rstrip(".")
         raise RepqError(f"The launcher broke off ({reason}). Go on with: repq train resume={folder}")
-    return stopped or int(bool(failed))
+    return int(bool(_failed(folder, plan)))
+
+
+def _launch(folder: Path, plan: Plan) -> tuple[int, Exception | None]:
+    """Run the jobs; the exit code of a stop, or 0, and an error that no row tells of."""
+    (folder / STOP).unlink(missing_ok=True)
+    shutil.rmtree(folder / RUNNING, ignore_errors=True)
+    arguments = [text for text in plan.overrides if not text.startswith("hydra.sweep.dir=")]
+    failure = None
+    with stop_request() as stop, Monitor(folder, plan, stop):
+        try:
+            run_app("train", [*arguments, f"hydra.sweep.dir={folder}", *plan.flags])
+        except Interrupted as interruption:
+            return interruption.exit_code, None
+        except Exception as error:
+            failure = error
+    return 0 if stop.signal_number is None else 128 + stop.signal_number, failure
+
+
+def _failed(folder: Path, plan: Plan) -> dict[int, str]:
+    """The errors of the jobs that failed."""
+    rows = {job.number: row_of(folder, job.number) for job in plan.legal}
+    return {number: str(row.get("error")) for number, row in rows.items() if row.get("status") == "failed"}
+
+
+def _closing(folder: Path, plan: Plan, seconds: float) -> list[str]:
+    """Each reason of failures with its jobs and the commands that run them again; then the count."""
+    failed, lines = _failed(folder, plan), []
+    for reason in dict.fromkeys(failed.values()):
+        lines.append(f"failed: {reason}")
+        for number in (number for number, error in failed.items() if error == reason):
+            lines += [f"  job {number}: {plan.label(number)}", f"    {_again(folder, plan.jobs[number])}"]
+    done = sum(row_of(folder, job.number).get("status") == "done" for job in plan.legal)
+    count = f"{done} of {len(plan.legal)} runs done, {len(failed)} failed, in {seconds / 60:.1f} min"
+    return [*lines, f"{count}, rows in {folder}"]
 
 
 def _opening(folder: Path, plan: Plan) -> list[str]:
