@@ -109,7 +109,8 @@ def _carry_out(folder: Path, plan: Plan) -> int:
     with alone_in(folder):
         for line in _opening(folder, plan):
             print(line, flush=True)
-        stopped, failure = _launch(folder, plan)
+        finished = all(row_of(folder, job.number).get("status") == "done" for job in plan.legal)
+        stopped, failure = (0, None) if finished else _launch(folder, plan)
     print("\n".join(_closing(folder, plan, time.monotonic() - started)))
     if stopped:
         print(f"Stopped. Go on with: repq train resume={folder}")
