@@ -205,5 +205,6 @@ def experiment(config: dict[str, Any]) -> Any:
         runtime=RuntimeOptions(**config["runtime"]),
         seed=config["seed"],
         verbosity=config["verbosity"],
-        fp_key=fp_key(schema.with_defaults(config)),  # a stored configuration may lack keys that a composed one has
+        # A stored configuration may lack keys that a composed one has.
+        fp_key=fp_key(schema.with_defaults(config), loaded.fingerprint),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -169,12 +171,25 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset; ``tests`` by name, the first of which gives a run's metric."""
+    """A dataset; ``tests`` by name, the first of which gives a run's metric.
+
+    fingerprint: of the user's own files that train and validate; empty where the name of the dataset says it all.
+    """
 
     info: Info
     train: Training
     val: Evaluation
     tests: Mapping[str, Evaluation]
+    fingerprint: str = ""
+
+
+def fingerprint(files: Iterable[Path], sizes: bool = True) -> str:
+    """A hash of the files' names, those of their folders, and their sizes: the whole may move, but not change."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size if sizes else ""
+        digest.update(f"{path.parent.name}/{path.name}/{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

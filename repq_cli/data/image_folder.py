@@ -13,7 +13,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
-from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_statistics, stratified_split
+from repq_cli.data.base import (
+    Data,
+    DataInfo,
+    Images,
+    InMemory,
+    Split,
+    channel_statistics,
+    fingerprint,
+    stratified_split,
+)
 from repq_cli.errors import DataError
 from repq_cli.images.files import EXTENSIONS, UNREADABLE, is_image, open_image, pixels_of
 from repq_cli.seeds import derive_seed
@@ -57,12 +66,13 @@ def load(
         return Split(Subset(images[name], indices), labels[name][indices], info, augment)
 
     augment = Augmentation(crop, mirror)
+    seen = fingerprint(path for name in ("train", *evaluation[:-1]) for path, _ in files[name])
     if len(evaluation) == 2:
-        return Data(info, split("train", augment=augment), split("val"), {"test": split("test")})
+        return Data(info, split("train", augment=augment), split("val"), {"test": split("test")}, seen)
     kept, held = stratified_split(labels["train"], val_fraction)
     if len(kept) == 0:
         raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add a val/.")
-    return Data(info, split("train", kept, augment), split("train", held), {"test": split(evaluation[0])})
+    return Data(info, split("train", kept, augment), split("train", held), {"test": split(evaluation[0])}, seen)
 
 
 class Decoder:

@@ -11,7 +11,7 @@ from typing import Annotated
 from tqdm import tqdm
 
 from repq_cli.bounds import Range
-from repq_cli.data.base import Data, Evaluation, Inputs
+from repq_cli.data.base import Data, Evaluation, Inputs, fingerprint
 from repq_cli.data.pictures import Pair, Patches, PictureInfo, Pictures, Upscaling, cropped, pair_of
 from repq_cli.errors import DataError
 from repq_cli.images.files import list_folder, read_rgb
@@ -69,7 +69,8 @@ def load(
     crops = Patches(_pairs(listed, upscaling, f"data.train={train}", patch), upscaling, patch, patches)
     least = patch if val is None else 0  # what training would leave out is not held out either
     checked = Pictures(list(_pairs(held, upscaling, "the validation pictures", least)), upscaling)
-    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr))
+    seen = fingerprint(path for entry in (*listed, *held) for path in entry if path is not None)
+    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr), seen)
 
 
 def evaluation_sets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,34 @@ PLACES = ("root", "download", "workers", "cache_mib", "test", "test_lr")  # wher
 SECTIONS = ("model", "data", "task", "psnr_rounding", "optim", "schedule", "seed")
 
 
-def fp_key(config: dict[str, Any]) -> str:
-    """A hash of the FP stage's part of a configuration and of the sources that carry it out.
+def fp_key(config: dict[str, Any], data_fingerprint: str = "") -> str:
+    """A hash of the FP stage's part of a configuration, of the data's files, and of the sources that carry it out.
 
     Modes and bits share it, but for Plain, whose net has no branches.
     """
     parts: dict[str, Any] = {key: config[key] for key in SECTIONS}
-    parts["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
+    if _is_ours(config["data"]):
+        parts["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
     plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
     parts["rep"] = {"batch_norm": config["rep"]["batch_norm"]} if plain else config["rep"]
     parts["fp"] = {key: value for key, value in config["fp"].items() if key not in ("checkpoint", "format", "reuse")}
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([parts, data_fingerprint], sort_keys=True).encode())
     for path in sorted(_source_files()):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    for section in ("model", "rep", "data"):
+        if not _is_ours(config[section]):
+            digest.update(_plugin_source(config[section]["_target_"]))
     return digest.hexdigest()[:16]
+
+
+def _is_ours(section: dict[str, Any]) -> bool:
+    return str(section["_target_"]).startswith("repq_cli.")
+
+
+def _plugin_source(target: str) -> bytes:
+    """The module of a plugin's function; what that imports is not followed."""
+    spec = importlib.util.find_spec(target.rpartition(".")[0])
+    return Path(spec.origin).read_bytes() if spec is not None and spec.origin is not None else b""
 
 
 def _source_files() -> list[Path]:
