@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -34,9 +35,8 @@ def _replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink()
             raise
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror}): free some space or choose another folder."
-        ) from error
+        fix = "free some space or choose another folder" if error.errno == errno.ENOSPC else "choose another folder"
+        raise DataError(f"{path} cannot be written ({error.strerror}): {fix}.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -65,11 +65,11 @@ class Taken(Exception):  # noqa: N818
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: Callable[[], None] | None = None, fix: str = "choose another folder") -> Iterator[None]:
+def locked(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file ``path``, which the system frees when its holder dies.
 
     While another process has it, ``wait`` is called now and then and may raise; without ``wait``, Taken is raised.
-    DataError, which names the ``fix``, if the file cannot be made.
+    DataError if the file cannot be made.
     """
     lock = FileLock(path)
     try:
@@ -83,7 +83,7 @@ def locked(path: Path, wait: Callable[[], None] | None = None, fix: str = "choos
             wait()
             time.sleep(POLL_SECONDS)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}): {fix}.") from error
+        raise DataError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     try:
         yield
     finally:

@@ -104,7 +104,7 @@ def test_a_resumed_run_keeps_the_origin_of_its_stage(after_a_run: Path, run_repq
         assert (found and Path(found).name) == (origin and origin.name)
 
 
-@pytest.mark.parametrize("damage", ["weights", "no weights", "log", "about", "other net"])
+@pytest.mark.parametrize("damage", ["weights", "no weights", "log", "about", "kinds in about", "a bit", "other net"])
 def test_a_damaged_stage_is_trained_again(
     damage: str, after_a_run: Path, run_repq: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,13 +118,20 @@ def test_a_damaged_stage_is_trained_again(
         place.log.unlink()
     elif damage == "about":
         (place.folder / "about.json").write_text('{"run": ')
+    elif damage == "kinds in about":
+        about = json.loads((place.folder / "about.json").read_text())
+        (place.folder / "about.json").write_text(json.dumps(about | {"time": "oops"}))
+    elif damage == "a bit":
+        content = bytearray(place.weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        place.weights.write_bytes(content)
     else:
         torch.save(torch.load(place.weights) | {"signature": {"model": "another"}}, place.weights)
     code, second = run_repq("train", *SHARED)
     assert code == 0 and second is not None and second != after_a_run
     assert trained_fp(second) and results(second) == results(after_a_run)
     assert Path(FPCache(place.key).about()["run"]).resolve() == second  # type: ignore[index]
-    if damage != "about":
+    if "about" not in damage:
         assert "cannot be used and is trained again" in capsys.readouterr().out
 
 
@@ -172,11 +179,28 @@ def test_a_full_disk_costs_the_copy_and_not_the_run(run_repq: Run, monkeypatch: 
     assert "is not kept for other runs: No space left" in (folder / "train.log").read_text()  # type: ignore[operator]
 
 
-def test_a_folder_that_cannot_be_written(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_cannot_be_used_costs_the_sharing_and_not_the_run(run_repq: Run) -> None:
     ROOT.parent.mkdir(parents=True)
     ROOT.write_text("a file in the way")
-    code, _ = run_repq("train", *SHARED)
-    assert code == 3 and "fp.reuse=false" in capsys.readouterr().err
+    code, folder = run_repq("train", *SHARED)
+    assert code == 0 and folder is not None and trained_fp(folder)
+    assert "is not shared with other runs" in (folder / "train.log").read_text()
+
+
+def test_pruning_removes_stages_and_nothing_else(after_a_run: Path, in_folder: Path) -> None:
+    """Whatever folder is named: one that holds runs has nothing to prune, and a stage's folder only its own files."""
+    assert main(["cache", "prune", "--days", "0", "--root", "outputs"]) == 0 and after_a_run.is_dir()
+    place = stored()[0]
+    (place.folder / "thesis.tex").write_text("mine")
+    assert main(["cache", "prune", "--days", "0"]) == 0
+    assert [path.name for path in place.folder.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "soon"])
+def test_days_are_a_number_of_days(days: str, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["cache", "prune", "--days", days])
+    assert stopped.value.code == 2 and days in capsys.readouterr().err
 
 
 def test_cache_list_and_prune(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,8 +208,9 @@ def test_cache_list_and_prune(run_repq: Run, in_folder: Path, capsys: pytest.Cap
     assert main(["cache", "prune"]) == 0
     run_repq("train", *SHARED)
     run_repq("train", *SHARED, "rep=acnet")
-    (ROOT / "died").mkdir()
-    (ROOT / "died" / "fp.pt").write_bytes(b"half")
+    died = FPCache("0" * 16)
+    died.folder.mkdir()
+    died.weights.write_bytes(b"half")
     keys = [place.key for place in stored() if place.about()]
     capsys.readouterr()
     assert main(["cache", "list"]) == 0

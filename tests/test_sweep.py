@@ -125,8 +125,10 @@ def test_a_sweep_leaves_out_what_is_illegal_and_runs_the_same_once(
         assert (found[copy]["rep"], found[original]["rep"]) == ("repvgg", "none")
         assert results(sweep / str(copy)) == results(sweep / str(original))
         assert main(["eval", f"run={sweep / str(copy)}", "verbosity=quiet"]) == 0
-        stored = (sweep / str(copy) / "config.yaml").read_text()
-        assert "name: repvgg\n" in stored
+        assert "name: repvgg\n" in (sweep / str(copy) / "config.yaml").read_text()
+    before = (sweep / "2/train.log").read_text()
+    assert main(["train", f"resume={sweep / '6'}"]) == 0  # a copy's logs are its own
+    assert (sweep / "2/train.log").read_text() == before != (sweep / "6/train.log").read_text()
     shown = capsys.readouterr().out
     assert "6 runs in outputs/sweep" in shown and "2 of them equal to another one" in shown
     assert "left out: rep=none mode=merged quant=w8a8 and 1 more: mode=merged has nothing to merge" in shown
@@ -202,6 +204,7 @@ def test_jobs_in_other_processes_stop_after_a_checkpoint(
     process.terminate()
     assert process.wait(timeout=60) == 143
     sweep = folder_of_sweep()
+    assert "Go on with: repq train resume=" in Path("log").read_text()
     assert {number: row["status"] for number, row in rows(sweep).items()} == {0: "interrupted", 1: "interrupted"}
     assert all((sweep / str(number) / "checkpoints/last.pt").exists() for number in (0, 1))
     assert not (sweep / "2/config.yaml").exists()
@@ -213,10 +216,19 @@ def test_jobs_in_other_processes_stop_after_a_checkpoint(
     [
         (["-m", "mode=merged", "rep=none", "seed=0,1"], "nothing to merge"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "the folder of a job is its number"),
-        (["resume=sweep", "seed=3"], "seed=3 cannot be changed by resume="),
+        (["resume=sweep", "seed=3"], "seed cannot be changed by resume="),
         (["resume=broken"], "cannot be read"),
         (["-m", "seed=0,1", "hydra.sweep.dir=sweep"], "holds a sweep already"),
         (["-m", "seed=0,1", "resume=auto"], "finds no unfinished sweep"),
+        (["-m", "seed=0,1", "hydra.sweep.dir=a,b"], "names no single folder"),
+        (["-m", "seed=0,1", "hydra.sweep.dir="], "names no single folder"),
+        (["-m", "seed=0,1", "hydra.sweep.dir=x_${seed}"], "names no single folder"),
+        (["-m", "+hydra.sweeper.params.seed=0"], "hydra.sweeper.params.seed cannot be set"),
+        (["+sweep=bits,modes"], "names no single saved sweep"),
+        (["+sweep=nothing"], "sweep=nothing must be one of"),
+        (["resume=varied", "runtime.threads=1"], "runtime.threads is what this sweep varies"),
+        (["resume=varied", "runtime.nothing=1"], "runtime.nothing=1 is an unknown key"),
+        (["resume=varied", "runtime.log_every=1,2"], "is a sweep: add -m"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -226,10 +238,12 @@ def test_what_is_refused_leaves_nothing(
         Path(name).mkdir()
     Plan("repq train -m", ["+model=repvgg_a0"], ["-m"], []).save(Path("sweep"))
     Path("broken", PLAN).write_text('{"jobs": [')
-    model = [] if "resume=sweep" in arguments else ["+model=repvgg_a0"]
+    Path("varied").mkdir()
+    plan("+model=repvgg_a0", "runtime.threads=1,2").save(Path("varied"))
+    model = [] if arguments[0].startswith("resume=") else ["+model=repvgg_a0"]
     assert main(["train", *arguments, *model]) in (2, 3)
     assert message in capsys.readouterr().err
-    assert sorted(path.name for path in in_folder.iterdir()) == ["broken", "sweep"]
+    assert sorted(path.name for path in in_folder.iterdir()) == ["broken", "sweep", "varied"]
 
 
 @pytest.mark.parametrize(
@@ -278,6 +292,37 @@ def test_the_line_counts_by_what_the_folder_holds(in_folder: Path) -> None:
     assert monitor.count() == (2, 1, 0, 2)
     monitor.started -= 100
     assert monitor.seconds_left() == pytest.approx(100, rel=0.05)  # two runs since the start, two to go
+
+
+def test_a_signal_to_one_worker_stops_the_sweep_and_is_told(
+    start: Callable[..., subprocess.Popen[str]], in_folder: Path
+) -> None:
+    """With one job at a time joblib stays in the launching process, where the job takes the signal for its own."""
+    process = start("-m", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "qat.epochs=400", "seed=0,1")
+    wait_until(lambda: any("QAT epoch" in log.read_text() for log in Path().glob("outputs/sweep/*/0/train.log")))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "Go on with: repq train resume=" in Path("log").read_text()
+
+
+def test_odd_names_of_folders(in_folder: Path) -> None:
+    """Spaces, commas and quotes reach Hydra as they are, also when a sweep that was moved goes on."""
+    assert main(["train", "-m", *SMALL, "qat.epochs=0", "hydra.sweep.dir='my sweep'"]) == 0
+    moved = Path("it's, odd=1")
+    Path("my sweep").rename(moved)
+    (moved / "0/summary.json").unlink()
+    assert main(["train", f"resume={moved}"]) == 0
+    assert row_of(moved / "0")["status"] == "done"
+
+
+def test_a_job_that_is_not_the_planned_one_is_refused(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "-m", *SMALL, "qat.epochs=0", "hydra.sweep.dir=mine"]) == 0
+    content = json.loads(Path("mine", PLAN).read_text())
+    content["jobs"][0]["key"] = "another"
+    Path("mine", PLAN).write_text(json.dumps(content))
+    Path("mine/0/summary.json").unlink()
+    assert main(["train", "resume=mine"]) == 3
+    assert "Job 0 of mine is not the one that was planned" in capsys.readouterr().err
 
 
 def test_a_damaged_plan_is_an_error_of_its_own(in_folder: Path) -> None:

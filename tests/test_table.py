@@ -291,7 +291,24 @@ def test_fp_nets_from_files_beside_trained_ones_are_told(tmp_path: Path, capsys:
     done(tmp_path / "a", {"seed": 0}, 72.0, 70.0)
     done(tmp_path / "b", {"seed": 1, "fp.checkpoint": "weights.pt"}, 72.0, 71.0)
     text = overview(capsys, tmp_path)
-    assert "70.50 ± 0.71" in text and lines_with(text, "come from files in some runs", str(tmp_path / "b"))
+    assert "70.50 ± 0.71" in text and lines_with(text, "come from files in some runs (weights.pt)")
+
+
+def test_files_of_fp_nets_may_differ_from_seed_to_seed_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        done(tmp_path / f"seed{seed}", {"seed": seed, "fp.checkpoint": f"seed{seed}.pt"}, 72.0, 70.0)
+    assert "FP nets" not in overview(capsys, tmp_path)
+    done(tmp_path / "other", {"seed": 0, "fp.checkpoint": "other.pt"}, 72.0, 71.0)
+    assert lines_with(overview(capsys, tmp_path), "2 runs of the same", "fp.checkpoint is not the same in all")
+
+
+def test_folders_of_images_are_data_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where ``data.root`` is all that says which images those are, two of them are never averaged."""
+    folder = {"data._target_": "repq_cli.data.image_folder.load", "data.name": "image_folder"}
+    for seed, name in enumerate(("cats", "dogs")):
+        done(tmp_path / name, folder | {"seed": seed, "data.root": name}, 72.0, 70.0 + seed)
+    text = overview(capsys, tmp_path)
+    assert lines_with(text, "data.root=cats", "70.00") and lines_with(text, "data.root=dogs", "71.00")
 
 
 @pytest.mark.parametrize(("status", "word"), [("interrupted", "interrupted"), ("failed", "failed")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,9 +48,16 @@ def _parser() -> argparse.ArgumentParser:
         "Stages that are being trained stay.",
     )
     prune.add_argument("keys", nargs="*", metavar="KEY", help="remove these, however old, and no others")
-    prune.add_argument("--days", type=float, default=30, metavar="N", help="0 removes all (default: %(default)s)")
+    prune.add_argument("--days", type=_days, default=30, metavar="N", help="0 removes all (default: %(default)s)")
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and leave it")
     return parser
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days < math.inf:
+        raise ValueError
+    return days
 
 
 def _listing(places: Sequence[FPCache], root: Path) -> str:

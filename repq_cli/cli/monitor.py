@@ -103,8 +103,8 @@ class Monitor:
         with tqdm(total=total, desc="sweep", bar_format=layout, leave=False, disable=hidden) as bar:
             last = self.count()
             while not self._over.wait(PERIOD):
-                if self.stop:
-                    (self.folder / STOP).touch()
+                if self.stop and not (self.folder / STOP).exists():
+                    (self.folder / STOP).write_text(str(self.stop.signal_number))
                 count = self.count()
                 line = describe(count, self.seconds_left(), datetime.now())
                 bar.n = count.done + count.failed

@@ -25,6 +25,11 @@ class Job:
     key: str | None = None
     left_out: str | None = None
 
+    @property
+    def runtime(self) -> list[str]:
+        """What it says of how it is carried out: times depend on that, though results do not."""
+        return [text for text in self.overrides if text.startswith("runtime.")]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -46,16 +51,22 @@ class Plan:
         """The jobs that can be run."""
         return [job for job in self.jobs if job.key is not None]
 
+    @property
+    def varied(self) -> dict[str, int]:
+        """The keys that the sweep varies, and which of a job's overrides each is."""
+        columns = list(zip(*(job.overrides for job in self.jobs), strict=True))
+        keys = [column[0].lstrip("+").partition("=")[0] for column in columns]
+        return {key: index for index, key in enumerate(keys) if len(set(columns[index])) > 1}
+
     def label(self, number: int) -> str:
         """What sets a job apart from the others: the overrides that the sweep varies."""
-        columns = zip(*(job.overrides for job in self.jobs), strict=True)
-        varied = [index for index, column in enumerate(columns) if len(set(column)) > 1]
-        return " ".join(self.jobs[number].overrides[index].lstrip("+") for index in varied)
+        return " ".join(self.jobs[number].overrides[index].lstrip("+") for index in self.varied.values())
 
     def twins(self, number: int) -> list[int]:
         """The other jobs of the same configuration, such as Plain beside another block, which it does not use."""
-        key = self.jobs[number].key
-        return [job.number for job in self.legal if job.key == key and job.number != number]
+        own = self.jobs[number]
+        same = (job for job in self.legal if (job.key, job.runtime) == (own.key, own.runtime))
+        return [job.number for job in same if job is not own]
 
     def save(self, folder: Path) -> None:
         """Write sweep.json."""

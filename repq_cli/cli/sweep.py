@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,19 +27,37 @@ from repq_cli.train.runner import alone_in
 
 def start(line: CommandLine, typed: Sequence[str]) -> int:
     """Run every job of a new sweep; ``typed``: the arguments as the user gave them. Returns the exit code."""
-    if any(override.startswith("hydra.sweep.subdir=") for override in line.overrides):
-        raise ConfigError("hydra.sweep.subdir cannot be set: the folder of a job is its number.")
+    named = _named_folder(line)
     plan = plan_of(line, typed)
-    named = [override.partition("=")[2] for override in line.overrides if override.startswith("hydra.sweep.dir=")]
-    folder = Path(named[-1]) if named else reserve(OUTPUTS / "sweep", "train")
-    if (folder / PLAN).exists():
-        raise ConfigError(f"{folder} holds a sweep already: go on with it by resume={folder}, or name another folder.")
+    folder = named or reserve(OUTPUTS / "sweep", "train")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be made ({error.strerror}): choose another folder.") from error
-    plan.save(folder)
-    return _carry_out(folder, plan)
+    with alone_in(folder):
+        if (folder / PLAN).exists():
+            raise ConfigError(
+                f"{folder} holds a sweep already: go on with it by resume={folder}, or name another folder."
+            )
+        plan.save(folder)
+        return _carry_out(folder, plan)
+
+
+def _named_folder(line: CommandLine) -> Path | None:
+    """The folder that ``hydra.sweep.dir=`` names. Raises ConfigError for keys that a sweep of ours cannot have."""
+    named = None
+    for override in line.overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key == "hydra.sweep.subdir":
+            raise ConfigError("hydra.sweep.subdir cannot be set: the folder of a job is its number.")
+        if key.startswith("hydra.sweeper."):
+            raise ConfigError(f"{key} cannot be set: write the values as KEY=A,B, or into a sweep/NAME.yaml.")
+        if key == "hydra.sweep.dir":
+            value = value.strip("'\"")
+            if not value or "${" in value or "," in value:
+                raise ConfigError(f"hydra.sweep.dir={value} names no single folder: leave it out, or name one.")
+            named = Path(value)
+    return named
 
 
 def plan_of(line: CommandLine, typed: Sequence[str] = ()) -> Plan:
@@ -45,7 +65,9 @@ def plan_of(line: CommandLine, typed: Sequence[str] = ()) -> Plan:
     checker = Checker("train", _expanded(line))
     checked = checker.check()
     jobs = [_job(number, composed) for number, composed in enumerate(checker.composed)]
-    plan = Plan(shlex.join(["repq", "train", *typed]), checked.overrides, checked.flags, jobs)
+    overrides = [text for text in checked.overrides if not text.startswith("hydra.sweep.dir=")]
+    flags = checked.flags if checked.has("-m", "--multirun") else [*checked.flags, "-m"]
+    plan = Plan(shlex.join(["repq", "train", *typed]), overrides, flags, jobs)
     if not plan.legal:
         raise report(checker.composed[0].illegal)
     return plan
@@ -56,7 +78,9 @@ def _expanded(line: CommandLine) -> CommandLine:
     names = [override.partition("=")[2] for override in line.overrides if override.lstrip("+").startswith("sweep=")]
     given = {override.lstrip("+").partition("=")[0] for override in line.overrides}
     saved: list[str] = []
-    for name in names:
+    for name in (name.removesuffix(".yaml") for name in names):
+        if len(names) > 1 or not re.fullmatch(r"[\w-]+", name):
+            raise ConfigError(f"sweep={name} names no single saved sweep: name one, and write other values as KEY=A,B.")
         content = config_file(f"sweep/{name}.yaml", line.config_dir)
         params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
         chosen = given | ({"experiment"} if "model" in given else set())
@@ -76,16 +100,21 @@ def _job(number: int, composed: Composed) -> Job:
 def resume(folder: Path, changes: Sequence[str]) -> int:
     """Go on with a sweep: finished jobs are skipped, stopped ones go on, failed ones are tried again."""
     plan = Plan.load(folder)
-    for change in changes:
-        key = change.lstrip("+").partition("=")[0]
+    changed = {change.lstrip("+").partition("=")[0] for change in changes}
+    for key in sorted(changed):
         if not key.startswith(("runtime.", "hydra/launcher", "hydra.launcher.")) and key != "verbosity":
             raise ConfigError(
-                f"{change} cannot be changed by resume=, only runtime.*, verbosity and hydra/launcher can: "
+                f"{key} cannot be changed by resume=, only runtime.*, verbosity and hydra/launcher can: "
                 f"start a new sweep."
             )
-    changed = {change.lstrip("+").partition("=")[0] for change in changes}
+        if key in plan.varied:
+            raise ConfigError(f"{key} is what this sweep varies: start a new sweep.")
+    if changes:  # one of the runs with them has to be legal
+        kept = [text for text in plan.legal[0].overrides if text.lstrip("+").partition("=")[0] not in changed]
+        Checker("train", CommandLine([], [*kept, *changes], CommandLine.parse(plan.flags).config_dir)).check()
     kept = [text for text in plan.overrides if text.lstrip("+").partition("=")[0] not in changed]
-    return _carry_out(folder, replace(plan, overrides=[*kept, *changes]))
+    with alone_in(folder):
+        return _carry_out(folder, replace(plan, overrides=[*kept, *changes]))
 
 
 def newest_like(line: CommandLine) -> Path:
@@ -97,8 +126,7 @@ def newest_like(line: CommandLine) -> Path:
             found = Plan.load(folder)
         except DataError:
             continue
-        finished = all(row_of(folder, job.number).get("status") == "done" for job in found.legal)
-        if same_jobs(found, wanted) and not finished:
+        if same_jobs(found, wanted) and not _finished(folder, found):
             return folder
     raise ConfigError(f"resume=auto finds no unfinished sweep of these jobs below {OUTPUTS}: leave resume=auto out.")
 
@@ -106,11 +134,9 @@ def newest_like(line: CommandLine) -> Path:
 def _carry_out(folder: Path, plan: Plan) -> int:
     """Launch the jobs; the rows that they leave decide the exit code."""
     started = time.monotonic()
-    with alone_in(folder):
-        for line in _opening(folder, plan):
-            print(line, flush=True)
-        finished = all(row_of(folder, job.number).get("status") == "done" for job in plan.legal)
-        stopped, failure = (0, None) if finished else _launch(folder, plan)
+    for line in _opening(folder, plan):
+        print(line, flush=True)
+    stopped, failure = (0, None) if _finished(folder, plan) else _launch(folder, plan)
     print("\n".join(_closing(folder, plan, time.monotonic() - started)))
     if stopped:
         print(f"Stopped. Go on with: repq train resume={folder}")
@@ -120,23 +146,35 @@ def _carry_out(folder: Path, plan: Plan) -> int:
     if failure is not None:  # such as a worker process that was killed
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0].rstrip(".")
         raise RepqError(f"The launcher broke off ({reason}). Go on with: repq train resume={folder}")
-    return int(bool(_failed(folder, plan)))
+    return 0 if _finished(folder, plan) else 1
+
+
+def _finished(folder: Path, plan: Plan) -> bool:
+    return all(row_of(folder, job.number).get("status") == "done" for job in plan.legal)
 
 
 def _launch(folder: Path, plan: Plan) -> tuple[int, Exception | None]:
     """Run the jobs; the exit code of a stop, or 0, and an error that no row tells of."""
     (folder / STOP).unlink(missing_ok=True)
     shutil.rmtree(folder / RUNNING, ignore_errors=True)
-    arguments = [text for text in plan.overrides if not text.startswith("hydra.sweep.dir=")]
     failure = None
     with stop_request() as stop, Monitor(folder, plan, stop):
         try:
-            run_app("train", [*arguments, f"hydra.sweep.dir={folder}", *plan.flags])
+            run_app("train", [*plan.overrides, f"hydra.sweep.dir={_quoted(folder)}", *plan.flags])
         except Interrupted as interruption:
             return interruption.exit_code, None
         except Exception as error:
             failure = error
+    if stop.signal_number is None and (folder / STOP).exists():  # a job got the signal, and we did not
+        stop.signal_number = int((folder / STOP).read_text() or signal.SIGTERM)
     return 0 if stop.signal_number is None else 128 + stop.signal_number, failure
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of Hydra's, in quotes where it needs them."""
+    if re.fullmatch(r"[\w./-]+", str(path)):
+        return str(path)
+    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def _failed(folder: Path, plan: Plan) -> dict[int, str]:
@@ -151,7 +189,9 @@ def _closing(folder: Path, plan: Plan, seconds: float) -> list[str]:
     for reason in dict.fromkeys(failed.values()):
         lines.append(f"failed: {reason}")
         for number in (number for number, error in failed.items() if error == reason):
-            lines += [f"  job {number}: {plan.label(number)}", f"    {_again(folder, plan.jobs[number])}"]
+            lines += [f"  job {number} {plan.label(number)}".rstrip(), f"    {_again(folder, plan, number)}"]
+    if len(failed) > 1:
+        lines.append(f"all of them: repq train resume={folder}")
     done = sum(row_of(folder, job.number).get("status") == "done" for job in plan.legal)
     count = f"{done} of {len(plan.legal)} runs done, {len(failed)} failed, in {seconds / 60:.1f} min"
     return [*lines, f"{count}, rows in {folder}"]
@@ -174,9 +214,10 @@ def _opening(folder: Path, plan: Plan) -> list[str]:
     return lines[1:] if plan.quiet else lines
 
 
-def _again(folder: Path, job: Job) -> str:
+def _again(folder: Path, plan: Plan, number: int) -> str:
     """The command that runs one job once more, in its place."""
-    own = folder / str(job.number)
+    own = folder / str(number)
     if (own / "config.yaml").exists():
-        return f"repq train resume={own}"
-    return shlex.join(["repq", "train", *job.overrides, f"hydra.run.dir={own}"])
+        return shlex.join(["repq", "train", f"resume={own}"])
+    flags = [flag for flag in plan.flags if flag not in ("-m", "--multirun")]
+    return shlex.join(["repq", "train", *plan.jobs[number].overrides, f"hydra.run.dir={_quoted(own)}", *flags])

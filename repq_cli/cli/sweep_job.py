@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from repq_cli.cli.jobs import checked, resume_job, same_run, stored_config, train_job
-from repq_cli.cli.plan import Plan
+from repq_cli.cli.jobs import checked, resume_job, run_key, same_run, stored_config, train_job
+from repq_cli.cli.plan import Job, Plan
 from repq_cli.errors import DataError, Interrupted, RepqError
 from repq_cli.files import link, locked, write_atomically
 from repq_cli.report.row import Row, read_row, write_row
@@ -30,6 +30,14 @@ def row_of(sweep: Path, number: int) -> Row:
     except DataError:
         return {}
     return row if isinstance(row, dict) else {}
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A link for files that are replaced and never changed, a copy for logs."""
+    if {"checkpoints", "deploy"} & set(Path(source).parts):
+        link(Path(source), Path(target))
+    else:
+        shutil.copyfile(source, target)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class SweepJob:
         one process at once; elsewhere the others must reach their checkpoints.
         """
         plan = Plan.load(self.sweep)
-        job = plan.jobs[self.number]
+        job = self._planned(config, plan)
         if job.key is None or (self.sweep / STOP).exists():
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
@@ -64,10 +72,10 @@ class SweepJob:
         with self._running():
             try:
                 return self._run(config, plan)
-            except Interrupted:
+            except Interrupted as interruption:
                 if self.alone:
                     raise
-                (self.sweep / STOP).touch()
+                (self.sweep / STOP).write_text(str(interruption.args[0]))
                 return None
             except Exception as error:
                 if row_of(self.sweep, self.number).get("status") != "failed":
@@ -76,10 +84,20 @@ class SweepJob:
                 self._say(config, f"failed: {kind}{error}")
                 return None
 
+    def _planned(self, config: dict[str, Any], plan: Plan) -> Job:
+        """The plan's job of this number; DataError if Hydra made another configuration for it."""
+        job = plan.jobs[self.number] if self.number < len(plan.jobs) else None
+        if job is None or (job.key is not None and run_key(checked(config)) != job.key):
+            raise DataError(
+                f"Job {self.number} of {self.sweep} is not the one that was planned: the configuration files, or repq, "
+                f"have changed since; start a new sweep."
+            )
+        return job
+
     def _run(self, config: dict[str, Any], plan: Plan) -> float:
         twins = plan.twins(self.number)
         row = row_of(self.sweep, self.number)
-        if row.get("status") == "done" and same_run(stored_config(self.folder), checked(config)):
+        if row.get("status") == "done" and self._is_of(config):
             self._say(config, "done before")
         elif twins:
             with locked(self.sweep / f".{plan.jobs[self.number].key}.lock", self._check_stop):
@@ -99,12 +117,17 @@ class SweepJob:
         if not (self.folder / "config.yaml").exists():
             train_job(config, str(self.folder), stop, plan.command)
             return
-        stored = stored_config(self.folder)
-        if not same_run(stored, checked(config)):
+        if not self._is_of(config):
             raise DataError(
                 f"{self.folder} holds a run of another configuration: remove the folder, or start a new sweep."
             )
-        resume_job(stored | {"runtime": config["runtime"], "verbosity": config["verbosity"]}, self.folder, stop)
+        asked = {key: config[key] for key in ("runtime", "verbosity")}
+        resume_job(stored_config(self.folder) | asked, self.folder, stop)
+
+    def _is_of(self, config: dict[str, Any]) -> bool:
+        """Whether the folder's run is of this configuration; one that lost its config.yaml is taken for it."""
+        known = (self.folder / "config.yaml").exists()
+        return not known or same_run(stored_config(self.folder), checked(config))
 
     def _adopt(self, twin: int, config: dict[str, Any]) -> None:
         """Make this run's folder from that of an identical run, by links; the row says so."""
@@ -115,7 +138,7 @@ class SweepJob:
             source,
             self.folder,
             ignore=shutil.ignore_patterns(*OF_A_RUN),
-            copy_function=lambda old, new: link(Path(old), Path(new)),
+            copy_function=_link_or_copy,
             dirs_exist_ok=True,
         )
         composed = checked(config)

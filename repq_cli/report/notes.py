@@ -116,12 +116,20 @@ def _fp_differs(section: Section) -> Iterator[str]:
 
 
 def _fp_given(lines: Sequence[Line]) -> Iterator[str]:
-    """Files in place of FP training make no line of their own; beside runs that trained, that has to be said."""
+    """Files in place of FP training make no line of their own: several of them, or some runs without, have to be said.
+
+    One file for each seed is what such runs are meant to have.
+    """
     for line in lines:
         for plain in (True, False):
-            given = {run.fp_given: run.name for _, run in _counting(line, plain)}
-            if len(given) > 1:
-                yield f"{line.name}: FP nets come from files in some runs, such as {given[True]}, and not in others."
+            files: dict[int | None, set[str | None]] = defaultdict(set)
+            for seed, run in _counting(line, plain):
+                files[seed].add(run.fp_file)
+            found = sorted({file for of_seed in files.values() for file in of_seed if file is not None})
+            if any(None in of_seed for of_seed in files.values()) and found:
+                yield f"{line.name}: FP nets come from files in some runs ({_listed(found)}), and not in others."
+            elif any(len(of_seed) > 1 for of_seed in files.values()):
+                yield f"{line.name}: FP nets of one seed come from different files: {_listed(found)}."
 
 
 def _counting(line: Line, plain: bool) -> Iterator[tuple[int | None, Run]]:
@@ -146,6 +154,8 @@ def _passed_over(lines: Sequence[Line]) -> Iterator[str]:
             ]
             if others:
                 rule = "the newest finished one" if chosen.status == "done" else "the last one; none is done"
+                if len({run.fp_file for run in setting.runs if run.seed == seed}) > 1:
+                    rule += " (fp.checkpoint is not the same in all)"
                 yield (
                     f"{len(others) + 1} runs of the same configuration and seed: {chosen.folder} counts, {rule}, "
                     f"and {_listed(sorted(others))} not."

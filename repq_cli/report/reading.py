@@ -22,6 +22,7 @@ LARGEST_DEPTH = 1000  # of nested lists in a config.yaml, far more than any has
 
 # Keys that change how a run is carried out, or where things come from, but not what it computes.
 PLACES = {f"data.{key}" for key in ("root", "download", "workers", "cache_mib", "test", "test_lr")}
+NAMED_SETS = ("repq_cli.data.torchvision_sets.", "repq_cli.data.imagenet.", "repq_cli.data.digits.", "None")
 IRRELEVANT = {"seed", "verbosity", "plugins", "fp.checkpoint", "fp.format", "fp.reuse"} | PLACES
 
 
@@ -93,7 +94,7 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
         finished=_text(_at(row, "lineage.finished")) or "",
         linked=_at(row, "lineage.same_as") is not None,
         machine=_machine(env or {}, config, row),
-        fp_given=_at(config, "fp.checkpoint") is not None,
+        fp_file=_text(_at(config, "fp.checkpoint")),
         error=(_text(_at(row, "error")) or "").strip().partition("\n")[0],
     )
     return run, notes + fields.problems
@@ -207,7 +208,10 @@ def _text(value: Any) -> str | None:
 def _options(config: Row) -> dict[str, Any]:
     columns = ("mode.name", "quant.weight_bits", "quant.act_bits", "model.name", "data.name")
     flat = _flatten(config, "")
-    return {key: value for key, value in flat.items() if not _irrelevant(key) and key not in columns}
+    kept = {key: value for key, value in flat.items() if not _irrelevant(key) and key not in columns}
+    if "data.root" in flat and not str(flat.get("data._target_")).startswith(NAMED_SETS):
+        kept["data.root"] = flat["data.root"]  # the folder is all that says which images those are
+    return kept
 
 
 def _options_of_row(row: Row) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Run:
         columns of tables (mode and bits). Without a config.yaml, what its row says of quantizer and block.
     numbers: ``metric.fp``, ``metric.deployed``, and all of ``size``, ``cost`` and ``time``, under their dotted keys.
     finished: ISO time, empty where the row has none. linked: a copy of an identical run (``lineage.same_as``).
-    machine: what its times depend on. fp_given: its FP net came from a file.
+    machine: what its times depend on. fp_file: where its FP net came from, if from a file.
     """
 
     folder: str
@@ -62,7 +62,7 @@ class Run:
     linked: bool
     machine: str
     error: str
-    fp_given: bool
+    fp_file: str | None
 
     @property
     def name(self) -> str:

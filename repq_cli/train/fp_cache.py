@@ -8,9 +8,10 @@ of a process that dies, so that the next one in the line trains instead.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from repq_cli.errors import DataError
 from repq_cli.files import link, locked, write_atomically, write_json
 
 ROOT = Path("outputs/cache/fp")
+KEY = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ class FPCache:
             found = json.loads((self.folder / "about.json").read_text())
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and {"run", "time"} <= found.keys() else None
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("run", "sha256")):
+            return None
+        times = found.get("time")
+        sound = isinstance(times, dict) and all(isinstance(value, int | float) for value in times.values())
+        return found if sound else None
 
     def last_used(self) -> float:
         """When a run last trained or took the stage, in seconds as ``time.time()`` counts them."""
@@ -70,7 +76,7 @@ class FPCache:
 
     def held(self, wait: Callable[[], None] | None = None) -> AbstractContextManager[None]:
         """Hold the stage's lock, as ``files.locked`` does."""
-        return locked(self.root / f"{self.key}.lock", wait, "set fp.reuse=false or choose another folder")
+        return locked(self.root / f"{self.key}.lock", wait)
 
     def store(self, weights: Path, log: Path, about: dict[str, Any]) -> None:
         """Keep a finished stage. Raises DataError if the disk is full; nothing half-written is ever found."""
@@ -80,14 +86,20 @@ class FPCache:
             raise DataError(f"{self.folder} cannot be made: {error.strerror}.") from error
         link(weights, self.weights)
         write_atomically(self.log, log.read_bytes())  # no link: the run goes on writing to its own
-        write_json(self.folder / "about.json", about)
+        write_json(self.folder / "about.json", about | {"sha256": self.digest()})
+
+    def digest(self) -> str:
+        """Of the checkpoint's bytes. Raises OSError if there is none."""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
 
     def drop(self) -> None:
         """Forget the stage. Its lock's file stays: a process may be waiting with it open."""
-        (self.folder / "about.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in (self.folder / "about.json", self.weights, self.log, *self.folder.glob(".*.partial")):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something else: that is not ours to remove
+            self.folder.rmdir()
 
 
 def stored(root: Path = ROOT) -> list[FPCache]:
     """Every place that holds something, finished or not."""
-    return [FPCache(path.name, root) for path in sorted(root.glob("*")) if path.is_dir()]
+    return [FPCache(path.name, root) for path in sorted(root.glob("*")) if path.is_dir() and KEY.fullmatch(path.name)]

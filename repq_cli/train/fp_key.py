@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def fp_key(config: dict[str, Any], data_fingerprint: str = "") -> str:
     plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
     parts["rep"] = {"batch_norm": config["rep"]["batch_norm"]} if plain else config["rep"]
     parts["fp"] = {key: value for key, value in config["fp"].items() if key not in ("checkpoint", "format", "reuse")}
-    digest = hashlib.sha256(json.dumps([parts, data_fingerprint], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([parts, data_fingerprint, metadata.version("torch")], sort_keys=True).encode())
     for path in sorted(_source_files()):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     for section in ("model", "rep", "data"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,17 @@ class FPStage:
 
     def _train_once(self, net: nn.Module, saved: dict[str, Any] | None, cache: FPCache) -> None:
         """Take the stage that another run trained, wait for the process that trains it now, or train and keep it."""
-        with cache.held(self._wait):
-            if not self._reused(cache, net):
+        shared: FPCache | None = cache
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(cache.held(self._wait))
+            except DataError as error:
+                logger.warning("This FP stage is not shared with other runs: %s", error)
+                shared = None
+            if shared is None or not self._reused(shared, net):
                 self._train(net, saved)
-                self._keep(cache)
+                if shared is not None:
+                    self._keep(shared)
 
     def _wait(self) -> None:
         self.around.stop.check()
@@ -91,6 +99,8 @@ class FPStage:
         if about is None:
             return False
         try:
+            if cache.digest() != about["sha256"]:
+                raise DataError(f"{cache.weights} is not what was stored.")
             lines = cache.log.read_bytes()
             link(cache.weights, fp)
             load_fp(net, fp, "repq", self.experiment.signature)  # last: where it fails, the net is as it was
