@@ -31,6 +31,7 @@ SMALL = [
     "data.patches=16",
     "data.batch_size=8",
     "fp.epochs=2",
+    "fp.reuse=false",
     "qat.epochs=1",
     "verbosity=quiet",
     "runtime.threads=1",

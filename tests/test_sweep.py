@@ -216,6 +216,8 @@ def test_jobs_in_other_processes_stop_after_a_checkpoint(
     [
         (["-m", "mode=merged", "rep=none", "seed=0,1"], "nothing to merge"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "the folder of a job is its number"),
+        (["resume="], "resume= names nothing"),
+        (["resume=auto"], "goes behind the whole command"),
         (["resume=sweep", "seed=3"], "seed cannot be changed by resume="),
         (["resume=broken"], "cannot be read"),
         (["-m", "seed=0,1", "hydra.sweep.dir=sweep"], "holds a sweep already"),

@@ -22,7 +22,13 @@ def go_on(target: str, line: CommandLine) -> int:
     from repq_cli.cli import sweep
 
     changes = line.overrides
+    if not target:
+        raise ConfigError("resume= names nothing: name the folder of a run or a sweep, or auto.")
     if target == "auto":
+        if not any(text.lstrip("+").startswith(("model=", "experiment=", "sweep=")) for text in changes):
+            raise ConfigError(
+                "resume=auto goes behind the whole command that was stopped: repq train +model=… resume=auto"
+            )
         target = str(sweep.newest_like(line) if line.multirun else _newest_like(line))
         changes = [text for text in changes if text.startswith(("runtime.", "verbosity=", "hydra/launcher"))]
     folder = Path(target)

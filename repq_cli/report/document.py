@@ -63,6 +63,7 @@ def document(runs: Sequence[Run], notes: Sequence[str], names: Sequence[str], pu
             chapters.append(Chapter(section.title, tuple(tables), tuple(notes_on(section))))
     shown = {table.name for chapter in chapters for table in chapter.tables}
     absent = [f"There is nothing for the table {name}." for name in names if name not in shown]
-    if published:
-        chapters.append(Chapter("Published figures", tuple(published_tables())))
+    figures = tuple(published_tables(names)) if published else ()
+    if figures:
+        chapters.append(Chapter("Published figures", figures))
     return Document(tuple(chapters), (*absent, *notes_on_failures(runs), *notes))

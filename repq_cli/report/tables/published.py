@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from repq_cli.report.cells import Cell
@@ -10,10 +11,10 @@ from repq_cli.report.quality import UNITS, number
 from repq_cli.report.table import Column, Table, without_empty_columns
 
 
-def published_tables() -> list[Table]:
-    """In the order of the file; nothing is added to what the sources say."""
+def published_tables(names: Sequence[str] = ()) -> list[Table]:
+    """Those that belong to the tables called ``names``, or all, in the order of the file; nothing is added to it."""
     kinds = list(dict.fromkeys((figure.data, figure.table, figure.metric) for figure in published()))
-    return [_table(*kind) for kind in kinds]
+    return [_table(*kind) for kind in kinds if not names or kind[1] in names]
 
 
 def _table(data: str, kind: str, metric: str) -> Table:
