@@ -172,3 +172,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         sys.settrace(tracing)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_stage_is_kept_where_tests_are_started() -> Iterator[None]:
+    """FP stages of one test must not reach another, nor a later session: tests that keep some do so in own folders."""
+    kept = Path("outputs/cache/fp").absolute()
+    before = set(kept.glob("*"))
+    yield
+    assert set(kept.glob("*")) == before, f"A test without fp.reuse=false and a folder of its own has left {kept}."

@@ -19,7 +19,14 @@ from repq_cli.train.runner import run
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 SMALL = ["model.width=0.0625", "data.batch_size=10"]
-SHORT = ["fp.epochs=1", "qat.epochs=1", "runtime.tensorboard=false", "runtime.threads=1", "verbosity=quiet"]
+SHORT = [
+    "fp.epochs=1",
+    "fp.reuse=false",
+    "qat.epochs=1",
+    "runtime.tensorboard=false",
+    "runtime.threads=1",
+    "verbosity=quiet",
+]
 
 SHALLOW = ["model.blocks=[1,1,1,1]"]
 MODELS = {
