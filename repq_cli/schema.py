@@ -82,11 +82,15 @@ class Config:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The keys of ``repq eval``; what ``data`` brings beside its own section, such as a recipe, has no meaning here."""
+    """The keys of ``repq eval``; ``engine``: which of the run's networks, null for all but ``integer``.
+
+    What ``data`` brings beside its own section, such as a recipe, has no meaning here.
+    """
 
     run: str
     data: DataSection | None
     runtime: RuntimeOptions
+    engine: Literal["fp", "fake", "deployed", "integer"] | None = None
     psnr_rounding: bool | None = None
     verbosity: Verbosity = "normal"
     plugins: list[str] = dataclasses.field(default_factory=list)

@@ -12,11 +12,14 @@ import torch
 from repq_cli import build
 from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.data.base import Evaluation, Inputs, Split
+from repq_cli.deploy.check import compare_integers
+from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.report.quality import quality_table
 from repq_cli.report.row import Row, merge_metrics, read_row, write_row
 from repq_cli.schema import with_defaults
+from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.environment import pick_device
 from repq_cli.train.evaluation import measure
 from repq_cli.train.reload import deployed_net, finished_row, trained_nets
@@ -40,13 +43,36 @@ def eval_job(config: dict[str, Any]) -> None:
     inputs = Inputs(asked["data"]["name"], tuple(shape), len(deployed.graph.get("classes", ())))
     trained = trained_nets(folder, run_config, build.network_maker(run_config, inputs), shape[0])
     nets = {**task.baselines(), **trained, "deployed": deployed}
+    if config["engine"] == "integer":
+        nets["integer"] = _integer_net(deployed, device)
+    if config["engine"] is not None:
+        nets = {name: net for name, net in nets.items() if name in (*task.baselines(), config["engine"])}
     nets = {name: net.to(device) for name, net in nets.items()}
     show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
     rows = measure(nets, sets, task, asked["data"]["name"], device, config["runtime"]["tile"], show_bar)
     label = f"{row['model']}, rep {row['rep']}, mode {row['mode']}"
     print(f"{folder}: {label}\n{quality_table(rows)}", flush=True)
+    if config["engine"] == "integer":
+        print(_integer_proof(deployed, nets["integer"], sets, task))
     same_rule = asked["psnr_rounding"] == run_config["psnr_rounding"] or asked["task"] == "classification"
     _keep(folder, rows, same_rule)
+
+
+def _integer_net(deployed: DeployedNet, device: torch.device) -> IntegerNet:
+    if device.type != "cpu":
+        raise ConfigError(f"engine=integer runs on the CPU, and runtime.device is {device}: set runtime.device=cpu.")
+    return IntegerNet(deployed)
+
+
+def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Evaluation], task: Any) -> str:
+    """How far the integers are from the floating-point executor, in a sentence."""
+    images = (x for split in sets.values() for x, _ in split.batches(EVAL_BATCH, torch.device("cpu")))
+    found = compare_integers(deployed.cpu(), integers, images, task.agreement)
+    what = "pixels" if task.name == "super_resolution" else "answers"
+    return (
+        f"integers against the deployed net: codes differ by at most {found.max_lsb:g} in a layer that is given the same "
+        f"ones; end to end {found.answers:.2f} % of {what} equal, largest difference {found.max_abs:.3g}"
+    )
 
 
 def _with_data(run_config: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.quant.quantizer import quantizers
 
@@ -55,6 +56,39 @@ def compare(
         for hook in hooks:
             hook.remove()
         net.train(was_training)
+    return _summary(lsb, differences, same)
+
+
+@torch.no_grad()
+def compare_integers(
+    deployed: DeployedNet,
+    integers: IntegerNet,
+    batches: Iterable[Tensor],
+    agreement: Callable[[Tensor, Tensor], Tensor],
+) -> Agreement:
+    """Integers against the floating-point executor of the same files, on the CPU.
+
+    ``max_lsb`` is of layers that are given the reference's codes, each for itself; ``max_abs`` and ``answers`` are end
+    to end.
+    """
+    lsb: list[Tensor] = []
+    differences: list[Tensor] = []
+    same: list[Tensor] = []
+    for x in batches:
+        reference = deployed.run(x)
+        own = integers.run(x, reference)
+        for node in deployed.nodes:
+            if node["op"] == "quantize":
+                codes = integers.as_codes(node, reference[node["name"]])
+                spacing = 2 if node["by_sign"] else 1  # from code to code
+                lsb.append((own[node["name"]] - codes).abs().max() / spacing)
+        expected, outputs = reference[deployed.graph["output"]], integers(x)
+        differences.append((outputs - expected).abs().max())
+        same.append(agreement(outputs, expected))
+    return _summary(lsb, differences, same)
+
+
+def _summary(lsb: list[Tensor], differences: list[Tensor], same: list[Tensor]) -> Agreement:
     # The maximum of a tensor is NaN if one of its values is; Python's own would pass over it.
     max_lsb = torch.stack(lsb).max().item() if lsb else None
     return Agreement(max_lsb, torch.stack(differences).max().item(), torch.cat(same).mean().item())
