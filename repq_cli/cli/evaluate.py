@@ -70,8 +70,8 @@ def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Eval
     found = compare_integers(deployed.cpu(), integers, images, task.agreement)
     what = "pixels" if task.name == "super_resolution" else "answers"
     return (
-        f"integers against the deployed net: codes differ by at most {found.max_lsb:g} in a layer that is given the same "
-        f"ones; end to end {found.answers:.2f} % of {what} equal, largest difference {found.max_abs:.3g}"
+        f"integers against the deployed net: codes differ by at most {found.max_lsb:g} in a layer that is given the "
+        f"same ones; end to end {found.answers:.2f} % of {what} equal, largest difference {found.max_abs:.3g}"
     )
 
 
