@@ -174,8 +174,24 @@ def test_damaged_codes_are_found_by_layer(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "model.safetensors")
     stored["blocks.1.codes"].fill_(0xFF)  # nibble 15 is no code of 3 bits
     save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="not what was frozen together"):
+        DeployedNet.load(tmp_path)
+    graph = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({key: graph[key] for key in graph if key != "sha256"}))
     with pytest.raises(CheckError, match=r"layer blocks_1 stores codes outside -4\.\.3"):
         DeployedNet.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.safetensors"])
+def test_files_of_different_networks_do_not_go_together(file: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        freeze(trained(MODES[2], QUANTS[0]), DESCRIPTION).save(tmp_path / name)
+    (tmp_path / "a" / file).write_bytes((tmp_path / "b" / file).read_bytes())
+    with pytest.raises(DataError, match="not what was frozen together"):
+        DeployedNet.load(tmp_path / "a")
+    assert (
+        DeployedNet.load(tmp_path / "b").graph.keys() == freeze(trained(MODES[2], QUANTS[0]), DESCRIPTION).graph.keys()
+    )
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from repq_cli.deploy.packing import unpack
@@ -173,24 +174,35 @@ class DeployedNet(nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{folder} cannot be made ({error.strerror}): choose another folder.") from error
-        write_atomically(folder / TENSORS, save(self.stored))
-        write_json(folder / GRAPH, self.graph)
+        tensors = save(self.stored)
+        write_atomically(folder / TENSORS, tensors)
+        write_json(folder / GRAPH, self.graph | {"sha256": _digest(self.graph, tensors)})
 
     @classmethod
     def load(cls, folder: Path) -> DeployedNet:
         """Read what ``save`` wrote; DataError if a file is missing or broken."""
         try:
             graph = json.loads((folder / GRAPH).read_text())
+            tensors = (folder / TENSORS).read_bytes()
             # Copies, because the file's own memory is not aligned as torch's is, and convolutions and matrix products
             # choose their order of summation by alignment.
-            stored = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
+            stored = {name: tensor.clone() for name, tensor in load(tensors).items()}
         except Exception as error:  # safetensors has an exception class of its own for every kind of damage
             raise DataError(f"{folder} holds no intact deployed network ({GRAPH}, {TENSORS}): {error}.") from error
         if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
             raise DataError(f"{folder / GRAPH} describes no network: freeze the run again.")
         if graph.get("format") != FORMAT:
             raise DataError(f"{folder / GRAPH} has format {graph.get('format')}; this version reads {FORMAT}.")
+        wanted = graph.pop("sha256", None)  # files of earlier versions have none
+        if wanted is not None and wanted != _digest(graph, tensors):
+            raise DataError(f"{folder}: {GRAPH} and {TENSORS} are not what was frozen together: freeze the run again.")
         return cls(graph, stored).eval()
+
+
+def _digest(graph: dict[str, Any], tensors: bytes) -> str:
+    """Of both files' contents, so that neither can be changed or exchanged alone."""
+    text = json.dumps({key: value for key, value in graph.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode() + b"\0" + tensors).hexdigest()
 
 
 def size_on_disk(folder: Path) -> int:
