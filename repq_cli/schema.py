@@ -101,6 +101,15 @@ KEYS: dict[str, dict[str, Any]] = {
     "train": annotations_of(Config),
     "info": annotations_of(Config),
     "eval": annotations_of(EvalConfig),
+    "export": {
+        "run": str,
+        "format": Literal["onnx", "packed"],
+        "biases": Literal["int32", "float"],
+        "out": str | None,
+        "threads": Annotated[int, Range(1, 1024)] | None,
+        "verbosity": Verbosity,
+        "plugins": list[str],
+    },
     "upscale": {
         "run": str,
         "in": str | list[str],

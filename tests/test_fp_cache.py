@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, results, row_of
+from conftest import TINY, own_logging, results, row_of
 
 from repq_cli.cli import main
 from repq_cli.cli.jobs import compose_plain
@@ -51,7 +51,7 @@ def processes(in_folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one run, which trained and kept its FP stage."""
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
+    with own_logging(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", *SHARED]) == 0
     return folder

@@ -121,7 +121,7 @@ def frozen(*overrides: str, size: int = 16) -> tuple[DeployedNet, Tensor]:
     mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
     composed = compose(net.eval(), mode, quant)
     calibrate(composed, x, quant.init, net)
-    return freeze(composed.eval(), {"input_shape": list(x.shape[1:])}), x
+    return freeze(composed.eval(), {"task": config["task"], "input_shape": list(x.shape[1:])}), x
 
 
 @pytest.mark.parametrize(("net", "quant"), CASES)

@@ -33,6 +33,7 @@ class Command:
 COMMANDS = {
     "train": Command("pretrain, train quantization-aware, freeze to integers, check", "repq_cli.cli.commands:train"),
     "eval": Command("a finished run on any evaluation set", "repq_cli.cli.commands:evaluate"),
+    "export": Command("the integer network as a file to ship, proven equal", "repq_cli.cli.commands:export"),
     "upscale": Command("enlarge image files with a super-resolution run", "repq_cli.cli.commands:upscale"),
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
     "table": Command("the papers' tables, made of the rows of runs", "repq_cli.cli.table:table", overrides=False),

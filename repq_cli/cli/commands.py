@@ -26,6 +26,12 @@ def evaluate(arguments: list[str]) -> int:
     return run_app("eval", arguments if line.only_shows else Checker("eval", line).check().arguments)
 
 
+def export(arguments: list[str]) -> int:
+    """``repq export``."""
+    line = CommandLine.parse(arguments)
+    return run_app("export", arguments if line.only_shows else Checker("export", line).check().arguments)
+
+
 def upscale(arguments: list[str]) -> int:
     """``repq upscale``."""
     line = CommandLine.parse(arguments)

@@ -37,7 +37,7 @@ def eval_job(config: dict[str, Any]) -> None:
     device = pick_device(config["runtime"]["device"])
 
     asked = _with_data(run_config, config)
-    sets = {name: _fitting(name, split, deployed) for name, split in build.data_tests(asked).items()}
+    sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(asked).items()}
     task = build.task(asked)
     shape = deployed.graph["input_shape"]
     inputs = Inputs(asked["data"]["name"], tuple(shape), len(deployed.graph.get("classes", ())))
@@ -91,7 +91,7 @@ def _with_data(run_config: dict[str, Any], config: dict[str, Any]) -> dict[str, 
     return checked(run_config | changes)
 
 
-def _fitting(name: str, split: Evaluation, net: DeployedNet) -> Evaluation:
+def fitting(name: str, split: Evaluation, net: DeployedNet) -> Evaluation:
     """The set as this network reads it: normalised as its training images were. DataError where it cannot be."""
     if not isinstance(split, Split):
         return split

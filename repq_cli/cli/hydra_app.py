@@ -67,6 +67,14 @@ def eval_app(config: DictConfig) -> None:
     _run_job(lambda: eval_job(plain(config)))
 
 
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="export")
+def export_app(config: DictConfig) -> None:
+    """Write the network of a finished run as a file to ship."""
+    from repq_cli.cli.export import export_job
+
+    _run_job(lambda: export_job(plain(config)))
+
+
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="upscale")
 def upscale_app(config: DictConfig) -> None:
     """Enlarge image files."""
@@ -75,7 +83,7 @@ def upscale_app(config: DictConfig) -> None:
     _run_job(lambda: upscale_job(plain(config)))
 
 
-APPS = {"train": train_app, "info": info_app, "eval": eval_app, "upscale": upscale_app}
+APPS = {"train": train_app, "info": info_app, "eval": eval_app, "export": export_app, "upscale": upscale_app}
 
 
 def plain(config: DictConfig) -> dict[str, object]:

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from repq_cli.report.row import Row
 from repq_cli.report.text import columns
 
-ENGINES = {"bicubic": "bicubic", "fp": "FP", "fake": "QAT", "deployed": "deployed", "integer": "integer"}
+ENGINES = {
+    "bicubic": "bicubic",
+    "fp": "FP",
+    "fake": "QAT",
+    "deployed": "deployed",
+    "integer": "integer",
+    "onnx": "ONNX",
+    "packed": "packed",
+}
 UNITS = {"top1": "%", "psnr_y": "dB", "psnr_rgb": "dB", "ssim_y": "", "ssim_rgb": ""}
 
 

@@ -1,0 +1,104 @@
+"""``repq export``: the network of a finished run as a file to ship, opened again and proven on the run's test data."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repq_cli import build
+from repq_cli.cli.evaluate import fitting
+from repq_cli.cli.jobs import checked, stored_config
+from repq_cli.data.base import Evaluation
+from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
+from repq_cli.errors import CheckError, DataError
+from repq_cli.files import write_atomically
+from repq_cli.report.quality import UNITS, quality_table
+from repq_cli.schema import with_defaults
+from repq_cli.train.engine import EVAL_BATCH
+from repq_cli.train.evaluation import measure
+from repq_cli.train.reload import deployed_net, finished_row
+
+DIFFERENT = 0.001  # share of answers that may differ, at least one
+DECIBELS = 0.05  # by which PSNR may differ
+CPU = torch.device("cpu")
+
+
+def export_job(config: dict[str, Any]) -> None:
+    """Write, read back, compare, and print both metrics. A file that fails the comparison is named ``*.rejected``."""
+    run = Path(config["run"])
+    row = finished_row(run)
+    deployed = deployed_net(run)
+    out = Path(config["out"]) if config["out"] else run / "export"
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
+    if config["format"] == "packed":
+        for name in (TENSORS, GRAPH):
+            write_atomically(out / name, (run / "deploy" / name).read_bytes())
+        shipped: Any = DeployedNet.load(out)
+        files = [out / TENSORS, out / GRAPH]
+    else:
+        files = [out / "model.onnx"]
+        shipped = _onnx(deployed, files[0], config)
+    run_config = checked(with_defaults(stored_config(run)))
+    sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(run_config).items()}
+    task = build.task(run_config)
+    name = config["format"]
+    rows = measure({"deployed": deployed, name: shipped}, sets, task, run_config["data"]["name"], CPU, 1024)
+    print(f"{run}: {row['model']}, rep {row['rep']}, mode {row['mode']}\n{quality_table(rows)}")
+    problem = _difference(deployed, shipped, sets, task, {m["engine"]: m for m in rows if m["name"] == task.metric})
+    if problem is not None:
+        for path in files:
+            shutil.move(path, path.with_name(f"{path.name}.rejected"))
+        hint = " (biases=float may help)" if config["format"] == "onnx" and config["biases"] == "int32" else ""
+        names = ", ".join(map(str, files))
+        raise CheckError(f"{problem}{hint}: {names} must not be shipped, and is named *.rejected.")
+    print(f"written to {', '.join(map(str, files))}")
+
+
+def _onnx(deployed: DeployedNet, path: Path, config: dict[str, Any]) -> Any:
+    try:
+        from repq_cli.deploy.onnx_graph import OPSET, to_onnx
+        from repq_cli.deploy.onnx_run import OnnxNet, fast_int8
+    except ImportError as error:
+        raise DataError(f"format=onnx needs {error.name}: pip install 'repq[export]'.") from error
+    model = to_onnx(deployed, config["biases"] == "float")
+    write_atomically(path, model.SerializeToString())
+    widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
+    narrow = [str(bits) for bits in widths if bits < 8]
+    note = f"; codes of {', '.join(narrow)} bits are int8 with a tighter clip" if narrow else ""
+    print(f"ONNX opset {OPSET}, QDQ form{note}")
+    if not fast_int8():
+        print("This processor has no VNNI: kernels of uint8 times int8 saturate, and slower exact ones are used.")
+    return OnnxNet(path, deployed.halo, config["threads"])
+
+
+@torch.no_grad()
+def _difference(
+    deployed: DeployedNet, shipped: Any, sets: Mapping[str, Evaluation], task: Any, metrics: Mapping[str, Any]
+) -> str | None:
+    """What is wrong, or None; prints how far the two are from each other."""
+    largest, same = 0.0, []
+    for split in sets.values():
+        for x, _ in split.batches(EVAL_BATCH, CPU):
+            expected, found = deployed(x), shipped(x)
+            largest = max(largest, (found - expected).abs().max().item())
+            same.append(task.agreement(found, expected))
+    equal, count = torch.cat(same).mean().item(), torch.cat(same).numel()
+    pictures = task.name == "super_resolution"
+    print(f"largest difference {largest:.3g}, {equal:.2f} % of {'pixels' if pictures else 'answers'} equal")
+    if pictures:
+        first, second = (found["value"] for found in metrics.values())
+        unit = UNITS[task.metric]
+        return None if abs(first - second) <= DECIBELS else f"{task.metric} {first:.2f} and {second:.2f} {unit} differ"
+    different = round(count * (1 - equal / 100))
+    allowed = math.ceil(DIFFERENT * count)
+    return None if different <= allowed else f"{different} of {count} answers differ, more than {allowed}"

@@ -1,0 +1,246 @@
+"""The deployed network as an ONNX graph in QDQ form: every tensor of codes between QuantizeLinear and DequantizeLinear.
+
+Activation codes are uint8 or int8, of fewer bits by a tighter clip in front; weight codes of fewer bits are multiplied
+by a power of two. Biases are int32 in units of the sums, as runtimes' kernels have them, so that a code at the edge of
+two can fall to the other side of it. Needs the extra ``export``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.errors import ConfigError
+
+OPSET = 17
+IR_VERSION = 10  # of the file; newer ones are not read by every runtime in use
+INT8 = (-128, 127)
+
+
+def to_onnx(net: DeployedNet, float_biases: bool = False) -> onnx.ModelProto:
+    """The network for images of any number (and, for super-resolution, of any size); normalised as in training.
+
+    float_biases: add biases behind the sums instead, unrounded, which runtimes do in floating point: exact and slow.
+    Raises ConfigError for XNOR-Net's K, which has no place in QDQ form.
+    """
+    graph = _Graph(net, float_biases)
+    for node in net.nodes:
+        getattr(graph, f"{node['op']}")(node)
+    channels, rows, columns = net.graph["input_shape"]
+    sizes = ["rows", "columns"] if net.graph["task"] == "super_resolution" else [rows, columns]
+    source = helper.make_tensor_value_info(net.graph["input"], TensorProto.FLOAT, ["images", channels, *sizes])
+    last = net.nodes[-1]
+    answers = ["enlarged rows", "enlarged columns"] if net.graph["task"] == "super_resolution" else []
+    outputs = ["images", last["shape"][0] if "weight" in last else channels, *answers]
+    answer = helper.make_tensor_value_info(net.graph["output"], TensorProto.FLOAT, outputs)
+    made = helper.make_graph(graph.nodes, "repq", [source], [answer], graph.constants)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    widths = sorted({node["bits"] for node in net.nodes if "bits" in node})
+    about = {"bits": ", ".join(map(str, widths)), "codes": "int8 or uint8; fewer bits by a tighter clip"}
+    about |= {key: str(net.graph[key]) for key in ("mean", "std", "classes") if key in net.graph}
+    helper.set_model_props(model, about)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class _Graph:
+    """ONNX nodes and constants; one method for each operation of a deployed network, called with its node."""
+
+    def __init__(self, net: DeployedNet, float_biases: bool) -> None:
+        self.net, self.float_biases = net, float_biases
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.by_name = {node["name"]: node for node in net.nodes}
+
+    def add_node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """One ONNX node; the name of its output."""
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        """One constant; its name."""
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), name))
+        return name
+
+    def stored(self, node: Node, key: str) -> Tensor | None:
+        """A tensor of the file, in float64."""
+        return self.net.stored[node[key]].double() if node.get(key) else None
+
+    def quantize(self, node: Node) -> None:
+        """Clip where codes are fewer than the type's, then quantize and dequantize."""
+        name, source = node["name"], node["inputs"][0]
+        step = self.net.stored[node["step"]].double().view(())
+        zero_point = int(self.net.stored[node["zero_point"]]) if node["zero_point"] else 0
+        if node["by_sign"]:
+            zero = self.constant(f"{name}.zero", 0)
+            high, low = (self.constant(f"{name}.{key}", node[key] * step) for key in ("high", "low"))
+            positive = self.add_node("GreaterOrEqual", [source, zero], f"{name}.positive")
+            source = self.add_node("Where", [positive, high, low], f"{name}.sign")
+        elif (node["low"], node["high"]) not in (INT8, (0, 255)):
+            ends = [self.constant(f"{name}.{key}", (node[key] - zero_point) * step) for key in ("low", "high")]
+            source = self.add_node("Clip", [source, *ends], f"{name}.clipped")
+        grid = [
+            self.constant(f"{name}.step", step),
+            self.constant(f"{name}.zero_point", zero_point, _dtype(node["low"], node["high"])),
+        ]
+        codes = self.add_node("QuantizeLinear", [source, *grid], f"{name}.codes")
+        self.add_node("DequantizeLinear", [codes, *grid], name)
+
+    def conv(self, node: Node) -> None:
+        """Convolution with its bias, a batch norm's multiplier where one is left, and its activation."""
+        if node["input_scale"]:
+            raise ConfigError(f"The layer {node['name']} multiplies by XNOR-Net's K, which QDQ form has no place for.")
+        name, source, padding = node["name"], node["inputs"][0], node["padding"]
+        if node["pad_value"] and padding:
+            pads = self.constant(f"{name}.pads", [0, 0, padding, padding] * 2, np.int64)
+            value = self.constant(f"{name}.pad_value", node["pad_value"])
+            source, padding = self.add_node("Pad", [source, pads, value], f"{name}.padded"), 0
+        size = node["shape"][2]
+        geometry = {
+            "kernel_shape": [size, size],
+            "strides": [node["stride"]] * 2,
+            "pads": [padding] * 4,
+            "group": node["groups"],
+        }
+        activation = None if node["activation"] == "none" else getattr(self, f"{node['activation']}")
+        self._layer(node, "Conv", source, activation, geometry)
+
+    def linear(self, node: Node) -> None:
+        """A classifier."""
+        self._layer(node, "Gemm", node["inputs"][0], None, {"transB": 1})
+
+    def _layer(
+        self, node: Node, op: str, source: str, activation: Callable[[Node, str], None] | None, attributes: Any
+    ) -> None:
+        name = node["name"]
+        multiplier, bias = self.stored(node, "multiplier"), self._bias(node)
+        folds = multiplier is None or bool((multiplier > 0).all())
+        scale = None if multiplier is None or not folds else multiplier
+        inputs = [source, self._weight(node, scale)]
+        inside = bias is not None and folds and not self.float_biases
+        if bias is not None and inside:
+            inputs.append(self._bias_constant(node, bias, scale))
+        behind = [*([] if folds else ["Mul"]), *([] if inside or bias is None else ["Add"])]
+        last = name if activation is None else f"{name}.linear"
+        output = self.add_node(op, inputs, f"{name}.sums" if behind else last, **attributes)
+        shape = (-1, *[1] * (len(node["shape"]) - 2))
+        for index, kind in enumerate(behind):
+            operand = multiplier if kind == "Mul" else bias
+            assert operand is not None
+            factor = self.constant(f"{name}.{kind.lower()}", operand.view(shape))
+            target = last if index == len(behind) - 1 else f"{name}.scaled"
+            output = self.add_node(kind, [output, factor], target)
+        if activation is not None:
+            activation(node, output)
+
+    def _weight(self, node: Node, multiplier: Tensor | None) -> str:
+        name, shape = f"{node['name']}.weight", node["shape"]
+        if node["bits"] == 32:
+            weight = self.net.stored[node["weight"]].double()
+            scaled = weight if multiplier is None else weight * multiplier.view(-1, *[1] * (len(shape) - 1))
+            return self.constant(name, scaled)
+        step, spread = self._weight_step(node, multiplier), _spread(node)
+        zero_point = self.stored(node, "weight_zero_point")
+        zeros = torch.zeros_like(step) if zero_point is None else zero_point.flatten().expand(step.shape) * spread
+        dtype = _dtype(node["low"] * spread, node["high"] * spread)
+        inputs = [
+            self.constant(f"{name}.codes", self.net.codes(node) * spread, dtype),
+            self.constant(f"{name}.step", step),
+            self.constant(f"{name}.zero_point", zeros, dtype),
+        ]
+        return self.add_node("DequantizeLinear", inputs, name, axis=0)
+
+    def _weight_step(self, node: Node, multiplier: Tensor | None) -> Tensor:
+        """``[O]``, of the codes as they are written."""
+        step = self.net.stored[node["weight_step"]].double().flatten().expand(node["shape"][0]) / _spread(node)
+        return step if multiplier is None else step * multiplier
+
+    def _bias(self, node: Node) -> Tensor | None:
+        bias, step = self.stored(node, "bias"), self.stored(node, "bias_step")
+        return bias if bias is None or step is None else bias * step
+
+    def _bias_constant(self, node: Node, bias: Tensor, multiplier: Tensor | None) -> str:
+        """An int32 where the sums have a step, else a float."""
+        name, before = f"{node['name']}.bias", self.by_name.get(node["inputs"][0])
+        if node["bits"] == 32 or before is None or before["op"] != "quantize":
+            return self.constant(name, bias)
+        step = self._weight_step(node, multiplier) * self.net.stored[before["step"]].double()
+        codes = (bias / step).round().clamp(-(2**31), 2**31 - 1)
+        inputs = [self.constant(f"{name}.codes", codes, np.int32), self.constant(f"{name}.step", step)]
+        return self.add_node("DequantizeLinear", inputs, name, axis=0)
+
+    def relu(self, node: Node, source: str | None = None) -> None:
+        """``max(x, 0)``."""
+        self.add_node("Relu", [source or node["inputs"][0]], node["name"])
+
+    def relu6(self, node: Node, source: str | None = None) -> None:
+        """Between 0 and 6."""
+        self._clip(node, source, 0.0, 6.0)
+
+    def hardtanh(self, node: Node, source: str | None = None) -> None:
+        """Between -1 and 1."""
+        self._clip(node, source, -1.0, 1.0)
+
+    def _clip(self, node: Node, source: str | None, low: float, high: float) -> None:
+        ends = [self.constant(f"{node['name']}.least", low), self.constant(f"{node['name']}.most", high)]
+        self.add_node("Clip", [source or node["inputs"][0], *ends], node["name"])
+
+    def prelu(self, node: Node, source: str) -> None:
+        """A slope per channel below zero."""
+        slope = self.constant(f"{node['name']}.slope", self.net.stored[node["slope"]].view(-1, 1, 1))
+        self.add_node("PRelu", [source, slope], node["name"])
+
+    def add(self, node: Node) -> None:
+        """A sum."""
+        self.add_node("Add", node["inputs"], node["name"])
+
+    def flatten(self, node: Node) -> None:
+        """To ``[N, C]``."""
+        self.add_node("Flatten", node["inputs"], node["name"], axis=1)
+
+    def global_average_pool(self, node: Node) -> None:
+        """To ``[N, C, 1, 1]``."""
+        self.add_node("GlobalAveragePool", node["inputs"], node["name"])
+
+    def max_pool(self, node: Node) -> None:
+        """Square windows."""
+        geometry = {"kernel_shape": [node["size"]] * 2, "strides": [node["stride"]] * 2, "pads": [node["padding"]] * 4}
+        self.add_node("MaxPool", node["inputs"], node["name"], **geometry)
+
+    def pixel_shuffle(self, node: Node) -> None:
+        """Channels to pixels, in torch's order."""
+        self.add_node("DepthToSpace", node["inputs"], node["name"], blocksize=node["scale"], mode="CRD")
+
+    def nearest_upsample(self, node: Node) -> None:
+        """Each pixel ``scale`` times in both directions."""
+        scales = self.constant(f"{node['name']}.scales", [1, 1, node["scale"], node["scale"]])
+        where = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        self.add_node("Resize", [node["inputs"][0], "", scales], node["name"], **where)
+
+
+def _spread(node: Node) -> int:
+    """The power of two by which weight codes of few bits are multiplied, and their step divided: the same weights.
+
+    The sums' step, in which biases are rounded, is that much finer; at 4 bit it would be coarse beside the next codes.
+    """
+    spread = 1
+    while INT8[0] <= 2 * spread * node["low"] and 2 * spread * node["high"] <= INT8[1]:
+        spread *= 2
+    return spread
+
+
+def _dtype(low: int, high: int) -> Any:
+    """The type of codes from ``low`` to ``high``."""
+    if low >= 0:
+        return np.uint8
+    if low < INT8[0] or high > INT8[1]:
+        raise ConfigError(f"Codes from {low} to {high} are no int8: ONNX has no type for them.")
+    return np.int8

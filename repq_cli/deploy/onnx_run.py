@@ -1,0 +1,40 @@
+"""An ONNX file in ONNX Runtime, as a network of torch. Needs the extra ``export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+
+class OnnxNet(nn.Module):
+    """Runs the file on the CPU; ``halo``: as ``DeployedNet.halo``."""
+
+    def __init__(self, path: Path, halo: int, threads: int | None = None) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        if not fast_int8():  # products of uint8 and int8 are then formed without the sums that saturate
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.halo = halo
+
+    def forward(self, x: Tensor) -> Tensor:
+        (source,) = self.session.get_inputs()
+        (answer,) = self.session.run(None, {source.name: x.cpu().contiguous().numpy()})
+        return torch.from_numpy(answer)
+
+
+def fast_int8() -> bool:
+    """Whether this processor sums products of int8 in 32 bits (VNNI, or none of x86's kind).
+
+    Without VNNI, x86's instruction adds two products of uint8 and int8 in 16 bits and saturates.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    return "vnni" in flags or "avx2" not in flags

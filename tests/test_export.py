@@ -1,0 +1,114 @@
+"""Files to ship: ONNX against the deployed network in ONNX Runtime, packed files, and what is refused or rejected."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from test_integer import CASES, NETS, QUANTS, frozen
+
+from repq_cli.cli import main
+from repq_cli.deploy import onnx_graph
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_graph import OPSET, to_onnx
+from repq_cli.deploy.onnx_run import OnnxNet
+from repq_cli.errors import ConfigError
+
+
+def in_runtime(deployed: DeployedNet, folder: Path, float_biases: bool) -> OnnxNet:
+    path = folder / "model.onnx"
+    path.write_bytes(to_onnx(deployed, float_biases).SerializeToString())
+    return OnnxNet(path, deployed.halo, threads=1)
+
+
+@pytest.mark.parametrize(("net", "quant"), CASES)
+def test_with_float_biases_the_graph_is_the_deployed_network(net: str, quant: str, tmp_path: Path) -> None:
+    """Every operation, kernel, padding and quantizer; what differs is the order of float32 sums."""
+    deployed, x = frozen(*NETS[net], f"quant={quant}", *QUANTS[quant])
+    expected = deployed(x)
+    found = in_runtime(deployed, tmp_path, float_biases=True)(x)
+    assert found.shape == expected.shape
+    close = (found - expected).abs().flatten(1).amax(1) <= 1e-4 * expected.abs().max()
+    assert close.float().mean() >= 0.5  # of the images; in one a code at an edge may fall to its other side
+
+
+@pytest.mark.parametrize("net", ["resnet18 acnet", "repvgg", "mobilenet_v2"])
+def test_with_int32_biases_answers_are_the_same_at_eight_bits(net: str, tmp_path: Path) -> None:
+    deployed, x = frozen(*NETS[net], "quant=w8a8")
+    expected = deployed(x)
+    found = in_runtime(deployed, tmp_path, float_biases=False)(x)
+    assert (found - expected).abs().max() <= 0.2 * expected.std()
+
+
+@pytest.mark.parametrize(("quant", "largest", "step"), [("w8a8", 128, 1), ("w4a4", 128, 16), ("w2a2", 128, 64)])
+def test_weights_are_int8_spread_over_its_range_and_exact(quant: str, largest: int, step: int) -> None:
+    deployed, _ = frozen(*NETS["repvgg"], f"quant={quant}")
+    model = to_onnx(deployed)
+    constants = {constant.name: numpy_helper.to_array(constant) for constant in model.graph.initializer}
+    assert model.opset_import[0].version == OPSET
+    node = next(node for node in deployed.nodes if node["op"] == "conv" and node["bits"] == int(quant[1]))
+    codes, steps = (constants[f"{node['name']}.weight.{key}"] for key in ("codes", "step"))
+    assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= largest and not (codes % step).any()
+    value = codes.astype(np.float32) * steps.reshape(-1, 1, 1, 1)
+    multiplier = deployed.stored[node["multiplier"]].numpy().reshape(-1, 1, 1, 1) if node["multiplier"] else 1
+    np.testing.assert_allclose(value, deployed._held(node, "weight_value").numpy() * multiplier, rtol=1e-6)  # type: ignore[union-attr]
+    assert constants[f"{node['name']}.bias.codes"].dtype == np.int32
+
+
+def test_metadata_say_what_the_codes_are() -> None:
+    deployed, _ = frozen(*NETS["resnet18"], "quant=w4a4")
+    about = {entry.key: entry.value for entry in to_onnx(deployed).metadata_props}
+    assert about["bits"] == "4, 8" and "tighter clip" in about["codes"]
+
+
+def test_xnors_k_has_no_place_in_onnx() -> None:
+    deployed, _ = frozen("+model=resnet18_cifar", "quant=xnor", "quant.input_scale=true")
+    with pytest.raises(ConfigError, match="XNOR-Net's K"):
+        to_onnx(deployed)
+
+
+def test_export_writes_proves_and_compares(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", f"run={finished}", "biases=float"]) == 0
+    shown = capsys.readouterr().out
+    assert f"opset {OPSET}" in shown and "codes of 4 bits are int8" in shown and "100.00 % of answers equal" in shown
+    onnx.checker.check_model(str(finished / "export/model.onnx"), full_check=True)
+    assert main(["export", f"run={finished}", "format=packed", "out=shipped"]) == 0
+    assert "largest difference 0, 100.00 %" in capsys.readouterr().out
+    for name in ("model.safetensors", "model.json"):
+        assert Path("shipped", name).read_bytes() == (finished / "deploy" / name).read_bytes()
+
+
+def test_a_file_that_does_not_agree_is_rejected(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(deployed: DeployedNet, float_biases: bool) -> onnx.ModelProto:
+        model = to_onnx(deployed, float_biases)
+        first = next(item for item in model.graph.initializer if item.name.endswith("weight.step"))
+        first.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(first), first.name))
+        return model
+
+    monkeypatch.setattr(onnx_graph, "to_onnx", broken)
+    assert main(["export", f"run={finished}"]) == 4
+    assert "answers differ" in capsys.readouterr().err
+    assert [path.name for path in (finished / "export").iterdir()] == ["model.onnx.rejected"]
+
+
+def test_what_cannot_be_exported_says_why(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", f"run={finished}", "format=tflite"]) == 2
+    assert main(["export", "run=nowhere"]) == 3
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        patch.delitem(sys.modules, "repq_cli.deploy.onnx_run", raising=False)
+        assert main(["export", f"run={finished}"]) == 3
+        assert "pip install 'repq[export]'" in capsys.readouterr().err
+    row = json.loads((finished / "summary.json").read_text())
+    (finished / "summary.json").write_text(json.dumps(row | {"status": "interrupted"}))
+    assert main(["export", f"run={finished}"]) == 3
+    assert "is not done" in capsys.readouterr().err
