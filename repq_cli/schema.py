@@ -82,7 +82,7 @@ class Config:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The keys of ``repq eval``; ``engine``: which of the run's networks, null for all but ``integer``.
+    """The keys of ``repq eval``; ``engine``: which of the run's networks, null for the first three.
 
     What ``data`` brings beside its own section, such as a recipe, has no meaning here.
     """
@@ -90,7 +90,7 @@ class EvalConfig:
     run: str
     data: DataSection | None
     runtime: RuntimeOptions
-    engine: Literal["fp", "fake", "deployed", "integer"] | None = None
+    engine: Literal["fp", "fake", "deployed", "integer", "onnx"] | None = None
     psnr_rounding: bool | None = None
     verbosity: Verbosity = "normal"
     plugins: list[str] = dataclasses.field(default_factory=list)

@@ -26,6 +26,7 @@ def in_runtime(deployed: DeployedNet, folder: Path, float_biases: bool) -> OnnxN
     return OnnxNet(path, deployed.halo, threads=1)
 
 
+@pytest.mark.no_cover  # many cases of lines that the tests below cover as well
 @pytest.mark.parametrize(("net", "quant"), CASES)
 def test_with_float_biases_the_graph_is_the_deployed_network(net: str, quant: str, tmp_path: Path) -> None:
     """Every operation, kernel, padding and quantizer; what differs is the order of float32 sums."""
@@ -76,6 +77,8 @@ def test_export_writes_proves_and_compares(finished: Path, capsys: pytest.Captur
     assert main(["export", f"run={finished}", "biases=float"]) == 0
     shown = capsys.readouterr().out
     assert f"opset {OPSET}" in shown and "codes of 4 bits are int8" in shown and "100.00 % of answers equal" in shown
+    assert main(["eval", f"run={finished}", "engine=onnx"]) == 0
+    assert "ONNX" in capsys.readouterr().out
     onnx.checker.check_model(str(finished / "export/model.onnx"), full_check=True)
     assert main(["export", f"run={finished}", "format=packed", "out=shipped"]) == 0
     assert "largest difference 0, 100.00 %" in capsys.readouterr().out
@@ -103,6 +106,8 @@ def test_what_cannot_be_exported_says_why(
 ) -> None:
     assert main(["export", f"run={finished}", "format=tflite"]) == 2
     assert main(["export", "run=nowhere"]) == 3
+    assert main(["eval", f"run={finished}", "engine=onnx"]) == 3
+    assert "make it by repq export" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)
         patch.delitem(sys.modules, "repq_cli.deploy.onnx_run", raising=False)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from repq_cli import build
+from repq_cli.cli.extras import extra
 from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.data.base import Evaluation, Inputs, Split
 from repq_cli.deploy.check import compare_integers
@@ -24,6 +26,8 @@ from repq_cli.train.environment import pick_device
 from repq_cli.train.evaluation import measure
 from repq_cli.train.reload import deployed_net, finished_row, trained_nets
 from repq_cli.train.runner import alone_in
+
+EXPORT, ONNX = "export", "model.onnx"  # where repq export writes, in the run folder
 
 
 def eval_job(config: dict[str, Any]) -> None:
@@ -45,6 +49,8 @@ def eval_job(config: dict[str, Any]) -> None:
     nets = {**task.baselines(), **trained, "deployed": deployed}
     if config["engine"] == "integer":
         nets["integer"] = _integer_net(deployed, device)
+    elif config["engine"] == "onnx":
+        nets["onnx"] = _onnx_net(folder / EXPORT / ONNX, deployed, config["runtime"]["threads"])
     if config["engine"] is not None:
         nets = {name: net for name, net in nets.items() if name in (*task.baselines(), config["engine"])}
     nets = {name: net.to(device) for name, net in nets.items()}
@@ -62,6 +68,14 @@ def _integer_net(deployed: DeployedNet, device: torch.device) -> IntegerNet:
     if device.type != "cpu":
         raise ConfigError(f"engine=integer runs on the CPU, and runtime.device is {device}: set runtime.device=cpu.")
     return IntegerNet(deployed)
+
+
+def _onnx_net(path: Path, deployed: DeployedNet, threads: int | None) -> nn.Module:
+    with extra("export"):
+        from repq_cli.deploy.onnx_run import OnnxNet
+    if not path.is_file():
+        raise DataError(f"There is no {path}: make it by repq export run={path.parent.parent}.")
+    return OnnxNet(path, deployed.halo, threads)
 
 
 def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Evaluation], task: Any) -> str:

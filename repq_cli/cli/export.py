@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from repq_cli import build
-from repq_cli.cli.evaluate import fitting
+from repq_cli.cli.evaluate import EXPORT, ONNX, fitting
+from repq_cli.cli.extras import extra
 from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
@@ -33,7 +34,7 @@ def export_job(config: dict[str, Any]) -> None:
     run = Path(config["run"])
     row = finished_row(run)
     deployed = deployed_net(run)
-    out = Path(config["out"]) if config["out"] else run / "export"
+    out = Path(config["out"]) if config["out"] else run / EXPORT
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     try:
@@ -46,7 +47,7 @@ def export_job(config: dict[str, Any]) -> None:
         shipped: Any = DeployedNet.load(out)
         files = [out / TENSORS, out / GRAPH]
     else:
-        files = [out / "model.onnx"]
+        files = [out / ONNX]
         shipped = _onnx(deployed, files[0], config)
     run_config = checked(with_defaults(stored_config(run)))
     sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(run_config).items()}
@@ -65,11 +66,9 @@ def export_job(config: dict[str, Any]) -> None:
 
 
 def _onnx(deployed: DeployedNet, path: Path, config: dict[str, Any]) -> Any:
-    try:
+    with extra("export"):
         from repq_cli.deploy.onnx_graph import OPSET, to_onnx
         from repq_cli.deploy.onnx_run import OnnxNet, fast_int8
-    except ImportError as error:
-        raise DataError(f"format=onnx needs {error.name}: pip install 'repq[export]'.") from error
     model = to_onnx(deployed, config["biases"] == "float")
     write_atomically(path, model.SerializeToString())
     widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
