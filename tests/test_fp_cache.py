@@ -80,6 +80,7 @@ def trained_fp(folder: str | Path) -> bool:
     return "FP epoch" in Path(folder, "train.log").read_text()
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_modes_and_bits_share_a_stage_and_a_reusing_run_is_as_one_that_trained(run_repq: Run) -> None:
     _, alone = run_repq("train", *TINY, "mode=merged", "quant=w4a4")
     assert alone is not None and not ROOT.exists()  # fp.reuse=false neither takes nor keeps
@@ -104,6 +105,7 @@ def test_a_resumed_run_keeps_the_origin_of_its_stage(after_a_run: Path, run_repq
         assert (found and Path(found).name) == (origin and origin.name)
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("damage", ["weights", "no weights", "log", "about", "kinds in about", "a bit", "other net"])
 def test_a_damaged_stage_is_trained_again(
     damage: str, after_a_run: Path, run_repq: Run, capsys: pytest.CaptureFixture[str]
@@ -135,6 +137,7 @@ def test_a_damaged_stage_is_trained_again(
         assert "cannot be used and is trained again" in capsys.readouterr().out
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_two_runs_at_once_train_one_stage(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
     both = [processes("a", "mode=merged"), processes("b", "mode=repq_bn")]
     assert [process.wait(timeout=200) for process in both] == [0, 0]
@@ -143,6 +146,7 @@ def test_two_runs_at_once_train_one_stage(processes: Callable[..., subprocess.Po
     assert row_of(Path(taker))["lineage"]["fp_run"] == trainer
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_the_next_in_line_trains_if_the_trainer_is_killed(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
     long = "fp.epochs=400"
     first = processes("a", long, "mode=merged")
