@@ -107,8 +107,6 @@ KEYS: dict[str, dict[str, Any]] = {
         "biases": Literal["int32", "float"],
         "out": str | None,
         "threads": Annotated[int, Range(1, 1024)] | None,
-        "verbosity": Verbosity,
-        "plugins": list[str],
     },
     "upscale": {
         "run": str,

@@ -179,7 +179,7 @@ def test_networks_with_floating_point_inside_are_refused(overrides: list[str], m
 
 
 def test_sums_that_could_overflow_are_refused_with_their_layer() -> None:
-    """Two hundred million weights of 127 would do it; here a bias of as much as that."""
+    """Some 66,000 weights of 127 on inputs of 255 would do it; here a bias of as much as that."""
     deployed, x = frozen(*NETS["repvgg"], "quant=w8a8")
     node = next(node for node in deployed.nodes if node["op"] == "conv" and node["bias"])
     step = deployed.stored[node["weight_step"]].double().flatten() * deployed.stored[deployed.nodes[0]["step"]].double()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tqdm import tqdm
 
 from repq_cli.cli.jobs import checked, resume_job, run_key, same_run, stored_config, train_job
@@ -131,8 +132,6 @@ class SweepJob:
 
     def _adopt(self, twin: int, config: dict[str, Any]) -> None:
         """Make this run's folder from that of an identical run, by links; the row says so."""
-        import yaml
-
         source = self.sweep / str(twin)
         shutil.copytree(
             source,
