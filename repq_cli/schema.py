@@ -90,7 +90,7 @@ class EvalConfig:
     run: str
     data: DataSection | None
     runtime: RuntimeOptions
-    engine: Literal["fp", "fake", "deployed", "integer", "onnx"] | None = None
+    engine: Literal["fp", "fake", "deployed", "integer", "onnx", "xnor"] | None = None
     psnr_rounding: bool | None = None
     verbosity: Verbosity = "normal"
     plugins: list[str] = dataclasses.field(default_factory=list)
@@ -105,8 +105,18 @@ KEYS: dict[str, dict[str, Any]] = {
         "run": str,
         "format": Literal["onnx", "packed"],
         "biases": Literal["int32", "float"],
+        "reduce_range": bool,
         "out": str | None,
         "threads": Annotated[int, Range(1, 1024)] | None,
+    },
+    "bench": {
+        "bench": Literal["infer", "xnor"],
+        "runs": str | list[str],
+        "batch": Annotated[int, Range(1)] | list[Annotated[int, Range(1)]],
+        "size": Annotated[int, Range(1)] | None,
+        "rounds": Annotated[int, Range(1)],
+        "threads": Annotated[int, Range(1, 1024)] | None,
+        "out": str | None,
     },
     "upscale": {
         "run": str,

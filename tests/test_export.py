@@ -61,6 +61,27 @@ def test_weights_are_int8_spread_over_its_range_and_exact(quant: str, largest: i
     assert constants[f"{node['name']}.bias.codes"].dtype == np.int32
 
 
+@pytest.mark.parametrize("quant", ["w8a8", "int8_affine", "w4a4", "w2a2"])
+def test_a_reduced_range_keeps_sums_of_two_products_in_16_bits(quant: str) -> None:
+    """Exact below 8 bits; at 8 each weight moves by at most half of the doubled step, and zero by nothing."""
+    deployed, _ = frozen(*NETS["resnet18"], f"quant={quant}")
+    constants = {
+        item.name: numpy_helper.to_array(item) for item in to_onnx(deployed, reduce_range=True).graph.initializer
+    }
+    for node in deployed.nodes:
+        if "weight" in node:
+            codes, step, zero = (constants[f"{node['name']}.weight.{key}"] for key in ("codes", "step", "zero_point"))
+            assert np.abs(codes.astype(int)).max() <= 64 and codes.dtype == np.int8
+            per_channel = (-1, *[1] * (codes.ndim - 1))
+            found = (codes.astype(float) - zero.astype(float).reshape(per_channel)) * step.reshape(per_channel)
+            exact = deployed._held(node, "weight_value").numpy().astype(float)  # type: ignore[union-attr]
+            if node["multiplier"]:
+                exact = exact * deployed.stored[node["multiplier"]].numpy().reshape(per_channel)
+            off = np.abs(found - exact) / step.reshape(per_channel)
+            assert off.max() <= (0.5 if node["bits"] == 8 else 0) + 1e-5
+            assert (found[exact == 0] == 0).all()
+
+
 def test_metadata_say_what_the_codes_are() -> None:
     deployed, _ = frozen(*NETS["resnet18"], "quant=w4a4")
     about = {entry.key: entry.value for entry in to_onnx(deployed).metadata_props}
@@ -89,8 +110,8 @@ def test_export_writes_proves_and_compares(finished: Path, capsys: pytest.Captur
 def test_a_file_that_does_not_agree_is_rejected(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(deployed: DeployedNet, float_biases: bool) -> onnx.ModelProto:
-        model = to_onnx(deployed, float_biases)
+    def broken(deployed: DeployedNet, float_biases: bool, reduce_range: bool) -> onnx.ModelProto:
+        model = to_onnx(deployed, float_biases, reduce_range)
         first = next(item for item in model.graph.initializer if item.name.endswith("weight.step"))
         first.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(first), first.name))
         return model

@@ -24,6 +24,7 @@ ALLOWED = {
     "modes": {"modes", "models", "reparam", "quant"},
     "deploy": {"deploy", "models", "modes", "quant", "reparam"},
     "report": {"report"},
+    "bench": {"bench", "deploy", "modes", "quant", "reparam"},
     "train": {"train", "data", "models", "modes", "quant", "reparam", "tasks", "deploy", "report", "images"},
 }
 HYDRA_ROOMS = {"cli", "schema", "build"}

@@ -35,6 +35,7 @@ COMMANDS = {
     "eval": Command("a finished run on any evaluation set", "repq_cli.cli.commands:evaluate"),
     "export": Command("the integer network as a file to ship, proven equal", "repq_cli.cli.commands:export"),
     "upscale": Command("enlarge image files with a super-resolution run", "repq_cli.cli.commands:upscale"),
+    "bench": Command("what inference costs, from the training graph to integers", "repq_cli.cli.commands:bench"),
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
     "table": Command("the papers' tables, made of the rows of runs", "repq_cli.cli.table:table", overrides=False),
     "cache": Command("list and prune the FP stages that runs share", "repq_cli.cli.cache:cache", overrides=False),

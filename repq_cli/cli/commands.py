@@ -32,6 +32,12 @@ def export(arguments: list[str]) -> int:
     return run_app("export", arguments if line.only_shows else Checker("export", line).check().arguments)
 
 
+def bench(arguments: list[str]) -> int:
+    """``repq bench``."""
+    line = CommandLine.parse(arguments)
+    return run_app("bench", arguments if line.only_shows else Checker("bench", line).check().arguments)
+
+
 def upscale(arguments: list[str]) -> int:
     """``repq upscale``."""
     line = CommandLine.parse(arguments)

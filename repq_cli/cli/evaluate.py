@@ -51,6 +51,8 @@ def eval_job(config: dict[str, Any]) -> None:
         nets["integer"] = _integer_net(deployed, device)
     elif config["engine"] == "onnx":
         nets["onnx"] = _onnx_net(folder / EXPORT / ONNX, deployed, config["runtime"]["threads"])
+    elif config["engine"] == "xnor":
+        nets["xnor"] = _xnor_net(deployed, device)
     if config["engine"] is not None:
         nets = {name: net for name, net in nets.items() if name in (*task.baselines(), config["engine"])}
     nets = {name: net.to(device) for name, net in nets.items()}
@@ -64,10 +66,21 @@ def eval_job(config: dict[str, Any]) -> None:
     _keep(folder, rows, same_rule)
 
 
-def _integer_net(deployed: DeployedNet, device: torch.device) -> IntegerNet:
-    if device.type != "cpu":
-        raise ConfigError(f"engine=integer runs on the CPU, and runtime.device is {device}: set runtime.device=cpu.")
+def _integer_net(deployed: DeployedNet, device: torch.device) -> nn.Module:
+    _require_cpu("integer", device)
     return IntegerNet(deployed)
+
+
+def _xnor_net(deployed: DeployedNet, device: torch.device) -> nn.Module:
+    _require_cpu("xnor", device)
+    with extra("xnor"):
+        from repq_cli.deploy.xnor_net import XnorNet
+    return XnorNet(deployed)
+
+
+def _require_cpu(engine: str, device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ConfigError(f"engine={engine} runs on the CPU, and runtime.device is {device}: set runtime.device=cpu.")
 
 
 def _onnx_net(path: Path, deployed: DeployedNet, threads: int | None) -> nn.Module:

@@ -69,14 +69,20 @@ def _onnx(deployed: DeployedNet, path: Path, config: dict[str, Any]) -> Any:
     with extra("export"):
         from repq_cli.deploy.onnx_graph import OPSET, to_onnx
         from repq_cli.deploy.onnx_run import OnnxNet, fast_int8
-    model = to_onnx(deployed, config["biases"] == "float")
+    model = to_onnx(deployed, config["biases"] == "float", config["reduce_range"])
     write_atomically(path, model.SerializeToString())
     widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
     narrow = [str(bits) for bits in widths if bits < 8]
     note = f"; codes of {', '.join(narrow)} bits are int8 with a tighter clip" if narrow else ""
+    if config["reduce_range"]:
+        note += "; weights from -64 to 64, so that no sum of products saturates on a processor without VNNI"
+        note += ": those of 8 bits lose one" if 8 in widths else ""
     print(f"ONNX opset {OPSET}, QDQ form{note}")
     if not fast_int8():
-        print("This processor has no VNNI: kernels of uint8 times int8 saturate, and slower exact ones are used.")
+        print(
+            "This processor has no VNNI: kernels of uint8 times int8 saturate, and slower exact ones are used here. "
+            "Where the file runs elsewhere without VNNI, reduce_range=true makes fast ones exact."
+        )
     return OnnxNet(path, deployed.halo, config["threads"])
 
 

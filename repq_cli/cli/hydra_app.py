@@ -75,6 +75,14 @@ def export_app(config: DictConfig) -> None:
     _run_job(lambda: export_job(plain(config)))
 
 
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="bench")
+def bench_app(config: DictConfig) -> None:
+    """Time networks side by side."""
+    from repq_cli.cli.bench import bench_job
+
+    _run_job(lambda: bench_job(plain(config)))
+
+
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="upscale")
 def upscale_app(config: DictConfig) -> None:
     """Enlarge image files."""
@@ -83,7 +91,14 @@ def upscale_app(config: DictConfig) -> None:
     _run_job(lambda: upscale_job(plain(config)))
 
 
-APPS = {"train": train_app, "info": info_app, "eval": eval_app, "export": export_app, "upscale": upscale_app}
+APPS = {
+    "train": train_app,
+    "eval": eval_app,
+    "export": export_app,
+    "upscale": upscale_app,
+    "bench": bench_app,
+    "info": info_app,
+}
 
 
 def plain(config: DictConfig) -> dict[str, object]:

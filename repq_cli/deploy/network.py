@@ -192,7 +192,10 @@ class DeployedNet(nn.Module):
         if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
             raise DataError(f"{folder / GRAPH} describes no network: freeze the run again.")
         if graph.get("format") != FORMAT:
-            raise DataError(f"{folder / GRAPH} has format {graph.get('format')}; this version reads {FORMAT}.")
+            raise DataError(
+                f"{folder / GRAPH} has format {graph.get('format')}, and this version of repq reads {FORMAT}: use the "
+                f"version that wrote it (env.json of its run names it), or train the run again."
+            )
         wanted = graph.pop("sha256", None)  # files of earlier versions have none
         if wanted is not None and wanted != _digest(graph, tensors):
             raise DataError(f"{folder}: {GRAPH} and {TENSORS} are not what was frozen together: freeze the run again.")

@@ -22,15 +22,17 @@ from repq_cli.errors import ConfigError
 OPSET = 17
 IR_VERSION = 10  # of the file; newer ones are not read by every runtime in use
 INT8 = (-128, 127)
+HALF = (-64, 64)  # of weights whose products with uint8 can be summed in pairs in 16 bits: 2 * 255 * 64 < 2**15
 
 
-def to_onnx(net: DeployedNet, float_biases: bool = False) -> onnx.ModelProto:
+def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = False) -> onnx.ModelProto:
     """The network for images of any number (and, for super-resolution, of any size); normalised as in training.
 
     float_biases: add biases behind the sums instead, unrounded, which runtimes do in floating point: exact and slow.
+    reduce_range: weight codes from -64 to 64, for processors whose products saturate; those of 8 bits lose one.
     Raises ConfigError for XNOR-Net's K, which has no place in QDQ form.
     """
-    graph = _Graph(net, float_biases)
+    graph = _Graph(net, float_biases, HALF if reduce_range else INT8)
     for node in net.nodes:
         getattr(graph, f"{node['op']}")(node)
     channels, rows, columns = net.graph["input_shape"]
@@ -44,6 +46,7 @@ def to_onnx(net: DeployedNet, float_biases: bool = False) -> onnx.ModelProto:
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     widths = sorted({node["bits"] for node in net.nodes if "bits" in node})
     about = {"bits": ", ".join(map(str, widths)), "codes": "int8 or uint8; fewer bits by a tighter clip"}
+    about["weights"] = "from {} to {}".format(*graph.weights)
     about |= {key: str(net.graph[key]) for key in ("mean", "std", "classes") if key in net.graph}
     helper.set_model_props(model, about)
     onnx.checker.check_model(model, full_check=True)
@@ -53,8 +56,8 @@ def to_onnx(net: DeployedNet, float_biases: bool = False) -> onnx.ModelProto:
 class _Graph:
     """ONNX nodes and constants; one method for each operation of a deployed network, called with its node."""
 
-    def __init__(self, net: DeployedNet, float_biases: bool) -> None:
-        self.net, self.float_biases = net, float_biases
+    def __init__(self, net: DeployedNet, float_biases: bool, weights: tuple[int, int]) -> None:
+        self.net, self.float_biases, self.weights = net, float_biases, weights
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.by_name = {node["name"]: node for node in net.nodes}
@@ -147,21 +150,36 @@ class _Graph:
             weight = self.net.stored[node["weight"]].double()
             scaled = weight if multiplier is None else weight * multiplier.view(-1, *[1] * (len(shape) - 1))
             return self.constant(name, scaled)
-        step, spread = self._weight_step(node, multiplier), _spread(node)
-        zero_point = self.stored(node, "weight_zero_point")
-        zeros = torch.zeros_like(step) if zero_point is None else zero_point.flatten().expand(step.shape) * spread
-        dtype = _dtype(node["low"] * spread, node["high"] * spread)
+        step, spread = self._weight_step(node, multiplier), self._spread(node)
+        stored = self.stored(node, "weight_zero_point")
+        zero_point = torch.zeros(1, dtype=torch.float64) if stored is None else stored.flatten()
+        # From zero, so that a zero-point that is odd and halved moves no weight.
+        zeros = (zero_point * spread).round().expand(step.shape)
+        per_channel = (-1, *[1] * (len(shape) - 1))
+        from_zero = self.net.codes(node) - zero_point.view(per_channel)
+        codes = (from_zero * spread).round() + zeros.view(per_channel)
         inputs = [
-            self.constant(f"{name}.codes", self.net.codes(node) * spread, dtype),
+            self.constant(f"{name}.codes", codes.clamp(*self.weights), np.int8),
             self.constant(f"{name}.step", step),
-            self.constant(f"{name}.zero_point", zeros, dtype),
+            self.constant(f"{name}.zero_point", zeros, np.int8),
         ]
         return self.add_node("DequantizeLinear", inputs, name, axis=0)
 
     def _weight_step(self, node: Node, multiplier: Tensor | None) -> Tensor:
         """``[O]``, of the codes as they are written."""
-        step = self.net.stored[node["weight_step"]].double().flatten().expand(node["shape"][0]) / _spread(node)
+        step = self.net.stored[node["weight_step"]].double().flatten().expand(node["shape"][0]) / self._spread(node)
         return step if multiplier is None else step * multiplier
+
+    def _spread(self, node: Node) -> float:
+        """The power of two by which weight codes are multiplied, and their step divided: the same weights.
+
+        The sums' step, in which biases are rounded, is that much finer; at 4 bit it would be coarse beside the next
+        codes. It is a half, and codes are rounded, where the range is reduced to less than they need.
+        """
+        spread = 1.0
+        while self.weights[0] <= 2 * spread * node["low"] and 2 * spread * node["high"] <= self.weights[1]:
+            spread *= 2
+        return spread if self.weights[0] <= spread * node["low"] else spread / 2
 
     def _bias(self, node: Node) -> Tensor | None:
         bias, step = self.stored(node, "bias"), self.stored(node, "bias_step")
@@ -224,17 +242,6 @@ class _Graph:
         scales = self.constant(f"{node['name']}.scales", [1, 1, node["scale"], node["scale"]])
         where = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         self.add_node("Resize", [node["inputs"][0], "", scales], node["name"], **where)
-
-
-def _spread(node: Node) -> int:
-    """The power of two by which weight codes of few bits are multiplied, and their step divided: the same weights.
-
-    The sums' step, in which biases are rounded, is that much finer; at 4 bit it would be coarse beside the next codes.
-    """
-    spread = 1
-    while INT8[0] <= 2 * spread * node["low"] and 2 * spread * node["high"] <= INT8[1]:
-        spread *= 2
-    return spread
 
 
 def _dtype(low: int, high: int) -> Any:

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 
 class OnnxNet(nn.Module):
-    """Runs the file on the CPU; ``halo``: as ``DeployedNet.halo``."""
+    """Runs a file, or its contents, on the CPU; ``halo``: as ``DeployedNet.halo``."""
 
-    def __init__(self, path: Path, halo: int, threads: int | None = None) -> None:
+    def __init__(self, file: Path | bytes, halo: int, threads: int | None = None) -> None:
         super().__init__()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = threads or torch.get_num_threads()
         if not fast_int8():  # products of uint8 and int8 are then formed without the sums that saturate
             options.add_session_config_entry("session.x64quantprecision", "1")
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"]
+        )
         self.halo = halo
 
     def forward(self, x: Tensor) -> Tensor:

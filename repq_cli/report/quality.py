@@ -14,6 +14,7 @@ ENGINES = {
     "deployed": "deployed",
     "integer": "integer",
     "onnx": "ONNX",
+    "xnor": "XNOR",
     "packed": "packed",
 }
 UNITS = {"top1": "%", "psnr_y": "dB", "psnr_rgb": "dB", "ssim_y": "", "ssim_rgb": ""}

@@ -1,0 +1,1 @@
+"""What networks and kernels cost in time, measured side by side."""

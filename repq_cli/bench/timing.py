@@ -1,0 +1,70 @@
+"""Times of calls that take turns, so that whatever slows the machine slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple, TypeVar
+
+SHORTEST = 0.005  # seconds: a call is repeated until it takes as long, beside which the clock's grain is nothing
+MOST_REPEATS = 1000
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Spread(NamedTuple):
+    """Seconds of a call over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(
+    calls: Mapping[Key, Callable[[], object]], rounds: int, after_round: Callable[[], object] = lambda: None
+) -> dict[Key, list[float]]:
+    """Seconds of each call, one value a round; in each round every call has its turn.
+
+    A turn begins with a call that does not count: threads wake up and caches fill.
+    """
+    repeats = {key: _repeats(call) for key, call in calls.items()}
+    seconds: dict[Key, list[float]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            call()
+            start = time.perf_counter()
+            for _ in range(repeats[key]):
+                call()
+            seconds[key].append((time.perf_counter() - start) / repeats[key])
+        after_round()
+    return seconds
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    call()  # compiles, allocates
+    start = time.perf_counter()
+    call()
+    once = max(time.perf_counter() - start, SHORTEST / MOST_REPEATS)
+    return max(1, round(SHORTEST / once))
+
+
+def spread(seconds: list[float]) -> Spread:
+    """Median and quartiles.
+
+    >>> spread([3.0, 1.0, 2.0, 5.0, 4.0])
+    Spread(median=3.0, low=2.0, high=4.0)
+    """
+    if len(seconds) == 1:
+        return Spread(*seconds * 3)
+    low, median, high = statistics.quantiles(seconds, method="inclusive")
+    return Spread(median, low, high)
+
+
+def speedup(seconds: list[float], reference: list[float]) -> float:
+    """How many times as fast as the reference: the median over the rounds of the ratio within a round.
+
+    >>> speedup([1.0, 2.0, 1.0], [3.0, 6.0, 4.0])
+    3.0
+    """
+    return statistics.median(other / own for own, other in zip(seconds, reference, strict=True))

@@ -1,0 +1,191 @@
+"""``repq bench``: times of networks and kernels side by side, as a table and as bench.json."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from repq_cli import build
+from repq_cli.bench.timing import interleaved, speedup, spread
+from repq_cli.cli.extras import extra
+from repq_cli.cli.folders import OUTPUTS, reserve
+from repq_cli.cli.jobs import checked, stored_config
+from repq_cli.data.base import Inputs
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.files import write_json
+from repq_cli.report.row import Row, now, prune
+from repq_cli.report.text import columns, milliseconds, times
+from repq_cli.schema import with_defaults
+from repq_cli.train.environment import environment
+from repq_cli.train.reload import deployed_net, finished_row, trained_nets
+
+if TYPE_CHECKING:
+    from repq_cli.bench.inference import Candidate
+
+BENCH = "bench.json"
+FORMAT = 1
+HEADER = ["batch", "net", "engine", "ms a batch", "quartiles", "images/s", "x training graph", "x merged (onnxruntime)"]
+
+
+def bench_job(config: dict[str, Any]) -> None:
+    """Time, print a table, and for networks write bench.json."""
+    config = config | {key: _as_list(config[key]) for key in ("runs", "batch")}
+    if not config["batch"]:
+        raise ConfigError("batch=[] names no number of images: use batch=[1,32].")
+    if config["bench"] == "xnor":
+        _kernel(config)
+        return
+    if not config["runs"]:
+        raise ConfigError("bench=infer wants folders of runs that are done: 'runs=[outputs/train/A,outputs/train/B]'.")
+    out = _made(config["out"])
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    with extra("export"):
+        import onnxruntime  # noqa: F401
+    threads = torch.get_num_threads()
+    rows = [row for run in config["runs"] for row in _run(Path(run), config, threads)]
+    machine = f"{environment()['cpu']}, {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}"
+    found = {"format": FORMAT, "bench": "infer", "started": now(), "machine": machine, "threads": threads}
+    out = out or reserve(OUTPUTS / "bench", "infer")
+    write_json(out / BENCH, prune({**found, "rounds": config["rounds"], "rows": rows}))
+    print(f"written to {out / BENCH}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _made(out: str | None) -> Path | None:
+    """The folder that was asked for; made before anything is measured."""
+    if out is None:
+        return None
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
+    return Path(out)
+
+
+def _run(folder: Path, config: dict[str, Any], threads: int) -> list[Row]:
+    """The rows of one run; printed as a table."""
+    from repq_cli.bench.inference import candidates, check_equal
+
+    row = finished_row(folder)
+    run_config = checked(with_defaults(stored_config(folder)))
+    deployed = _for_images(deployed_net(folder), config["size"])
+    nets, notes = candidates(_fp_net(folder, run_config, deployed), deployed, threads)
+    shape = deployed.graph["input_shape"]
+    images = {batch: _images(batch, shape, row["task"]) for batch in config["batch"]}
+    check_equal(nets, images[min(images)])
+    calls = {(batch, net): _call(net.run, x) for batch, x in images.items() for net in nets}
+    seconds = _timed(calls, config["rounds"], str(folder))
+    about = {key: row.get(key) for key in ("model", "rep", "mode", "data")}
+    bits = [row["quant"]["weight_bits"], row["quant"]["act_bits"]]
+    about |= {"run": str(folder), "width": run_config["model"].get("width"), "input_shape": shape, "bits": bits}
+    rows = [about | _measured(batch, net, seconds, row["metric"]) for batch, net in calls]
+    size = "x".join(map(str, shape))
+    about_run = f"{row['model']}, rep {row['rep']}, mode {row['mode']}, w{bits[0]}a{bits[1]}"
+    print(f"{folder}: {about_run}; images {size}, threads: {threads}")
+    print(f"medians of {config['rounds']} interleaved rounds, speeds as multiples\n{_table(rows)}")
+    for note in notes:
+        print(note)
+    return rows
+
+
+def _for_images(deployed: DeployedNet, size: int | None) -> DeployedNet:
+    """The network for images of ``size`` rows and columns."""
+    channels, *sides = deployed.graph["input_shape"]
+    sides = sides if size is None else [size, size]
+    return DeployedNet({**deployed.graph, "input_shape": [channels, *sides]}, deployed.stored)
+
+
+def _fp_net(folder: Path, run_config: dict[str, Any], deployed: DeployedNet) -> nn.Module:
+    """The FP stage's net, branch by branch even where training merged them to be fast."""
+    config = run_config | {"fp": run_config["fp"] | {"merged_training": False}}
+    shape = deployed.graph["input_shape"]
+    inputs = Inputs(config["data"]["name"], tuple(shape), len(deployed.graph.get("classes", ())))
+    return trained_nets(folder, config, build.network_maker(config, inputs), shape[0])["fp"]
+
+
+def _measured(batch: int, net: Candidate, seconds: dict[tuple[int, Candidate], list[float]], metric: Row) -> Row:
+    """What bench.json says of one network at one batch size."""
+    own = seconds[batch, net]
+    references = {candidate: times for (size, candidate), times in seconds.items() if size == batch}
+    by_kind = {(candidate.net, candidate.engine): times for candidate, times in references.items()}
+    middle, low, high = spread(own)
+    value = metric.get("fp" if net.is_float else "deployed")
+    return {
+        "net": net.net,
+        "engine": net.engine,
+        "batch": batch,
+        "median_ms": middle * 1e3,
+        "low_ms": low * 1e3,
+        "high_ms": high * 1e3,
+        "images_per_second": batch / middle,
+        "times_training_graph": speedup(own, next(iter(references.values()))),
+        "times_merged": speedup(own, by_kind["merged", "onnxruntime"]),
+        "metric": {"name": metric["name"], "split": metric["split"], "value": value},
+    }
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            str(row["batch"]),
+            row["net"],
+            row["engine"],
+            milliseconds(row["median_ms"]),
+            f"{milliseconds(row['low_ms'])}-{milliseconds(row['high_ms'])}",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['times_training_graph']:.2f}",
+            f"{row['times_merged']:.2f}",
+        ]
+        for row in rows
+    ]
+    return columns([HEADER, *lines], 3)
+
+
+def _images(batch: int, shape: Sequence[int], task: str) -> torch.Tensor:
+    """Noise as networks read images: normalised for classes, pixels from 0 to 255 for super-resolution."""
+    generator = torch.Generator().manual_seed(0)
+    if task == "super_resolution":
+        return torch.rand(batch, *shape, generator=generator) * 255
+    return torch.randn(batch, *shape, generator=generator)
+
+
+def _call(run: Any, x: torch.Tensor) -> Any:
+    def call() -> None:
+        with torch.inference_mode():
+            run(x)
+
+    return call
+
+
+def _timed(calls: dict[Any, Any], rounds: int, what: str) -> dict[Any, list[float]]:
+    hidden = sys.stderr is None or not sys.stderr.isatty()
+    with tqdm(total=rounds, desc=what, unit="round", leave=False, disable=hidden) as bar:
+        return interleaved(calls, rounds, bar.update)
+
+
+def _kernel(config: dict[str, Any]) -> None:
+    """Print the kernel's table."""
+    with extra("xnor"):
+        from repq_cli.bench.kernel import pairs
+    torch.set_num_threads(1)
+    found = pairs(config["batch"])
+    calls = {(name, index): call for name, both in found.items() for index, call in enumerate(both)}
+    seconds = _timed(calls, config["rounds"], "xnor")
+    lines = [["", "float32, ms", "binary, ms", "times as fast"]]
+    for name in found:
+        first, second = seconds[name, 0], seconds[name, 1]
+        medians = [milliseconds(spread(both).median * 1e3) for both in (first, second)]
+        lines.append([name, *medians, times(speedup(second, first))])
+    print(f"{environment()['cpu']}, one thread, medians of {config['rounds']} interleaved rounds")
+    print(columns(lines, 1))
