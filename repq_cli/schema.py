@@ -104,7 +104,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "export": {
         "run": str,
         "format": Literal["onnx", "packed"],
-        "biases": Literal["int32", "float"],
+        "biases": Literal["auto", "int32", "float"],
         "reduce_range": bool,
         "out": str | None,
         "threads": Annotated[int, Range(1, 1024)] | None,

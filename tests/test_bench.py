@@ -30,6 +30,7 @@ def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(timing, "SHORTEST", 1.0)
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
     order: list[str] = []
     seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order == list("aabb" + "aabb" * 3)  # to estimate; then each round one call to wake up and one that counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from test_integer import CASES, NETS, QUANTS, frozen
+from torch import Tensor
 
 from repq_cli.cli import main
 from repq_cli.deploy import onnx_graph
-from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.deploy.onnx_graph import OPSET, to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.errors import ConfigError
@@ -107,6 +109,23 @@ def test_export_writes_proves_and_compares(finished: Path, capsys: pytest.Captur
         assert Path("shipped", name).read_bytes() == (finished / "deploy" / name).read_bytes()
 
 
+def test_biases_are_not_rounded_where_that_changes_answers(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Biases that int32 would move by some four steps of the next codes are written as they are."""
+
+    def coarse(graph: onnx_graph._Graph, node: Node, bias: Tensor, multiplier: Tensor | None) -> str:
+        return constant(graph, node, bias.sign() * bias.abs().max(), multiplier)
+
+    constant = onnx_graph._Graph._bias_constant
+    monkeypatch.setattr(onnx_graph._Graph, "_bias_constant", coarse)
+    assert main(["export", f"run={finished}", "biases=int32"]) == 4
+    assert "(biases=float may help)" in capsys.readouterr().err
+    assert main(["export", f"run={finished}"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"answers differ, more than 1\.\nONNX .* float biases(.|\n)*100\.00 % of answers equal", shown)
+
+
 def test_a_file_that_does_not_agree_is_rejected(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +137,8 @@ def test_a_file_that_does_not_agree_is_rejected(
 
     monkeypatch.setattr(onnx_graph, "to_onnx", broken)
     assert main(["export", f"run={finished}"]) == 4
-    assert "answers differ" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "answers differ" in shown.err and "int32 biases" in shown.out and "float biases" in shown.out
     assert [path.name for path in (finished / "export").iterdir()] == ["model.onnx.rejected"]
 
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
-SHORTEST = 0.005  # seconds: a call is repeated until it takes as long, beside which the clock's grain is nothing
+SHORTEST = 0.02  # seconds: a call is repeated until it takes as long, beside which the clock's grain is nothing
 MOST_REPEATS = 1000
+PAUSE = 0.05  # seconds before a turn: worker threads of the one before go on looking for work for a while
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -26,12 +27,13 @@ def interleaved(
 ) -> dict[Key, list[float]]:
     """Seconds of each call, one value a round; in each round every call has its turn.
 
-    A turn begins with a call that does not count: threads wake up and caches fill.
+    A turn begins with a pause, then a call that does not count: threads wake up and caches fill.
     """
     repeats = {key: _repeats(call) for key, call in calls.items()}
     seconds: dict[Key, list[float]] = {key: [] for key in calls}
     for _ in range(rounds):
         for key, call in calls.items():
+            time.sleep(PAUSE)
             call()
             start = time.perf_counter()
             for _ in range(repeats[key]):

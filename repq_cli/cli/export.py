@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,35 +41,50 @@ def export_job(config: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
-    if config["format"] == "packed":
-        for name in (TENSORS, GRAPH):
-            write_atomically(out / name, (run / "deploy" / name).read_bytes())
-        shipped: Any = DeployedNet.load(out)
-        files = [out / TENSORS, out / GRAPH]
-    else:
-        files = [out / ONNX]
-        shipped = _onnx(deployed, files[0], config)
     run_config = checked(with_defaults(stored_config(run)))
     sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(run_config).items()}
     task = build.task(run_config)
-    name = config["format"]
-    rows = measure({"deployed": deployed, name: shipped}, sets, task, run_config["data"]["name"], CPU, 1024)
-    print(f"{run}: {row['model']}, rep {row['rep']}, mode {row['mode']}\n{quality_table(rows)}")
-    problem = _difference(deployed, shipped, sets, task, {m["engine"]: m for m in rows if m["name"] == task.metric})
-    if problem is not None:
-        for path in files:
-            shutil.move(path, path.with_name(f"{path.name}.rejected"))
-        hint = " (biases=float may help)" if config["format"] == "onnx" and config["biases"] == "int32" else ""
-        names = ", ".join(map(str, files))
-        raise CheckError(f"{problem}{hint}: {names} must not be shipped, and is named *.rejected.")
-    print(f"written to {', '.join(map(str, files))}")
+    print(f"{run}: {row['model']}, rep {row['rep']}, mode {row['mode']}")
+    for biases in _attempts(config):
+        shipped, files = _written(biases, deployed, run, out, config)
+        nets = {"deployed": deployed, config["format"]: shipped}
+        rows = measure(nets, sets, task, run_config["data"]["name"], CPU, 1024)
+        print(quality_table(rows))
+        problem = _difference(deployed, shipped, sets, task, {m["engine"]: m for m in rows if m["name"] == task.metric})
+        if problem is None:
+            print(f"written to {', '.join(map(str, files))}")
+            return
+        print(f"{problem}.")
+    for path in files:
+        shutil.move(path, path.with_name(f"{path.name}.rejected"))
+    names = ", ".join(map(str, files))
+    hint = " (biases=float may help)" if biases == "int32" else ""
+    raise CheckError(f"{problem}{hint}: {names} must not be shipped, and is named *.rejected.")
 
 
-def _onnx(deployed: DeployedNet, path: Path, config: dict[str, Any]) -> Any:
+def _attempts(config: dict[str, Any]) -> Sequence[str | None]:
+    """The kinds of biases to try until one agrees."""
+    if config["format"] == "packed":
+        return (None,)
+    return ("int32", "float") if config["biases"] == "auto" else (config["biases"],)
+
+
+def _written(
+    biases: str | None, deployed: DeployedNet, run: Path, out: Path, config: dict[str, Any]
+) -> tuple[Any, list[Path]]:
+    """The network as it was read back, and its files."""
+    if biases is not None:
+        return _onnx(deployed, out / ONNX, biases, config), [out / ONNX]
+    for name in (TENSORS, GRAPH):
+        write_atomically(out / name, (run / "deploy" / name).read_bytes())
+    return DeployedNet.load(out), [out / TENSORS, out / GRAPH]
+
+
+def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]) -> Any:
     with extra("export"):
         from repq_cli.deploy.onnx_graph import OPSET, to_onnx
         from repq_cli.deploy.onnx_run import OnnxNet, fast_int8
-    model = to_onnx(deployed, config["biases"] == "float", config["reduce_range"])
+    model = to_onnx(deployed, biases == "float", config["reduce_range"])
     write_atomically(path, model.SerializeToString())
     widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
     narrow = [str(bits) for bits in widths if bits < 8]
@@ -77,7 +92,7 @@ def _onnx(deployed: DeployedNet, path: Path, config: dict[str, Any]) -> Any:
     if config["reduce_range"]:
         note += "; weights from -64 to 64, so that no sum of products saturates on a processor without VNNI"
         note += ": those of 8 bits lose one" if 8 in widths else ""
-    print(f"ONNX opset {OPSET}, QDQ form{note}")
+    print(f"ONNX opset {OPSET}, QDQ form, {biases} biases{note}")
     if not fast_int8():
         print(
             "This processor has no VNNI: kernels of uint8 times int8 saturate, and slower exact ones are used here. "

@@ -1,0 +1,65 @@
+"""Trained networks of every kind as integers and in ONNX Runtime: what ships is what was trained. Minutes each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from repq_cli import build
+from repq_cli.cli import main
+from repq_cli.cli.evaluate import fitting
+from repq_cli.cli.jobs import checked, stored_config
+from repq_cli.deploy.check import compare_integers
+from repq_cli.deploy.integer import IntegerNet
+from repq_cli.schema import with_defaults
+from repq_cli.train.engine import EVAL_BATCH
+from repq_cli.train.reload import deployed_net
+
+CLASSIFIERS = ["model.width=0.25", "fp.epochs=12", "qat.epochs=8"]
+PICTURES = ["quant.residual=int", "quant.output=int8", "fp.epochs=2", "qat.epochs=2"]
+NETS = {
+    "resnet18": ["+model=resnet18_cifar", "rep=none", *CLASSIFIERS],
+    "resnet18 acnet": ["+model=resnet18_cifar", "rep=acnet", *CLASSIFIERS],
+    "resnet18 orepa": ["+model=resnet18_cifar", "rep=orepa", *CLASSIFIERS],
+    "repvgg": ["+model=repvgg_a0", *CLASSIFIERS],
+    "qarepvgg": ["+model=repvgg_a0", "rep=qarepvgg", *CLASSIFIERS],
+    "mobilenet_v2": ["+model=mobilenet_v2", *CLASSIFIERS],
+    "ecbsr": ["+model=ecbsr_m4c8", *PICTURES],
+}
+QUANTS = {
+    "w8a8": [],
+    "w4a4": [],
+    "w2a2": [],
+    "int8_affine": [],
+    "twn": ["quant.act_bits=8"],  # its own activations are floating-point numbers
+    "bnn": [],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, so that FP stages are shared."""
+    return tmp_path_factory.mktemp("shipped")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("net", NETS)
+def test_what_ships_is_what_was_trained(
+    net: str, quant: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    run = Path(f"{net} {quant}".replace(" ", "-"))
+    quick = ["runtime.threads=1", "runtime.tensorboard=false", "verbosity=quiet", f"hydra.run.dir={run}"]
+    assert main(["train", *NETS[net], f"quant={quant}", *QUANTS[quant], *quick]) == 0
+    deployed = deployed_net(run)
+    config = checked(with_defaults(stored_config(run)))
+    sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(config).items()}
+    images = [x for split in sets.values() for x, _ in split.batches(EVAL_BATCH, torch.device("cpu"))]
+    found = compare_integers(deployed, IntegerNet(deployed), images, build.task(config).agreement)
+    assert found.max_lsb is not None and found.max_lsb <= 1
+    assert found.answers >= 99.9
+    assert main(["export", f"run={run}", "threads=1"]) == 0, capsys.readouterr().err
