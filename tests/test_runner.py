@@ -181,6 +181,11 @@ def test_a_run_leaves_the_folder_of_the_contract(finished: Path) -> None:
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {entry["stage"] for entry in entries} == {"fp", "qat"}
     assert all("val_top1" in entry or "lr" in entry for entry in entries)
+    ends = [entry for entry in entries if "val_top1" in entry]
+    assert all(("step_sizes" in entry) == (entry["stage"] == "qat") for entry in ends)
+    net_at_end = torch.load(folder / "checkpoints/last.pt", weights_only=True)["net"]
+    for name, step in ends[-1]["step_sizes"].items():
+        assert step == pytest.approx(net_at_end[f"{name}.raw_step"].abs().log().mean().exp().item(), rel=1e-6)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["mode"]["name"] == "repq_bnest"
     assert "packages" in json.loads((folder / "env.json").read_text())

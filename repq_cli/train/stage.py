@@ -177,8 +177,9 @@ class StageTrainer:
         name, log, metric, task = self.stage.name, self.around.log, self.around.task.metric, self.around.task
         totals = self.totals
         entry = {"train_loss": totals.mean_loss, f"train_{metric}": totals.mean_score, f"val_{metric}": score}
-        log.write({"stage": name, "step": self.step, "epoch": self.epoch, **entry})
         steps = step_sizes(self.net)
+        typical = {"step_sizes": {key: step.log().mean().exp().item() for key, step in steps.items()}} if steps else {}
+        log.write({"stage": name, "step": self.step, "epoch": self.epoch, **entry, **typical})
         means = {f"{name}/step_size/{key}": step.mean().item() for key, step in steps.items()}
         log.scalars({f"{name}/{key}": value for key, value in entry.items()} | means, self.global_step)
         layers = {key: layer for key, layer in self.net.named_modules() if isinstance(layer, QuantLayer)}
