@@ -335,7 +335,7 @@ def test_training_goes_on_without_a_terminal(in_folder: Path) -> None:
 
 
 def test_two_runs_of_one_second_get_two_folders(in_folder: Path) -> None:
-    from repq_cli.cli.folders import reserve
+    from repq_cli.cli.reserve import reserve
 
     made = {reserve(Path("outputs/train"), "a") for _ in range(4)}
     assert len(made) == 4

@@ -38,6 +38,7 @@ COMMANDS = {
     "bench": Command("what inference costs, from the training graph to integers", "repq_cli.cli.commands:bench"),
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
     "table": Command("the papers' tables, made of the rows of runs", "repq_cli.cli.table:table", overrides=False),
+    "plot": Command("figures of what a sweep found, as PNG and SVG", "repq_cli.cli.plot:plot", overrides=False),
     "cache": Command("list and prune the FP stages that runs share", "repq_cli.cli.cache:cache", overrides=False),
 }
 

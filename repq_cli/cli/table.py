@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from repq_cli.errors import ConfigError, DataError
+from repq_cli.cli.arguments import PATHS, known_names, outputs, with_notes
+from repq_cli.errors import DataError
 from repq_cli.files import write_atomically
 from repq_cli.report.document import TABLES, document
 from repq_cli.report.reading import find_runs
 from repq_cli.report.render.data import as_csv, as_json
 from repq_cli.report.render.latex import latex
 from repq_cli.report.render.markdown import markdown
-from repq_cli.typecheck import nearest
 
-OUTPUTS = Path("outputs")
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex, "json": as_json}
 
 DESCRIPTION = """\
@@ -44,16 +42,16 @@ exit codes: 0 done, 2 usage, 3 no runs, or files that cannot be read or written"
 def table(arguments: list[str]) -> int:
     """``repq table``."""
     options = _parser().parse_args(arguments)
-    names = [_known(name) for given in options.table for name in given.split(",")]
+    names = known_names(options.table, "table", TABLES)
     paths = [Path(path) for path in options.paths]
     if not paths and not (options.published and not names):
-        paths = [_outputs()]
+        paths = [outputs("table")]
     runs, notes = find_runs(paths)
     if not runs and not options.published:
-        raise DataError(_lines("There are no runs to tabulate: train some, or name a folder of runs.", notes))
+        raise DataError(with_notes("There are no runs to tabulate: train some, or name a folder of runs.", notes))
     content = document(runs, notes, names, options.published)
     if not content.chapters:
-        raise DataError(_lines("The runs found have nothing to show in these tables.", content.notes))
+        raise DataError(with_notes("The runs found have nothing to show in these tables.", content.notes))
     text = FORMATS[options.format](content).encode(errors="replace").decode()  # names may hold any code point
     if options.out is None:
         sys.stdout.write(text)
@@ -64,10 +62,6 @@ def table(arguments: list[str]) -> int:
     return 0
 
 
-def _lines(sentence: str, notes: Sequence[str]) -> str:
-    return "\n".join([sentence, *(f"  {note}" for note in notes)])
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "repq table",
@@ -76,26 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    paths = "a run, a sweep, a folder of runs, or a summary.json (default: outputs)"
-    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=PATHS)
     parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table; may be repeated")
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="how to print (default: markdown)")
     parser.add_argument("--out", metavar="FILE", help="write to a file instead of printing")
     parser.add_argument("--published", action="store_true", help="also all published figures, with their sources")
     return parser
-
-
-def _known(name: str) -> str:
-    if name in TABLES:
-        return name
-    near = nearest(name, TABLES)
-    hint = f"did you mean '{near}'?" if near else f"the tables are {', '.join(TABLES)}."
-    raise ConfigError(f"There is no table '{name}'; {hint}")
-
-
-def _outputs() -> Path:
-    if not OUTPUTS.is_dir():
-        raise DataError(
-            f"There is no folder {OUTPUTS}/ here: run repq table where you ran repq train, or name a folder of runs."
-        )
-    return OUTPUTS

@@ -1,0 +1,39 @@
+"""What the commands that only read files have in common: names of tables and figures, and where runs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.typecheck import nearest
+
+OUTPUTS = Path("outputs")
+PATHS = "a run, a sweep, a folder of runs, or a summary.json (default: outputs)"
+
+
+def known_names(given: Iterable[str], kind: str, names: Iterable[str]) -> list[str]:
+    """The ``names`` of tables or figures in what was ``given``, comma-separated or repeated; ConfigError for others."""
+    legal = list(names)
+    found = [name for words in given for name in words.split(",")]
+    for name in found:
+        if name not in legal:
+            near = nearest(name, legal)
+            hint = f"did you mean '{near}'?" if near else f"the {kind}s are {', '.join(legal)}."
+            raise ConfigError(f"There is no {kind} '{name}'; {hint}")
+    return found
+
+
+def outputs(command: str) -> Path:
+    """The folder that runs are in by default; DataError where there is none."""
+    if not OUTPUTS.is_dir():
+        raise DataError(
+            f"There is no folder {OUTPUTS}/ here: "
+            f"run repq {command} where you ran repq train, or name a folder of runs."
+        )
+    return OUTPUTS
+
+
+def with_notes(sentence: str, notes: Sequence[str]) -> str:
+    """A sentence and, below it, what explains it."""
+    return "\n".join([sentence, *(f"  {note}" for note in notes)])

@@ -1,0 +1,96 @@
+"""``repq plot``: an argparse command that only reads files and draws them, without Hydra and torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from repq_cli.cli.arguments import PATHS, known_names, outputs, with_notes
+from repq_cli.cli.extras import extra
+from repq_cli.cli.reserve import OUTPUTS, reserve
+from repq_cli.errors import DataError
+from repq_cli.files import write_atomically
+from repq_cli.report.figures.catalogue import FIGURES, drawings
+from repq_cli.report.figures.drawing import Drawing
+
+FORMATS: dict[str, Callable[[Drawing], bytes]] = {
+    "png": lambda drawing: drawing.png(),
+    "svg": lambda drawing: drawing.svg().encode(),
+}
+
+DESCRIPTION = """\
+Draw what runs have found: their rows (summary.json), logs (metrics.jsonl) and measurements (bench.json).
+Points are means over seeds. Nothing is trained, and nothing is changed."""
+
+EPILOG = """\
+figures, each drawn where there is something to show:
+  pareto   the metric against bit operations, and the Pareto front
+  bits     the metric against bits, a line for each mode, a panel for each model and block
+  latency  the metric against measured latency, float and integers
+  speed    milliseconds for an image: each net in each engine of a bench.json, batch by batch
+  curves   loss and validation metric over the epochs of both stages
+  steps    step sizes of the quantizers over QAT
+  weights  weights of branches, merged, and quantized, in units of the step
+  crops    enlarged pictures side by side
+
+examples:
+  repq plot                                         all runs below outputs/
+  repq plot outputs/sweep/20260101-120000-train     one sweep
+  repq plot outputs/train/RUN --figure steps,weights
+  repq plot --figure pareto --format svg --out paper/figures
+
+exit codes: 0 done, 2 usage, 3 nothing to draw, or files that cannot be read or written"""
+
+
+def plot(arguments: list[str]) -> int:
+    """``repq plot``."""
+    options = _parser().parse_args(arguments)
+    names = known_names(options.figure, "figure", FIGURES)
+    formats = known_names([options.format], "format", FORMATS)
+    paths = [Path(path) for path in options.paths] or [outputs("plot")]
+    with extra("plot"):
+        drawn, notes = drawings(paths, names)
+        if not drawn:
+            raise DataError(with_notes("There is nothing to draw: train some runs, or name a folder of them.", notes))
+        folder = _folder(options.out)
+        for drawing in drawn:
+            for form in dict.fromkeys(formats):
+                file = folder / f"{drawing.name}.{form}"
+                write_atomically(file, FORMATS[form](drawing))
+                print(file)
+    _print_notes(notes)
+    return 0
+
+
+def _folder(named: str | None) -> Path:
+    if named is None:
+        return reserve(OUTPUTS / "plots", "", "--out DIR")
+    folder = Path(named)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be made ({error.strerror}): name another with --out.") from error
+    return folder
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"- {note}".encode(errors="replace").decode())  # names may hold any code point
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "repq plot",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=PATHS.replace(", or a", ", a bench.json or a"))
+    parser.add_argument(
+        "--figure", action="append", default=[], metavar="NAME", help="only this figure; may be repeated"
+    )
+    parser.add_argument("--format", default="png,svg", metavar="FORMATS", help="of the files (default: png,svg)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the files (default: outputs/plots/TIME)")
+    return parser

@@ -1,0 +1,34 @@
+"""Folders that no two commands share."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from repq_cli.cli.arguments import OUTPUTS
+from repq_cli.errors import DataError
+
+__all__ = ["OUTPUTS", "reserve"]
+
+
+def reserve(parent: Path, name: str, option: str = "hydra.run.dir=DIR") -> Path:
+    """Make ``parent/TIME-name``, or ``…-2``, ``…-3``, … where that is taken; making it is what reserves it.
+
+    option: what names another folder on the command line.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("", *(f"-{number}" for number in range(2, 10_000))):
+            folder = parent / f"{'-'.join(filter(None, (stamp, name)))}{suffix}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise DataError(
+            f"A folder below {parent.absolute()} cannot be made ({error.strerror}): "
+            f"run repq elsewhere, or name a folder with {option}."
+        ) from error
+    raise AssertionError("ten thousand runs in one second")

@@ -1,0 +1,75 @@
+"""All figures that ``repq plot`` and ``repq report`` can draw of what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from repq_cli.report.figures.drawing import Drawing
+from repq_cli.report.figures.material import Found, Material
+from repq_cli.report.figures.pareto import pareto
+from repq_cli.report.figures.reading import BENCH, Bench, find_benches
+from repq_cli.report.notes import notes_on_failures
+from repq_cli.report.reading import find_runs
+from repq_cli.report.sections import sections_of
+
+__all__ = ["FIGURES", "Drawing", "drawings"]
+
+FIGURES: dict[str, Callable[[Material], Found]] = {
+    "pareto": pareto,
+}
+
+NEEDS = {
+    "pareto": "finished runs with their cost",
+    "bits": "finished runs of one model at two widths or more",
+    "curves": "runs with a log (metrics.jsonl)",
+    "steps": "runs whose log (metrics.jsonl) has the quantizers' steps",
+    "weights": "runs with weights.json, which newer runs write at their end",
+    "crops": "super-resolution runs with crops/, which newer runs write at their end",
+    "latency": "measurements (bench.json of repq bench) of nets whose metric is known",
+    "speed": "measurements (bench.json of repq bench)",
+}
+
+
+def drawings(paths: Sequence[Path], names: Sequence[str] = ()) -> tuple[list[Drawing], list[str]]:
+    """The figures called ``names``, or all for which there is something to show, and notes on what they leave out.
+
+    A path is a run, a folder of runs, or a bench.json. Raises DataError for one that does not exist.
+    """
+    benches, notes = find_benches(paths)
+    found, said = find_runs([path for path in paths if not _is_bench(path)])
+    runs = sorted((run for run in found if run.mode != "auto"), key=lambda run: run.folder)
+    material = Material(sections_of(runs), benches)
+    drawn: list[Drawing] = []
+    for name in FIGURES:
+        if not names or name in names:
+            own, more = FIGURES[name](material)
+            if names and not own:
+                more = [*more, f"There is nothing for the figure {name}: it needs {NEEDS[name]}."]
+            drawn, notes = drawn + own, notes + more
+    notes += [*material.damage(), *notes_on_failures(runs), *_of_runs(said, benches)]
+    return _distinct(drawn), list(dict.fromkeys(notes))
+
+
+def _is_bench(path: Path) -> bool:
+    return path.is_file() and path.name == BENCH
+
+
+def _of_runs(notes: Sequence[str], benches: Sequence[Bench]) -> list[str]:
+    """A folder of measurements need hold no runs."""
+    return [note for note in notes if not (benches and note.endswith("holds no runs."))]
+
+
+def _distinct(drawn: Sequence[Drawing]) -> list[Drawing]:
+    """With a number behind names that were given before."""
+    taken: set[str] = set()
+    found = []
+    for drawing in drawn:
+        name, count = drawing.name, 1
+        while name in taken:
+            count += 1
+            name = f"{drawing.name}-{count}"
+        taken.add(name)
+        found.append(replace(drawing, name=name))
+    return found

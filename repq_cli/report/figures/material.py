@@ -1,0 +1,80 @@
+"""What figures are drawn from, and the choice of runs where there are too many to draw all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from repq_cli.report.figures.drawing import Drawing
+from repq_cli.report.figures.reading import Bench, Log, read_log
+from repq_cli.report.runs import Run, bits_label
+from repq_cli.report.sections import Section
+from repq_cli.report.settings import mode_title
+
+FEW = 3  # runs of which each gets a figure of its own
+MOST = 6  # figures of single runs
+TELLING = ("repq_bnest", "repq_bn", "repq", "branchwise", "merged", "ptq", "plain")  # modes, the first one first
+
+Found = tuple[list[Drawing], list[str]]  # drawings, and notes on what they leave out
+
+
+@dataclass
+class Material:
+    """Sections of runs and measurements of inference; logs are read when they are asked for."""
+
+    sections: Sequence[Section]
+    benches: Sequence[Bench]
+    _logs: dict[tuple[str, str], Log] = field(default_factory=dict)
+
+    def log(self, run: Run, metric: str) -> Log:
+        """The run's log."""
+        if (run.folder, metric) not in self._logs:
+            self._logs[run.folder, metric] = read_log(Path(run.folder), metric)
+        return self._logs[run.folder, metric]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, each once: one that measured nothing stands in several sections."""
+        return list({run.folder: run for section in self.sections for run in section.runs}.values())
+
+    def damage(self) -> list[str]:
+        """A note on logs that could be read only in part."""
+        damaged = sorted({folder for (folder, _), log in self._logs.items() if log.damaged})
+        lines = sum(log.damaged for log in self._logs.values())
+        if not damaged:
+            return []
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        return [f"Lines of metrics.jsonl that hold no usable numbers are left out: {lines}, in {damaged[0]}{more}."]
+
+
+def telling_runs(runs: Sequence[Run], has: Callable[[Run], bool], figure: str) -> tuple[list[Run], list[str]]:
+    """The runs to draw one by one: all of a few, else one for each model and width, and a note on the others."""
+    able = [run for run in runs if not run.linked and has(run)]
+    if len(able) <= FEW:
+        return able, []
+    ordered = sorted(able, key=_order)
+    chosen = list({(run.model, run.bits): run for run in reversed(ordered)}.values())[::-1]
+    chosen = sorted(chosen, key=lambda run: (run.model, [-width for width in run.bits]))
+    note = (
+        f"{figure} is drawn for {min(len(chosen), MOST)} of {len(able)} runs, one for each model and width: "
+        f"repq plot RUN --figure {figure} draws any other."
+    )
+    return chosen[:MOST], [note]
+
+
+def _order(run: Run) -> tuple[object, ...]:
+    mode = TELLING.index(run.mode) if run.mode in TELLING else len(TELLING)
+    return run.status != "done", mode, run.rep == "none", run.seed is None, run.seed, run.folder
+
+
+def run_title(run: Run) -> str:
+    """What ran, in words."""
+    seed = "" if run.seed is None else f", seed {run.seed}"
+    return f"{run.model}, {run.rep}, {mode_title(run.mode)}, {bits_label(run.bits)}{seed}"
+
+
+def metric_label(section: Section) -> str:
+    """The name of an axis."""
+    unit = f" ({section.unit})" if section.unit else ""
+    return f"{section.metric.name} on {section.metric.split}{unit}"

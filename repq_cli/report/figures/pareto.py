@@ -1,0 +1,133 @@
+"""The deployed metric against bit operations, and which nets no other one beats in both."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from repq_cli.report.cells import Cell, over_seeds
+from repq_cli.report.figures.drawing import Drawing
+from repq_cli.report.figures.labels import Label, annotate
+from repq_cli.report.figures.material import Found, Material, metric_label
+from repq_cli.report.figures.style import (
+    GREY,
+    key,
+    key_rows,
+    log_axis,
+    mode_handle,
+    mode_mark,
+    panels,
+    plain,
+    stem,
+    styled,
+)
+from repq_cli.report.runs import bits_label
+from repq_cli.report.sections import Section
+from repq_cli.report.settings import Entry, entries_of, mode_order, mode_title
+from repq_cli.report.tables.bops import pareto_front
+from repq_cli.report.text import short
+
+WIDTH = 5.2  # inches
+
+
+class Net(NamedTuple):
+    """A point of the figure."""
+
+    entry: Entry
+    bops: float
+    quality: Cell
+
+    @property
+    def value(self) -> float:
+        assert self.quality.value is not None
+        return self.quality.value
+
+
+def pareto(material: Material) -> Found:
+    """A figure for each section in which cost and metric are known."""
+    drawings, notes = [], []
+    for section in material.sections:
+        nets = _nets(section)
+        if nets:
+            with styled():
+                drawing, left_out = _drawing(section, nets)
+            drawings.append(drawing)
+            if left_out:
+                notes.append(f"{drawing.name}: {left_out} labels are left out for want of room.")
+    return drawings, notes
+
+
+def _nets(section: Section) -> list[Net]:
+    found = []
+    for entry in entries_of(section.lines, share_plain=True):
+        cost, quality = over_seeds(entry.seeds, "cost.bops"), over_seeds(entry.seeds, "metric.deployed")
+        if cost.value is not None and cost.value > 0 and quality.value is not None:
+            found.append(Net(entry, cost.value, quality))
+    sign = -1 if section.metric.higher_is_better else 1
+    return sorted(found, key=lambda net: (net.bops, sign * net.value, net.entry.texts_of_net))
+
+
+def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
+    sign = 1 if section.metric.higher_is_better else -1
+    on_front = pareto_front([(net.bops, sign * net.value) for net in nets])
+    front = [net for net, best in zip(nets, on_front, strict=True) if best]
+    modes = sorted({net.entry.mode for net in nets}, key=mode_order)
+    figure, [[axes]] = panels(1, 1, (WIDTH, 3.0), top=0.25 + key_rows(len(modes)), right=0.15)
+    steps = [(net.bops, net.value) for net in front]
+    axes.plot([x for x, _ in steps], [y for _, y in steps], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
+    for net in nets:
+        mark = mode_mark(net.entry.mode)
+        face = mark.colour if net in front else "white"
+        axes.errorbar(
+            [net.bops], [net.value], [net.quality.std or 0.0], color=mark.colour, elinewidth=0.6, alpha=0.35, zorder=2
+        )
+        axes.plot([net.bops], [net.value], mark.marker, color=mark.colour, markerfacecolor=face, markersize=5, zorder=3)
+    log_axis(axes, "x", short, [net.bops for net in nets], room=0.12)
+    axes.margins(y=0.14)
+    axes.autoscale_view(scalex=False)
+    axes.set_xlabel("bit operations for one image")
+    axes.set_ylabel(plain(metric_label(section)))
+    axes.set_title(plain(section.data), loc="left")
+    key(figure, [(mode_handle(mode, "none"), mode_title(mode)) for mode in modes])
+    name = stem("pareto", section.data, section.metric.name, section.metric.split)
+    missing = annotate(axes, _labels(nets, front), [(net.bops, net.value) for net in nets] + _along(steps))
+    caption = (
+        f"{section.title} of deployed nets against bit operations, means over seeds. Filled: no other net is better "
+        f"in one without being worse in the other ({len(front)} of {len(nets)})."
+    )
+    return Drawing(name, f"Bit operations and {section.metric.name}: {section.data}", caption, figure), missing
+
+
+def _labels(nets: list[Net], front: list[Net]) -> list[Label]:
+    """The front by full names, then every other group of nets that cost the same: its model and bits, at the best."""
+    labels = [Label(net.bops, net.value, _name(net), bold=True) for net in reversed(front)]
+    groups: dict[tuple[str, str, float], list[Net]] = defaultdict(list)
+    for net in nets:
+        groups[net.entry.line.model, bits_label(net.entry.bits), net.bops].append(net)
+    for (model, bits, bops), group in groups.items():
+        if not any(net in front for net in group):
+            labels.append(Label(bops, max(net.value for net in group), f"{model}, {bits}", GREY))
+    named = {label.text for label in labels}
+    others = [net for net in nets if net not in front]
+    labels += [Label(net.bops, net.value, _block(net), GREY) for net in others if _block(net) not in named]
+    return labels
+
+
+def _name(net: Net) -> str:
+    model, rep, bits, mode, variant = net.entry.texts_of_net
+    return ", ".join(word for word in (f"{model} {rep}", bits, mode, variant) if word)
+
+
+def _block(net: Net) -> str:
+    _, rep, _, _, variant = net.entry.texts_of_net
+    return ", ".join(word for word in (rep, variant) if word)
+
+
+def _along(steps: list[tuple[float, float]], parts: int = 12) -> list[tuple[float, float]]:
+    """Points on the line of the front, which labels have to leave free."""
+    found = []
+    for (x, y), (next_x, next_y) in zip(steps, steps[1:], strict=False):
+        ratio = next_x / x
+        found += [(x * ratio ** (part / parts), y) for part in range(parts + 1)]
+        found += [(next_x, y + (next_y - y) * part / parts) for part in range(parts + 1)]
+    return found

@@ -1,0 +1,195 @@
+"""Logs and measurements read without trust: what is no number, or no JSON, is left out and said."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from repq_cli.report.reading import LARGEST, NOT_RUNS
+
+LOG = "metrics.jsonl"
+BENCH = "bench.json"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What the log says at the end of an epoch: its mean loss, validation metric, and the quantizers' steps."""
+
+    loss: float | None
+    metric: float | None
+    steps: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Log:
+    """The epochs of each stage by their numbers, from 0; ``damaged`` lines and values could not be used."""
+
+    epochs: Mapping[str, Mapping[int, Epoch]] = field(default_factory=dict)
+    damaged: int = 0
+
+    def stage(self, name: str) -> Mapping[int, Epoch]:
+        """The epochs of ``fp`` or ``qat``, none where the run had no such stage."""
+        return self.epochs.get(name, {})
+
+
+def number(value: Any) -> float | None:
+    """``value`` if it is a number of a size that can be drawn."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    return float(value) if usable else None
+
+
+def read_log(folder: Path, metric: str) -> Log:
+    """The ends of epochs in a run's log; a last line that is not yet complete is no damage."""
+    stages: dict[str, dict[int, Epoch]] = {}
+    damaged = 0
+    try:
+        with (folder / LOG).open("rb") as file:
+            for line in file:
+                if b'"train_loss"' not in line or not line.endswith(b"\n"):
+                    damaged += not line.lstrip().startswith(b"{") and bool(line.strip())
+                    continue
+                entry = _parsed(line)
+                stage, index = entry.get("stage"), entry.get("epoch")
+                if not isinstance(stage, str) or not isinstance(index, int) or not 0 <= index < 10**6:
+                    damaged += 1
+                    continue
+                steps = entry.get("step_sizes")
+                found = Epoch(number(entry.get("train_loss")), number(entry.get(f"val_{metric}")), _numbers(steps))
+                damaged += found.loss is None or (found.metric is None and f"val_{metric}" in entry)
+                stages.setdefault(stage, {})[index] = found
+    except OSError:
+        return Log()
+    return Log({name: dict(sorted(epochs.items())) for name, epochs in stages.items()}, damaged)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    found = {str(key): number(value) for key, value in values.items()} if isinstance(values, dict) else {}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One net in one engine at one batch size: milliseconds for an image, with the quartiles.
+
+    value: of the metric called ``metric`` on ``split`` of ``data``, where the run has one.
+    """
+
+    run: str
+    model: str
+    rep: str
+    mode: str
+    width: float | None
+    bits: tuple[int, int] | None
+    net: str
+    engine: str
+    batch: int
+    milliseconds: float
+    low: float
+    high: float
+    data: str
+    metric: str
+    split: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One ``bench.json``."""
+
+    path: str
+    machine: str
+    threads: int | None
+    started: str
+    timings: tuple[Timing, ...]
+
+
+def find_benches(paths: Iterable[Path]) -> tuple[list[Bench], list[str]]:
+    """The measurements of inference at and below ``paths``, and notes on what could not be read."""
+    files = sorted({file.resolve() for path in paths for file in _bench_files(path)})
+    notes: list[str] = []
+    benches = [bench for file in files if (bench := _bench(file, notes)) is not None]
+    return benches, notes
+
+
+def _bench_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.name == BENCH else []
+    found = []
+    for folder, below, files in os.walk(path):
+        below[:] = [name for name in below if name not in NOT_RUNS and not name.startswith(".")]
+        found += [Path(folder, BENCH)] if BENCH in files else []
+    return found
+
+
+def _bench(file: Path, notes: list[str]) -> Bench | None:
+    content = read_json(file, notes)
+    if content is None or content.get("bench") == "train":
+        return None
+    rows = content.get("rows")
+    read = [_timing(row) for row in rows] if isinstance(rows, list) else []
+    timings = tuple(timing for timing in read if timing is not None)
+    if len(timings) < len(read) or not read:
+        notes.append(f"{file}: {len(read) - len(timings)} of {len(read)} rows say no net, engine, batch and time.")
+    threads = content.get("threads")
+    return Bench(
+        path=str(file),
+        machine=_text(content.get("machine")),
+        threads=threads if isinstance(threads, int) else None,
+        started=_text(content.get("started")),
+        timings=timings,
+    )
+
+
+def _timing(row: Any) -> Timing | None:
+    if not isinstance(row, dict):
+        return None
+    names = {key: _text(row.get(key)) for key in ("run", "model", "rep", "mode", "net", "engine", "data")}
+    batch, median, rate = row.get("batch"), number(row.get("median_ms")), number(row.get("images_per_second"))
+    if not (names["net"] and names["engine"] and isinstance(batch, int) and batch > 0 and median and median > 0):
+        return None
+    own = 1000 / rate if rate and rate > 0 else median / batch  # for one image
+    low, high = ((number(row.get(name)) or median) * own / median for name in ("low_ms", "high_ms"))
+    measured, bits = row.get("metric"), row.get("bits")
+    metric = measured if isinstance(measured, dict) else {}
+    return Timing(
+        **names,
+        width=number(row.get("width")),
+        bits=(bits[0], bits[1]) if isinstance(bits, list) and [type(bit) for bit in bits] == [int, int] else None,
+        batch=batch,
+        milliseconds=own,
+        low=min(low, own),
+        high=max(high, own),
+        metric=_text(metric.get("name")),
+        split=_text(metric.get("split")),
+        value=number(metric.get("value")),
+    )
+
+
+def read_json(file: Path, notes: list[str]) -> dict[str, Any] | None:
+    """The mapping in a file, or None and a note, unless the file is not there."""
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        notes.append(f"{file} cannot be read: it is damaged, or of another format.")
+        return None
+    return content
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
