@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from repq_cli.report.figures.bits import bits
+from repq_cli.report.figures.curves import curves
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.pareto import pareto
@@ -18,6 +20,8 @@ __all__ = ["FIGURES", "Drawing", "drawings"]
 
 FIGURES: dict[str, Callable[[Material], Found]] = {
     "pareto": pareto,
+    "bits": bits,
+    "curves": curves,
 }
 
 NEEDS = {

@@ -9,6 +9,7 @@ from repq_cli.report.figures.style import SMALL, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
 
 DISTANCES = (5.0, 9.0, 15.0, 24.0, 36.0)  # points from the middle of the marker to the label
 DIRECTIONS = ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
@@ -40,13 +41,14 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A text for the point (x, y), in the units of the data."""
+    """A text for the point (x, y), in the units of the data; left out rather than put ``farthest`` points away."""
 
     x: float
     y: float
     text: str
     colour: str = "#333333"
     bold: bool = False
+    farthest: float = DISTANCES[-1]
 
 
 class Place(NamedTuple):
@@ -62,7 +64,11 @@ def around(x: float, y: float, radius: float) -> Box:
 
 
 def place(
-    anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], taken: Iterable[Box], frame: Box
+    anchors: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    taken: Iterable[Box],
+    frame: Box,
+    farthest: Sequence[float] | None = None,
 ) -> list[Place | None]:
     """A place for each label, near first, inside ``frame`` and clear of all that is ``taken``; None for want of one.
 
@@ -71,10 +77,12 @@ def place(
     """
     occupied = list(taken)
     found: list[Place | None] = []
-    for (x, y), (width, height) in zip(anchors, sizes, strict=True):
+    limits = farthest or [DISTANCES[-1]] * len(anchors)
+    for (x, y), (width, height), limit in zip(anchors, sizes, limits, strict=True):
         candidates = (
             Place(_beside(x, y, width, height, across * distance, up * distance), distance)
             for distance in DISTANCES
+            if distance <= limit
             for across, up in DIRECTIONS
         )
         chosen = next(
@@ -102,30 +110,11 @@ def annotate(axes: Axes, labels: Sequence[Label], points: Iterable[tuple[float, 
 
     points: all that labels must not cover, in the units of the data. The limits of ``axes`` have to be set.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = axes.get_figure(root=True).canvas  # type: ignore[union-attr]
-    assert isinstance(canvas, FigureCanvasAgg)
-    renderer, scale = canvas.get_renderer(), 72 / canvas.figure.dpi
-
-    def in_points(x: float, y: float) -> tuple[float, float]:
-        across, up = axes.transData.transform((x, y))
-        return across * scale, up * scale
-
-    texts = [
-        axes.annotate(
-            plain(label.text), (label.x, label.y), xytext=(0, 0), textcoords="offset points", fontsize=SMALL,
-            color=label.colour, fontweight="bold" if label.bold else "normal", ha="left", va="bottom", zorder=5,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#9a9a9a", "shrinkA": 0, "shrinkB": 2.5},
-        )
-        for label in labels
-    ]  # fmt: skip
-    extents = [text.get_window_extent(renderer) for text in texts]
-    sizes = [(extent.width * scale, extent.height * scale) for extent in extents]
-    anchors = [in_points(label.x, label.y) for label in labels]
-    edge = axes.get_window_extent(renderer)
-    frame = Box(*(value * scale for value in (edge.x0, edge.y0, edge.x1, edge.y1)))
-    places = place(anchors, sizes, [around(*in_points(*point), radius) for point in points], frame)
+    page = _Page(axes)
+    texts = [_written(axes, label) for label in labels]
+    anchors = [page.at(label.x, label.y) for label in labels]
+    taken = [around(*page.at(*point), radius) for point in points]
+    places = place(anchors, [page.size(text) for text in texts], taken, page.frame, [own.farthest for own in labels])
     for text, (x, y), spot in zip(texts, anchors, places, strict=True):
         if spot is None:
             text.remove()
@@ -134,3 +123,56 @@ def annotate(axes: Axes, labels: Sequence[Label], points: Iterable[tuple[float, 
         if spot.distance < LED and text.arrow_patch is not None:
             text.arrow_patch.set_visible(False)
     return places.count(None)
+
+
+def head(axes: Axes, names: Sequence[tuple[float, str]], rows: int = 3) -> int:
+    """Write names above the axes, each over its x, in as few rows as they need; how many had to be left out."""
+    page = _Page(axes)
+    ends = [0.0] * rows
+    left_out = 0
+    for x, name in sorted(names):
+        text = _written(axes, Label(x, axes.get_ylim()[1], name, "#333333"))
+        width, height = page.size(text)
+        left = min(max(page.at(x, 1)[0] - width / 2, 0.0), page.width - width)
+        row = next((row for row in range(rows) if ends[row] <= left), None)
+        if row is None or left < 0:
+            text.remove()
+            left_out += 1
+            continue
+        ends[row] = left + width + 4
+        text.set_position((left - page.at(x, 1)[0], 2 + row * (height + 1)))
+        if text.arrow_patch is not None:
+            text.arrow_patch.set_visible(False)
+    return left_out
+
+
+def _written(axes: Axes, label: Label) -> Annotation:
+    return axes.annotate(
+        plain(label.text), (label.x, label.y), xytext=(0, 0), textcoords="offset points", fontsize=SMALL,
+        color=label.colour, fontweight="bold" if label.bold else "normal", ha="left", va="bottom", zorder=5,
+        arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#9a9a9a", "shrinkA": 0, "shrinkB": 2.5},
+    )  # fmt: skip
+
+
+class _Page:
+    """Measures of a figure in points."""
+
+    def __init__(self, axes: Axes) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        figure = axes.get_figure(root=True)
+        assert figure is not None and isinstance(figure.canvas, FigureCanvasAgg)
+        self.axes, self.renderer, self.scale = axes, figure.canvas.get_renderer(), 72 / figure.dpi
+        self.width = figure.get_figwidth() * 72
+        edge = axes.get_window_extent(self.renderer)
+        self.frame = Box(*(value * self.scale for value in (edge.x0, edge.y0, edge.x1, edge.y1)))
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where (x, y) of the data is."""
+        across, up = self.axes.transData.transform((x, y))
+        return across * self.scale, up * self.scale
+
+    def size(self, text: Annotation) -> tuple[float, float]:
+        """Width and height."""
+        extent = text.get_window_extent(self.renderer)
+        return extent.width * self.scale, extent.height * self.scale

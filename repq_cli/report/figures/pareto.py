@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from repq_cli.report.cells import Cell, over_seeds
 from repq_cli.report.figures.drawing import Drawing
-from repq_cli.report.figures.labels import Label, annotate
+from repq_cli.report.figures.labels import Label, annotate, head
 from repq_cli.report.figures.material import Found, Material, metric_label
 from repq_cli.report.figures.style import (
     GREY,
+    PALE,
     key,
     key_rows,
     log_axis,
@@ -23,11 +24,16 @@ from repq_cli.report.figures.style import (
 )
 from repq_cli.report.runs import bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import Entry, entries_of, mode_order, mode_title
+from repq_cli.report.settings import PLAIN, Entry, entries_of, mode_order, mode_title
 from repq_cli.report.tables.bops import pareto_front
 from repq_cli.report.text import short
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 WIDTH = 5.2  # inches
+CROWD = 40  # nets beyond which only those on the front are named
+NEAR = 9.0  # points: labels of the others stand no farther
 
 
 class Net(NamedTuple):
@@ -72,25 +78,22 @@ def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
     on_front = pareto_front([(net.bops, sign * net.value) for net in nets])
     front = [net for net, best in zip(nets, on_front, strict=True) if best]
     modes = sorted({net.entry.mode for net in nets}, key=mode_order)
-    figure, [[axes]] = panels(1, 1, (WIDTH, 3.0), top=0.25 + key_rows(len(modes)), right=0.15)
+    figure, [[axes]] = panels(1, 1, (WIDTH, 3.0), top=0.4 + key_rows(len(modes)), right=0.3)
     steps = [(net.bops, net.value) for net in front]
     axes.plot([x for x, _ in steps], [y for _, y in steps], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
     for net in nets:
         mark = mode_mark(net.entry.mode)
         face = mark.colour if net in front else "white"
-        axes.errorbar(
-            [net.bops], [net.value], [net.quality.std or 0.0], color=mark.colour, elinewidth=0.6, alpha=0.35, zorder=2
-        )
         axes.plot([net.bops], [net.value], mark.marker, color=mark.colour, markerfacecolor=face, markersize=5, zorder=3)
     log_axis(axes, "x", short, [net.bops for net in nets], room=0.12)
-    axes.margins(y=0.14)
+    axes.margins(y=0.1)
     axes.autoscale_view(scalex=False)
     axes.set_xlabel("bit operations for one image")
-    axes.set_ylabel(plain(metric_label(section)))
-    axes.set_title(plain(section.data), loc="left")
+    axes.set_ylabel(plain(f"{section.data}: {metric_label(section)}"))
     key(figure, [(mode_handle(mode, "none"), mode_title(mode)) for mode in modes])
     name = stem("pareto", section.data, section.metric.name, section.metric.split)
-    missing = annotate(axes, _labels(nets, front), [(net.bops, net.value) for net in nets] + _along(steps))
+    points = [(net.bops, net.value) for net in nets]
+    missing = annotate(axes, _labels(nets, front), points + _along(steps)) + _head(axes, nets)
     caption = (
         f"{section.title} of deployed nets against bit operations, means over seeds. Filled: no other net is better "
         f"in one without being worse in the other ({len(front)} of {len(nets)})."
@@ -99,28 +102,37 @@ def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
 
 
 def _labels(nets: list[Net], front: list[Net]) -> list[Label]:
-    """The front by full names, then every other group of nets that cost the same: its model and bits, at the best."""
-    labels = [Label(net.bops, net.value, _name(net), bold=True) for net in reversed(front)]
-    groups: dict[tuple[str, str, float], list[Net]] = defaultdict(list)
-    for net in nets:
-        groups[net.entry.line.model, bits_label(net.entry.bits), net.bops].append(net)
-    for (model, bits, bops), group in groups.items():
-        if not any(net in front for net in group):
-            labels.append(Label(bops, max(net.value for net in group), f"{model}, {bits}", GREY))
-    named = {label.text for label in labels}
-    others = [net for net in nets if net not in front]
-    labels += [Label(net.bops, net.value, _block(net), GREY) for net in others if _block(net) not in named]
-    return labels
+    """Block and mode of the nets on the front, and the block of those others that have room for it."""
+    at: dict[tuple[float, float], list[Net]] = defaultdict(list)
+    for net in front:
+        at[net.bops, net.value].append(net)
+    labels = [
+        Label(bops, value, " or ".join(_name(net) for net in reversed(alike)), bold=True)
+        for (bops, value), alike in reversed(at.items())
+    ]
+    others = [net for net in nets if (net.bops, net.value) not in at and net.entry.mode != PLAIN]
+    names = [(net, _block(net)) for net in others if len(nets) <= CROWD]
+    return labels + [Label(net.bops, net.value, name, GREY, farthest=NEAR) for net, name in names if name]
 
 
 def _name(net: Net) -> str:
-    model, rep, bits, mode, variant = net.entry.texts_of_net
-    return ", ".join(word for word in (f"{model} {rep}", bits, mode, variant) if word)
+    return " ".join(word for word in (_block(net), mode_title(net.entry.mode)) if word)
 
 
 def _block(net: Net) -> str:
     _, rep, _, _, variant = net.entry.texts_of_net
-    return ", ".join(word for word in (rep, variant) if word)
+    return " ".join(word for word in (rep if rep != "none" else "", f"({variant})" if variant else "") if word)
+
+
+def _head(axes: Axes, nets: list[Net]) -> int:
+    """Models and bits above the nets that cost the same; how many are left out."""
+    columns: dict[float, list[str]] = defaultdict(list)
+    for net in nets:
+        columns[net.bops].append(f"{net.entry.line.model}, {bits_label(net.entry.bits)}")
+    for bops in columns:
+        axes.axvline(bops, color=PALE, linewidth=0.6, zorder=0)
+    names = [(bops, " or ".join(dict.fromkeys(found))) for bops, found in columns.items()]
+    return head(axes, names)
 
 
 def _along(steps: list[tuple[float, float]], parts: int = 12) -> list[tuple[float, float]]:

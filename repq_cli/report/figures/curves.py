@@ -1,0 +1,176 @@
+"""Training curves of both stages: the loss of training and the metric of validation over the epochs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from repq_cli.report.cells import Cell, Seeds, mean_cell
+from repq_cli.report.figures.drawing import Drawing
+from repq_cli.report.figures.material import Found, Material
+from repq_cli.report.figures.reading import Epoch
+from repq_cli.report.figures.style import (
+    GREY,
+    LINES,
+    WIDE,
+    Mark,
+    key,
+    key_rows,
+    line_handle,
+    log_axis,
+    mode_handle,
+    mode_mark,
+    panels,
+    plain,
+    stem,
+    styled,
+)
+from repq_cli.report.runs import Bits, bits_label
+from repq_cli.report.sections import Section
+from repq_cli.report.settings import PLAIN, Line, entries_of, mode_order, mode_title, settle, widths
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+ROWS = 4  # models and blocks of a figure
+COLUMNS = (("fp", "loss"), ("fp", "metric"), ("qat", "loss"), ("qat", "metric"))
+RE_PARAM = Mark("#000000", "o", "solid")  # the FP net that all modes but Plain start from
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The epochs of some runs that differ in the seed alone."""
+
+    mark: Mark
+    line: Any
+    epochs: tuple[Mapping[int, Epoch], ...]
+
+    def over_epochs(self, quantity: str) -> list[tuple[int, Cell]]:
+        """Epochs, from 1, and the means over seeds of ``loss`` or ``metric``."""
+        values: dict[int, list[float]] = defaultdict(list)
+        for run in self.epochs:
+            for number, epoch in run.items():
+                value = epoch.loss if quantity == "loss" else epoch.metric
+                if value is not None:
+                    values[number + 1].append(value)
+        return [(number, mean_cell(values[number])) for number in sorted(values)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The curves of one model and block."""
+
+    line: Line
+    fp: tuple[Curve, ...]
+    qat: tuple[Curve, ...]
+    modes: frozenset[str]
+    bits: frozenset[Bits]
+    fp_kinds: frozenset[bool]
+
+
+def curves(material: Material) -> Found:
+    """A figure for each section, a row of panels for each model and block; several figures if there are many."""
+    drawings = []
+    for section in material.sections:
+        dashes = {width: LINES[index % len(LINES)] for index, width in enumerate(widths(section.lines))}
+        lines = {id(entry.line): entry.line for entry in entries_of(section.lines, share_plain=False)}
+        rows = [row for line in lines.values() if (row := _row(material, section, line, dashes)).fp or row.qat]
+        for start in range(0, len(rows), ROWS):
+            with styled():
+                drawings.append(_drawing(section, rows[start : start + ROWS], dashes))
+    return drawings, []
+
+
+def _row(material: Material, section: Section, line: Line, dashes: Mapping[Bits, Any]) -> Row:
+    def logged(seeds: Seeds, stage: str) -> tuple[Mapping[int, Epoch], ...]:
+        finished = [run for run in seeds.values() if run.status == "done"] or list(seeds.values())
+        found = (material.log(run, section.metric.name).stage(stage) for run in finished)
+        return tuple(epochs for epochs in found if epochs)
+
+    fp = {}
+    for kind in (True, False):
+        epochs = logged(settle(line.runs(kind)), "fp")
+        if epochs:
+            fp[kind] = Curve(mode_mark(PLAIN) if kind else RE_PARAM, "solid", epochs)
+    qat = {}
+    for entry in line.entries():
+        epochs = logged(entry.seeds, "qat")
+        if epochs:
+            qat[entry.mode, entry.bits] = Curve(mode_mark(entry.mode), dashes[entry.bits], epochs)
+    modes, bits = frozenset(mode for mode, _ in qat), frozenset(width for _, width in qat)
+    return Row(line, tuple(fp.values()), tuple(qat.values()), modes, bits, frozenset(fp))
+
+
+def _drawing(section: Section, rows: Sequence[Row], dashes: Mapping[Bits, Any]) -> Drawing:
+    handles = _handles(rows, dashes)
+    width = (WIDE - 0.5 - 0.1 - 3 * 0.42) / 4
+    figure, grid = panels(
+        len(rows), 4, (width, 1.25), left=0.5, gap_x=0.42, gap_y=0.42, top=0.28 + key_rows(len(handles))
+    )
+    for axes_of_row, row in zip(grid, rows, strict=True):
+        for axes, (stage, quantity) in zip(axes_of_row, COLUMNS, strict=True):
+            _panel(axes, row.fp if stage == "fp" else row.qat, quantity)
+            unit = f" ({section.unit})" if section.unit else ""
+            what = "training loss" if quantity == "loss" else f"validation {section.metric.name}{unit}"
+            axes.set_title(plain(f"{stage.upper()}: {what}"), fontsize=6.5)
+            axes.set_xlabel("epoch" if axes_of_row is grid[-1] else "")
+        axes_of_row[0].set_ylabel(plain(row.line.name, 30))
+    key(figure, handles)
+    many = max((len(curve.epochs) for row in rows for curve in (*row.fp, *row.qat)), default=1)
+    spread = "; bands are the sample standard deviation over seeds" if many > 1 else ""
+    caption = f"{section.data}: training loss and validation metric at the end of each epoch, in FP and in QAT{spread}."
+    name = stem("curves", section.data, section.metric.name, section.metric.split)
+    return Drawing(name, f"Training: {section.data}", caption, figure)
+
+
+def _handles(rows: Sequence[Row], dashes: Mapping[Bits, Any]) -> list[tuple[Line2D, str]]:
+    """Modes by colour and marker, bits by the line, FP nets; what there is one of needs no entry but the mode."""
+    modes = sorted({mode for row in rows for mode in row.modes}, key=mode_order)
+    bits = sorted({width for row in rows for width in row.bits}, reverse=True)
+    kinds = {kind for row in rows for kind in row.fp_kinds}
+    handles = [(mode_handle(mode, "solid"), mode_title(mode)) for mode in modes]
+    handles += [(line_handle(dashes[width], GREY), bits_label(width)) for width in bits]
+    if False in kinds and modes != [PLAIN]:
+        handles.append((_marked(RE_PARAM), "FP, Re-param"))
+    if True in kinds and PLAIN not in modes:
+        handles.append((mode_handle(PLAIN, "solid"), "FP, Plain"))
+    return handles
+
+
+def _marked(mark: Mark) -> Line2D:
+    handle = line_handle("solid", mark.colour)
+    handle.set_marker(mark.marker)
+    return handle
+
+
+def _panel(axes: Axes, found: Iterable[Curve], quantity: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    drawn: list[float] = []
+    for number, curve in enumerate(found):
+        points = curve.over_epochs(quantity)
+        if not points:
+            continue
+        epochs, means = [epoch for epoch, _ in points], [cell.value or 0.0 for _, cell in points]
+        spreads = [cell.std or 0.0 for _, cell in points]
+        every = max(1, len(points) // 4)
+        axes.plot(
+            epochs, means, color=curve.mark.colour, linestyle=curve.line, marker=curve.mark.marker, markersize=2.8,
+            markevery=(number % every, every), linewidth=1.0, zorder=3,
+        )  # fmt: skip
+        if any(spreads):
+            low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
+            high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+            axes.fill_between(epochs, low, high, color=curve.mark.colour, alpha=0.12, linewidth=0, zorder=2)
+        drawn += means
+    if not drawn:
+        axes.text(0.5, 0.5, "no log", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    if quantity == "loss" and min(drawn) > 0:
+        log_axis(axes, "y", "{:g}".format, drawn)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
