@@ -11,6 +11,7 @@ from repq_cli.report.figures.material import Found, Material, metric_label
 from repq_cli.report.figures.style import (
     GREY,
     WIDE,
+    keep_to_percent,
     key,
     key_rows,
     line_handle,
@@ -60,7 +61,9 @@ def _drawing(section: Section, lines: Sequence[tuple[Line, list[Entry]]]) -> Dra
     across = max(columns, 2)
     width = min(2.4, (WIDE - 0.65 - 0.15 * (across - 1)) / across)
     beside = 4 if columns < 3 else 8
-    figure, grid = panels(rows, columns, (width, 1.9), gap_x=0.15, top=0.25 + key_rows(len(handles), beside))
+    figure, grid = panels(
+        rows, columns, (width, 1.9), gap_x=0.15, gap_y=0.45, top=0.25 + key_rows(len(handles), beside)
+    )
     every = [axes for row in grid for axes in row]
     for axes, (line, own) in zip(every, lines, strict=False):
         _panel(axes, line, own)
@@ -70,11 +73,12 @@ def _drawing(section: Section, lines: Sequence[tuple[Line, list[Entry]]]) -> Dra
     low, high = min(axes.get_ylim()[0] for axes in used), max(axes.get_ylim()[1] for axes in used)
     for number, axes in enumerate(used):
         axes.set_ylim(low, high)
+        keep_to_percent(axes, section.unit)
         if number % columns:
             axes.tick_params(labelleft=False)
         else:
             axes.set_ylabel(plain(metric_label(section)))
-        axes.set_xlabel("bits")
+        axes.set_xlabel("bits" if number + columns >= len(used) else "")
     key(figure, handles, beside)
     name = stem("bits", section.data, section.metric.name, section.metric.split)
     caption = (
@@ -117,4 +121,6 @@ def _tick(width: Bits) -> str:
 
 
 def _fp(line: Line, plain_fp: bool) -> float | None:
+    if line.rep == "none" and not plain_fp and line.runs(True):
+        return None  # without branches all modes start from the same net
     return over_seeds(settle(line.runs(plain_fp)), "metric.fp").value

@@ -7,11 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from repq_cli.report.figures.bits import bits
+from repq_cli.report.figures.crops import crops
 from repq_cli.report.figures.curves import curves
 from repq_cli.report.figures.drawing import Drawing
+from repq_cli.report.figures.latency import latency
 from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.pareto import pareto
 from repq_cli.report.figures.reading import BENCH, Bench, find_benches
+from repq_cli.report.figures.speed import speed
+from repq_cli.report.figures.steps import steps
+from repq_cli.report.figures.weights import weights
 from repq_cli.report.notes import notes_on_failures
 from repq_cli.report.reading import find_runs
 from repq_cli.report.sections import sections_of
@@ -21,7 +26,12 @@ __all__ = ["FIGURES", "Drawing", "drawings"]
 FIGURES: dict[str, Callable[[Material], Found]] = {
     "pareto": pareto,
     "bits": bits,
+    "latency": latency,
+    "speed": speed,
     "curves": curves,
+    "steps": steps,
+    "weights": weights,
+    "crops": crops,
 }
 
 NEEDS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from repq_cli.report.figures.style import (
     LINES,
     WIDE,
     Mark,
+    keep_to_percent,
     key,
     key_rows,
     line_handle,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 ROWS = 4  # models and blocks of a figure
 COLUMNS = (("fp", "loss"), ("fp", "metric"), ("qat", "loss"), ("qat", "metric"))
+FACTOR = 6  # between losses from which on their axis is logarithmic
 RE_PARAM = Mark("#000000", "o", "solid")  # the FP net that all modes but Plain start from
 
 
@@ -91,7 +93,7 @@ def _row(material: Material, section: Section, line: Line, dashes: Mapping[Bits,
         return tuple(epochs for epochs in found if epochs)
 
     fp = {}
-    for kind in (True, False):
+    for kind in (True, False) if line.rep != "none" or not line.runs(True) else (True,):
         epochs = logged(settle(line.runs(kind)), "fp")
         if epochs:
             fp[kind] = Curve(mode_mark(PLAIN) if kind else RE_PARAM, "solid", epochs)
@@ -112,7 +114,7 @@ def _drawing(section: Section, rows: Sequence[Row], dashes: Mapping[Bits, Any]) 
     )
     for axes_of_row, row in zip(grid, rows, strict=True):
         for axes, (stage, quantity) in zip(axes_of_row, COLUMNS, strict=True):
-            _panel(axes, row.fp if stage == "fp" else row.qat, quantity)
+            _panel(axes, row.fp if stage == "fp" else row.qat, quantity, section.unit)
             unit = f" ({section.unit})" if section.unit else ""
             what = "training loss" if quantity == "loss" else f"validation {section.metric.name}{unit}"
             axes.set_title(plain(f"{stage.upper()}: {what}"), fontsize=6.5)
@@ -146,7 +148,7 @@ def _marked(mark: Mark) -> Line2D:
     return handle
 
 
-def _panel(axes: Axes, found: Iterable[Curve], quantity: str) -> None:
+def _panel(axes: Axes, found: Sequence[Curve], quantity: str, unit: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     drawn: list[float] = []
@@ -164,13 +166,17 @@ def _panel(axes: Axes, found: Iterable[Curve], quantity: str) -> None:
         if any(spreads):
             low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
             high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
-            axes.fill_between(epochs, low, high, color=curve.mark.colour, alpha=0.12, linewidth=0, zorder=2)
+            axes.fill_between(
+                epochs, low, high, color=curve.mark.colour, alpha=0.25 / (1 + len(found) // 2), linewidth=0, zorder=2
+            )
         drawn += means
     if not drawn:
         axes.text(0.5, 0.5, "no log", transform=axes.transAxes, ha="center", va="center", color=GREY)
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    if quantity == "loss" and min(drawn) > 0:
+    if quantity == "metric":
+        keep_to_percent(axes, unit)
+    elif 0 < FACTOR * min(drawn) < max(drawn):
         log_axis(axes, "y", "{:g}".format, drawn)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))

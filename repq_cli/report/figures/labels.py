@@ -125,8 +125,8 @@ def annotate(axes: Axes, labels: Sequence[Label], points: Iterable[tuple[float, 
     return places.count(None)
 
 
-def head(axes: Axes, names: Sequence[tuple[float, str]], rows: int = 3) -> int:
-    """Write names above the axes, each over its x, in as few rows as they need; how many had to be left out."""
+def head(axes: Axes, names: Sequence[tuple[float, str]], rows: int) -> tuple[int, int]:
+    """Write names above the axes, each over its x, in at most ``rows``; rows used, and how many are left out."""
     page = _Page(axes)
     ends = [0.0] * rows
     left_out = 0
@@ -143,7 +143,7 @@ def head(axes: Axes, names: Sequence[tuple[float, str]], rows: int = 3) -> int:
         text.set_position((left - page.at(x, 1)[0], 2 + row * (height + 1)))
         if text.arrow_patch is not None:
             text.arrow_patch.set_visible(False)
-    return left_out
+    return sum(end > 0 for end in ends), left_out
 
 
 def _written(axes: Axes, label: Label) -> Annotation:

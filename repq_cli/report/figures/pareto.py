@@ -12,9 +12,11 @@ from repq_cli.report.figures.material import Found, Material, metric_label
 from repq_cli.report.figures.style import (
     GREY,
     PALE,
+    keep_to_percent,
     key,
     key_rows,
     log_axis,
+    lower_top,
     mode_handle,
     mode_mark,
     panels,
@@ -30,9 +32,12 @@ from repq_cli.report.text import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 5.2  # inches
 CROWD = 40  # nets beyond which only those on the front are named
+HEADS = 3  # rows above the axes
+HEAD = 0.13  # inches: one of them
 NEAR = 9.0  # points: labels of the others stand no farther
 
 
@@ -78,7 +83,7 @@ def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
     on_front = pareto_front([(net.bops, sign * net.value) for net in nets])
     front = [net for net, best in zip(nets, on_front, strict=True) if best]
     modes = sorted({net.entry.mode for net in nets}, key=mode_order)
-    figure, [[axes]] = panels(1, 1, (WIDTH, 3.0), top=0.4 + key_rows(len(modes)), right=0.3)
+    figure, [[axes]] = panels(1, 1, (WIDTH, 3.0), top=HEAD * HEADS + 0.1 + key_rows(len(modes)), right=0.3)
     steps = [(net.bops, net.value) for net in front]
     axes.plot([x for x, _ in steps], [y for _, y in steps], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
     for net in nets:
@@ -88,12 +93,13 @@ def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
     log_axis(axes, "x", short, [net.bops for net in nets], room=0.12)
     axes.margins(y=0.1)
     axes.autoscale_view(scalex=False)
+    keep_to_percent(axes, section.unit)
     axes.set_xlabel("bit operations for one image")
     axes.set_ylabel(plain(f"{section.data}: {metric_label(section)}"))
     key(figure, [(mode_handle(mode, "none"), mode_title(mode)) for mode in modes])
     name = stem("pareto", section.data, section.metric.name, section.metric.split)
     points = [(net.bops, net.value) for net in nets]
-    missing = annotate(axes, _labels(nets, front), points + _along(steps)) + _head(axes, nets)
+    missing = annotate(axes, _labels(nets, front), points + _along(steps)) + _head(figure, axes, nets)
     caption = (
         f"{section.title} of deployed nets against bit operations, means over seeds. Filled: no other net is better "
         f"in one without being worse in the other ({len(front)} of {len(nets)})."
@@ -107,7 +113,7 @@ def _labels(nets: list[Net], front: list[Net]) -> list[Label]:
     for net in front:
         at[net.bops, net.value].append(net)
     labels = [
-        Label(bops, value, " or ".join(_name(net) for net in reversed(alike)), bold=True)
+        Label(bops, value, _name(alike[-1]) + (f" (and {len(alike) - 1} alike)" if alike[1:] else ""), bold=True)
         for (bops, value), alike in reversed(at.items())
     ]
     others = [net for net in nets if (net.bops, net.value) not in at and net.entry.mode != PLAIN]
@@ -124,7 +130,7 @@ def _block(net: Net) -> str:
     return " ".join(word for word in (rep if rep != "none" else "", f"({variant})" if variant else "") if word)
 
 
-def _head(axes: Axes, nets: list[Net]) -> int:
+def _head(figure: Figure, axes: Axes, nets: list[Net]) -> int:
     """Models and bits above the nets that cost the same; how many are left out."""
     columns: dict[float, list[str]] = defaultdict(list)
     for net in nets:
@@ -132,7 +138,9 @@ def _head(axes: Axes, nets: list[Net]) -> int:
     for bops in columns:
         axes.axvline(bops, color=PALE, linewidth=0.6, zorder=0)
     names = [(bops, " or ".join(dict.fromkeys(found))) for bops, found in columns.items()]
-    return head(axes, names)
+    used, left_out = head(axes, names, HEADS)
+    lower_top(figure, HEAD * (HEADS - used))
+    return left_out
 
 
 def _along(steps: list[tuple[float, float]], parts: int = 12) -> list[tuple[float, float]]:

@@ -122,6 +122,23 @@ def panels(
     return figure, axes
 
 
+def lower_top(figure: Figure, inches: float) -> None:
+    """Take ``inches`` away from the upper edge."""
+    height = figure.get_figheight()
+    ratio = height / (height - inches)
+    boxes = [axes.get_position() for axes in figure.axes]
+    figure.set_figheight(height - inches)
+    for axes, box in zip(figure.axes, boxes, strict=True):
+        axes.set_position((box.x0, box.y0 * ratio, box.width, box.height * ratio))
+
+
+def keep_to_percent(axes: Axes, unit: str) -> None:
+    """No room for more than 100 % or less than 0, where spreads may reach."""
+    if unit == "%":
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -2), min(high, 102))
+
+
 def key(figure: Figure, entries: Sequence[tuple[Line2D, str]], columns: int = 8) -> None:
     """A legend along the figure's upper edge."""
     if entries:

@@ -1,0 +1,106 @@
+"""Step sizes of a run's quantizers over QAT, relative to those after its first epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from repq_cli.report.figures.drawing import Drawing
+from repq_cli.report.figures.labels import Label, annotate
+from repq_cli.report.figures.material import Found, Material, run_title, telling_runs
+from repq_cli.report.figures.reading import Epoch
+from repq_cli.report.figures.style import GREY, log_axis, panels, plain, stem, styled
+from repq_cli.report.runs import Run, bits_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WEIGHTS = "quantizer"  # how the quantizer of a layer's weights is called in its layer
+NAMED = 4  # lines that are labelled: first, last, and those that change most
+
+Course = list[tuple[int, float]]  # epochs from 1, and steps
+
+
+def steps(material: Material) -> Found:
+    """A figure for each run, or for a few where there are many."""
+    metrics = {run.folder: section.metric.name for section in material.sections for run in section.runs}
+
+    def logged(run: Run) -> Mapping[int, Epoch]:
+        return material.log(run, metrics[run.folder]).stage("qat")
+
+    runs, notes = telling_runs(material.runs, lambda run: any(epoch.steps for epoch in logged(run).values()), "steps")
+    drawings = []
+    for run in runs:
+        courses = _courses(logged(run))
+        if courses:
+            with styled():
+                drawing, left_out = _drawing(run, courses)
+            drawings.append(drawing)
+            if left_out:
+                notes.append(f"{drawing.name}: {left_out} labels are left out for want of room.")
+    return drawings, notes
+
+
+def _courses(epochs: Mapping[int, Epoch]) -> dict[str, Course]:
+    """The positive steps of each quantizer over the epochs, in the network's order."""
+    found: dict[str, Course] = {}
+    for number, epoch in epochs.items():
+        for name, step in epoch.steps.items():
+            if step > 0:
+                found.setdefault(name, []).append((number + 1, step))
+    return found
+
+
+def _drawing(run: Run, courses: Mapping[str, Course]) -> tuple[Drawing, int]:
+    of_weights = {name: course for name, course in courses.items() if name.split(".")[-1] == WEIGHTS}
+    kinds = {
+        "weights": {name.removesuffix(f".{WEIGHTS}"): course for name, course in of_weights.items()},
+        "activations": {name: course for name, course in courses.items() if name not in of_weights},
+    }
+    shown = {kind: own for kind, own in kinds.items() if own}
+    figure, [every] = panels(1, len(shown), (2.9, 2.2), top=0.42, gap_x=0.55, right=0.2)
+    missing = sum(_panel(axes, kind, own) for axes, (kind, own) in zip(every, shown.items(), strict=True))
+    figure.text(0.01, 0.985, plain(run_title(run), 90), va="top", fontweight="bold")
+    caption = (
+        f"{run_title(run)}: the step of each quantizer (over channels, the geometric mean) at the end of each epoch of "
+        f"QAT, relative to the first one. Early layers are dark, late ones light."
+    )
+    name = stem("steps", run.model, run.rep, run.mode, bits_label(run.bits), "" if run.seed is None else str(run.seed))
+    return Drawing(name, "Step sizes", caption, figure), missing
+
+
+def _panel(axes: Axes, kind: str, courses: Mapping[str, Course]) -> int:
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    colours = colormaps["viridis"]
+    ends, points = [], []
+    for index, (name, course) in enumerate(courses.items()):
+        colour = colours(0.88 * index / max(1, len(courses) - 1))
+        xs, ys = [epoch for epoch, _ in course], [step / course[0][1] for _, step in course]
+        axes.plot(xs, ys, color=colour, marker="." if len(xs) < 8 else "", linewidth=1.0, markersize=3)
+        points += list(zip(xs, ys, strict=True))
+        ends.append((name, xs[-1], ys[-1], colour))
+    values = [value for _, value in points]
+    if max(values) / min(values) > 3:
+        log_axis(axes, "y", "{:g}".format, values)
+    else:
+        axes.margins(y=0.12)
+    last = max(x for x, _ in points)
+    axes.set_xlim(1 - 0.05 * last, last * 1.3 + 0.1)
+    axes.get_ylim()
+    axes.axhline(1, color=GREY, linewidth=0.6, zorder=1)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch of QAT")
+    axes.set_ylabel("step, relative to the first epoch's")
+    axes.set_title(kind)
+    chosen = _telling([(name, abs(1 - y)) for name, _, y, _ in ends])
+    labels = [Label(x, y, name, "#333333") for name, x, y, _ in ends if name in chosen]
+    return annotate(axes, labels, points, radius=1.2)
+
+
+def _telling(changes: Sequence[tuple[str, float]]) -> set[str]:
+    """The first and the last quantizer, and those whose steps have changed most."""
+    names = [name for name, _ in changes]
+    most = [name for name, _ in sorted(changes, key=lambda item: (-item[1], names.index(item[0])))]
+    return set(list(dict.fromkeys([names[0], names[-1], *most]))[:NAMED])
