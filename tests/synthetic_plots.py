@@ -19,7 +19,11 @@ def write_log(run: Path, fp: int = 4, qat: int = 3, metric: str = "top1", best: 
     for stage, epochs in (("fp", fp), ("qat", qat)):
         for epoch in range(epochs):
             entries.append({"stage": stage, "step": 10 * epoch + 5, "epoch": epoch, "loss": 1.0, "lr": 0.1})
-            losses = {"train_loss": 2.0 / (epoch + 1), f"train_{metric}": best, f"val_{metric}": best - 30 / (epoch + 1)}
+            losses = {
+                "train_loss": 2.0 / (epoch + 1),
+                f"train_{metric}": best,
+                f"val_{metric}": best - 30 / (epoch + 1),
+            }
             steps = {name: 0.1 * (1 + 0.1 * place * epoch) for place, name in enumerate(QUANTIZERS)}
             more = {"step_sizes": steps} if stage == "qat" else {}
             entries.append({"stage": stage, "step": 10 * epoch + 10, "epoch": epoch, **losses, **more})
@@ -39,10 +43,21 @@ def bench_rows(model: str = "mobilenet", widths: tuple[float, ...] = (0.25, 0.5,
                 value = 99 - 4 / width - (1.5 if net == "int8" else 0.0)
                 rows.append(
                     {
-                        **{"run": f"outputs/train/{model}-{width}", "model": model, "rep": "repvgg", "mode": "repq_bn"},
-                        **{"width": width, "bits": [8, 8], "input_shape": [3, 224, 224], "net": net, "engine": engine},
-                        **{"batch": batch, "median_ms": median, "low_ms": 0.95 * median, "high_ms": 1.1 * median},
-                        **{"images_per_second": 1000 * batch / median, "data": "digits"},
+                        "run": f"outputs/train/{model}-{width}",
+                        "model": model,
+                        "rep": "repvgg",
+                        "mode": "repq_bn",
+                        "width": width,
+                        "bits": [8, 8],
+                        "input_shape": [3, 224, 224],
+                        "net": net,
+                        "engine": engine,
+                        "batch": batch,
+                        "median_ms": median,
+                        "low_ms": 0.95 * median,
+                        "high_ms": 1.1 * median,
+                        "images_per_second": 1000 * batch / median,
+                        "data": "digits",
                         "metric": {"name": "top1", "split": "test", "value": value},
                     }
                 )
@@ -77,7 +92,12 @@ def layer(name: str, bits: int = 4, spread: float = 2.0, seed: int = 0) -> dict[
     merged = [first + second for first, second in zip(dense, point, strict=True)]
     codes = [min(high, max(low, math.floor(value + 0.5))) for value in merged]
     return {
-        **{"name": name, "bits": bits, "low": low, "high": high, "edges": edges, "merged": counts(merged)},
+        "name": name,
+        "bits": bits,
+        "low": low,
+        "high": high,
+        "edges": edges,
+        "merged": counts(merged),
         "branches": {"dense": counts(dense), "point": counts(point)},
         "codes": [codes.count(level) for level in range(low, high + 1)],
     }

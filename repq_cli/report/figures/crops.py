@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = "crops"
 LARGEST = 512  # pixels of a side, more than any crop has
-COLUMNS = 6  # pictures beside each other
+COLUMNS = 7  # pictures beside each other
 MOST = 9  # runs in a figure
 
 
@@ -90,9 +90,11 @@ def _drawing(what: str, pictures: Sequence[Crop], notes: list[str]) -> Drawing |
             usable.append((crop, pixels))
     if not usable:
         return None
-    columns = min(COLUMNS, len(usable))
-    rows = -(-len(usable) // columns)
-    figure, grid = panels(rows, columns, (1.1, 1.1), left=0.05, right=0.05, bottom=0.2, gap_x=0.05, gap_y=0.4, top=0.35)
+    rows = -(-len(usable) // COLUMNS)
+    columns = -(-len(usable) // rows)
+    figure, grid = panels(
+        rows, columns, (0.94, 0.94), left=0.05, right=0.05, bottom=0.2, gap_x=0.05, gap_y=0.4, top=0.35
+    )
     every = [axes for row in grid for axes in row]
     for axes, (crop, pixels) in zip(every, usable, strict=False):
         _show(axes, crop, pixels)

@@ -105,16 +105,20 @@ def _beside(x: float, y: float, width: float, height: float, across: float, up: 
     return Box(left, bottom, left + width, bottom + height)
 
 
-def annotate(axes: Axes, labels: Sequence[Label], points: Iterable[tuple[float, float]], radius: float = 2.5) -> int:
+def annotate(
+    axes: Axes, labels: Sequence[Label], points: Iterable[tuple[float, float]], radius: float = 2.5, beside: float = 0.0
+) -> int:
     """Write ``labels`` beside their points, the first ones nearest; how many had to be left out.
 
     points: all that labels must not cover, in the units of the data. The limits of ``axes`` have to be set.
+    beside: inches to the right of the axes that labels may use.
     """
     page = _Page(axes)
     texts = [_written(axes, label) for label in labels]
     anchors = [page.at(label.x, label.y) for label in labels]
     taken = [around(*page.at(*point), radius) for point in points]
-    places = place(anchors, [page.size(text) for text in texts], taken, page.frame, [own.farthest for own in labels])
+    frame = page.frame._replace(right=page.frame.right + 72 * beside)
+    places = place(anchors, [page.size(text) for text in texts], taken, frame, [own.farthest for own in labels])
     for text, (x, y), spot in zip(texts, anchors, places, strict=True):
         if spot is None:
             text.remove()

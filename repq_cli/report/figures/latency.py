@@ -25,8 +25,8 @@ from repq_cli.report.figures.style import (
 )
 from repq_cli.report.quality import UNITS
 from repq_cli.report.settings import mode_title
-from repq_cli.report.text import milliseconds
 
+BESIDE = 1.6  # inches to the right of the axes, for names of lines
 SHIPPED = ("merged", "int8", "binary")  # a net of branches reaches what the merged one does
 
 
@@ -90,14 +90,16 @@ def _drawing(place: Place, timings: Sequence[Timing]) -> tuple[Drawing, int]:
     lines = _series([timing for timing in timings if timing.batch == batch])
     differs = [len({series[index] for series in lines}) > 1 for index in range(5)]
     methods = list(dict.fromkeys(series[:3] for series in lines))
-    figure, [[axes]] = panels(1, 1, (4.4, 2.8), right=0.5, top=0.15)
+    engines = list(dict.fromkeys(series.engine for series in lines))
+    figure, [[axes]] = panels(1, 1, (3.9, 2.8), right=BESIDE, top=0.15)
     labels, points = [], []
     for series, own in lines.items():
         index = methods.index(series[:3])
         colour = NETS.get(series.net, COLOURS[-2])
         xs, ys = [timing.milliseconds for timing in own], [timing.value or 0.0 for timing in own]
+        line = LINES[engines.index(series.engine) % len(LINES)]
         axes.plot(
-            xs, ys, color=colour, marker=MARKERS[index % len(MARKERS)], linestyle=LINES[index % len(LINES)],
+            xs, ys, color=colour, marker=MARKERS[index % len(MARKERS)], linestyle=line,
             markerfacecolor="white" if series.net == "merged" else colour, zorder=3,
         )  # fmt: skip
         labels.append(Label(xs[-1], ys[-1], _name(series, differs), colour, bold=True))
@@ -105,14 +107,14 @@ def _drawing(place: Place, timings: Sequence[Timing]) -> tuple[Drawing, int]:
     for own in lines.values():
         sizes = len({timing.model for timing in own}) > 1 or len(own) == 1
         labels += [Label(t.milliseconds, t.value or 0.0, _size(t, sizes), "#333333", farthest=15) for t in own]
-    log_axis(axes, "x", milliseconds, [timing.milliseconds for own in lines.values() for timing in own], room=0.18)
+    log_axis(axes, "x", "{:g}".format, [timing.milliseconds for own in lines.values() for timing in own], room=0.08)
     axes.margins(y=0.15)
     axes.autoscale_view(scalex=False)
     unit = UNITS.get(place.metric, "")
     keep_to_percent(axes, unit)
     axes.set_xlabel(f"milliseconds for {'an image' if batch == 1 else f'an image, batch {batch}'}")
     axes.set_ylabel(plain(f"{place.data}: {place.metric} on {place.split}{f' ({unit})' if unit else ''}"))
-    missing = annotate(axes, [label for label in labels if label.text], points)
+    missing = annotate(axes, [label for label in labels if label.text], points, beside=BESIDE)
     threads = f", {place.threads} thread{'' if place.threads == 1 else 's'}" if place.threads else ""
     caption = f"{place.metric} of {place.data} ({place.split}) against the median time for an image at batch {batch}"
     caption += f"{', ' + place.machine if place.machine else ''}{threads}; a line for each family, net and engine."

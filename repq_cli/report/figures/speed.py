@@ -102,7 +102,7 @@ def _panel(
     axes: Axes, bars: dict[str, list[Bar]], own: dict[tuple[str, str, str], Timing], every: Sequence[Timing]
 ) -> None:
     position, ticks = 0.0, []
-    longest = max((timing.milliseconds for timing in own.values()), default=1.0)
+    longest = max((min(timing.high, 1.5 * timing.milliseconds) for timing in own.values()), default=1.0)
     for name, kinds in bars.items():
         axes.text(
             0,
@@ -134,9 +134,9 @@ def _bar(axes: Axes, position: float, timing: Timing, reference: Timing | None, 
         [position], [timing.milliseconds], 0.72, color=colour, edgecolor="white", linewidth=0.4,
         hatch=HATCHES.get(timing.engine, ""), zorder=2,
     )  # fmt: skip
-    axes.plot([timing.low, timing.high], [position, position], color="black", linewidth=0.8, zorder=3)
+    axes.plot([timing.low, min(timing.high, longest)], [position, position], color="black", linewidth=0.8, zorder=3)
     ratio = f" ({reference.milliseconds / timing.milliseconds:.2g}×)" if reference is not None else ""
-    end = max(timing.milliseconds, min(timing.high, longest))
+    end = min(timing.high, longest)
     axes.annotate(
         f"{milliseconds(timing.milliseconds)}{ratio}", (end, position), xytext=(3, 0), textcoords="offset points",
         va="center", fontsize=6, color="black" if ratio else GREY, annotation_clip=False,

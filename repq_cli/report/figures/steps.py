@@ -58,7 +58,7 @@ def _drawing(run: Run, courses: Mapping[str, Course]) -> tuple[Drawing, int]:
         "activations": {name: course for name, course in courses.items() if name not in of_weights},
     }
     shown = {kind: own for kind, own in kinds.items() if own}
-    figure, [every] = panels(1, len(shown), (2.9, 2.2), top=0.42, gap_x=0.55, right=0.2)
+    figure, [every] = panels(1, len(shown), (2.9, 2.2), top=0.42, gap_x=0.7, right=0.2, left=0.6)
     missing = sum(_panel(axes, kind, own) for axes, (kind, own) in zip(every, shown.items(), strict=True))
     figure.text(0.01, 0.985, plain(run_title(run), 90), va="top", fontweight="bold")
     caption = (
@@ -88,9 +88,9 @@ def _panel(axes: Axes, kind: str, courses: Mapping[str, Course]) -> int:
         axes.margins(y=0.12)
     last = max(x for x, _ in points)
     axes.set_xlim(1 - 0.05 * last, last * 1.3 + 0.1)
-    axes.get_ylim()
     axes.axhline(1, color=GREY, linewidth=0.6, zorder=1)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    ticks = MaxNLocator(5, integer=True, min_n_ticks=1).tick_values(1, max(last, 2))
+    axes.set_xticks([tick for tick in ticks if 1 <= tick <= last])
     axes.set_xlabel("epoch of QAT")
     axes.set_ylabel("step, relative to the first epoch's")
     axes.set_title(kind)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FILE = "weights.json"
 GRID = 33  # levels up to which each is drawn as a line
+BINS = 96  # drawn at most: narrower ones are joined, since chance would be all there is to see
 LEAST = 1e-5  # share of weights at which the axes begin
 MOST_BRANCHES = 7
 
@@ -87,9 +88,8 @@ def _layer(item: Any) -> Layer | None:
         return None
     found = {str(key): _numbers(counts) for key, counts in branches.items()}
     fitting = {key: _density(edges, c) for key, c in found.items() if c is not None and len(c) == len(merged)}
-    total = sum(codes) or 1.0
-    shares = tuple(code / total for code in codes)
-    return Layer(name, bits, low, high, edges, fitting, _density(edges, merged), shares)
+    grid = [level - 0.5 for level in range(low, high + 2)]
+    return Layer(name, bits, low, high, edges, fitting, _density(edges, merged), _density(grid, codes))
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
@@ -116,7 +116,7 @@ def _telling(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _drawing(run: Run, layers: Sequence[Layer]) -> Drawing:
-    figure, grid = panels(len(layers), 2, (2.95, 1.45), gap_x=0.3, gap_y=0.5, top=0.42)
+    figure, grid = panels(len(layers), 2, (2.85, 1.45), left=0.75, gap_x=0.3, gap_y=0.5, top=0.42)
     for row, layer in zip(grid, layers, strict=True):
         reach = [_reach(layer.edges, shares) for shares in (*layer.branches.values(), layer.merged)]
         limit = max([*reach, layer.high + 1.0, 1.0 - layer.low]) * 1.05
@@ -125,7 +125,7 @@ def _drawing(run: Run, layers: Sequence[Layer]) -> Drawing:
         for axes in row:
             axes.set_xlim(-limit, limit)
             axes.set_yscale("log")
-            axes.set_ylim(LEAST, 3)
+            axes.set_ylim(LEAST, 10)
             axes.set_yticks([1e-4, 1e-2, 1], ["0.01 %", "1 %", "100 %"])
             axes.minorticks_off()
             axes.set_xlabel("weight, in steps of its output channel" if row is grid[-1] else "")
@@ -155,15 +155,18 @@ def _branches(axes: Axes, layer: Layer) -> None:
 
 def _quantized(axes: Axes, layer: Layer) -> None:
     levels = range(layer.low, layer.high + 1)
-    shown = [(level, share) for level, share in zip(levels, layer.codes, strict=True) if share > 0]
+    grid = [level - 0.5 for level in (*levels, layer.high + 1)]
     if len(levels) <= GRID:
         for level in levels:
             axes.axvline(level, color=PALE, linewidth=0.5, zorder=0)
     else:
-        axes.axvspan(layer.low - 0.5, layer.high + 0.5, color="#f4f4f4", zorder=0)
+        axes.axvspan(grid[0], grid[-1], color="#f4f4f4", zorder=0)
+    starts, shares = _joined(grid, layer.codes)
+    width = starts[1] - starts[0]
+    shown = [(start + width / 2, share) for start, share in zip(starts, shares, strict=False) if share > 0]
     axes.bar(
-        [level for level, _ in shown], [share for _, share in shown], 0.7 if len(levels) <= GRID else 1.0,
-        color="#9ecae1", edgecolor="#0072b2", linewidth=0.4 if len(levels) <= GRID else 0.0, zorder=1,
+        [middle for middle, _ in shown], [share for _, share in shown], width * (0.7 if len(levels) <= GRID else 1.0),
+        color="#9ecae1", edgecolor="#0072b2", linewidth=0.4, zorder=1,
     )  # fmt: skip
     _outline(axes, layer.edges, layer.merged, "black", "solid")
     axes.grid(False, axis="x")
@@ -171,8 +174,22 @@ def _quantized(axes: Axes, layer: Layer) -> None:
 
 
 def _outline(axes: Axes, edges: Sequence[float], shares: Sequence[float], colour: str, line: Any) -> Any:
-    heights = [max(share, LEAST / 10) for share in shares]
+    starts, joined = _joined(edges, shares)
+    heights = [max(share, LEAST / 10) for share in joined]
     (drawn,) = axes.plot(
-        edges, [*heights, heights[-1]], color=colour, linestyle=line, linewidth=0.9, drawstyle="steps-post", zorder=2
+        starts, [*heights, heights[-1]], color=colour, linestyle=line, linewidth=0.9, drawstyle="steps-post", zorder=2
     )
     return drawn
+
+
+def _joined(edges: Sequence[float], shares: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most ``BINS`` bins: those that are joined have the mean of their densities.
+
+    >>> _joined([0, 1, 2], [0.5, 0.25])
+    ([0, 1, 2], [0.5, 0.25])
+    """
+    stride = -(-len(shares) // BINS)
+    groups = [range(start, min(start + stride, len(shares))) for start in range(0, len(shares), stride)]
+    masses = [sum(shares[i] * (edges[i + 1] - edges[i]) for i in group) for group in groups]
+    ends = [edges[group.start] for group in groups] + [edges[-1]]
+    return ends, [mass / (end - start) for mass, start, end in zip(masses, ends, ends[1:], strict=False)]
