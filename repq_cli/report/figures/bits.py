@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from repq_cli.report.cells import over_seeds
 from repq_cli.report.figures.drawing import Drawing
+from repq_cli.report.figures.labels import Label, annotate
 from repq_cli.report.figures.material import Found, Material, metric_label
 from repq_cli.report.figures.style import (
     GREY,
+    LONGEST,
     WIDE,
+    collapsed_below,
     keep_to_percent,
     key,
     key_rows,
@@ -29,68 +32,90 @@ from repq_cli.report.settings import Entry, Line, entries_of, mode_order, mode_t
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = 4  # panels beside each other
-PANELS = 8  # of a figure
+COLUMNS = 4  # blocks of a model beside each other
+ROWS = 4  # of a figure
 FP_LINES = {True: ("FP, Plain", (0, (1, 1.5))), False: ("FP, Re-param", "solid")}
+
+Shown = tuple[Line, list[Entry]]
 
 
 def bits(material: Material) -> Found:
     """A figure for each section that has a model and block at several widths; more than one if there are many."""
     drawings, notes = [], []
     for section in material.sections:
-        shown: dict[int, tuple[Line, list[Entry]]] = {}
+        shown: dict[int, Shown] = {}
         for entry in entries_of(section.lines, share_plain=False):
             if over_seeds(entry.seeds, "metric.deployed").value is not None:
                 shown.setdefault(id(entry.line), (entry.line, []))[1].append(entry)
         several = [(line, own) for line, own in shown.values() if len({entry.bits for entry in own}) > 1]
         if several and len(several) < len(shown):
             notes.append(f"bits: {len(shown) - len(several)} lines of {section.title} have one width only.")
-        for start in range(0, len(several), PANELS):
+        rows = _rows(several)
+        for start in range(0, len(rows), ROWS):
             with styled():
-                drawings.append(_drawing(section, several[start : start + PANELS]))
+                drawings.append(_drawing(section, rows[start : start + ROWS]))
     return drawings, notes
 
 
-def _drawing(section: Section, lines: Sequence[tuple[Line, list[Entry]]]) -> Drawing:
-    columns = min(len(lines), COLUMNS)
-    rows = -(-len(lines) // columns)
+def _rows(shown: Sequence[Shown]) -> list[list[Shown]]:
+    """The lines of each model beside each other, in as many rows as they need."""
+    models: dict[str, list[Shown]] = {}
+    for line, own in shown:
+        models.setdefault(line.model, []).append((line, own))
+    return [own[start : start + COLUMNS] for own in models.values() for start in range(0, len(own), COLUMNS)]
+
+
+def _drawing(section: Section, rows: Sequence[Sequence[Shown]]) -> Drawing:
+    columns = max(len(row) for row in rows)
+    lines = [shown for row in rows for shown in row]
     modes = sorted({entry.mode for _, own in lines for entry in own}, key=mode_order)
     kinds = [plain_fp for plain_fp in (False, True) if any(_fp(line, plain_fp) is not None for line, _ in lines)]
     handles = [(mode_handle(mode), mode_title(mode)) for mode in modes]
     handles += [(line_handle(FP_LINES[kind][1], width=0.8), FP_LINES[kind][0]) for kind in kinds]
     across = max(columns, 2)
     width = min(2.4, (WIDE - 0.65 - 0.15 * (across - 1)) / across)
-    beside = 4 if columns < 3 else 8
-    figure, grid = panels(
-        rows, columns, (width, 1.9), gap_x=0.15, gap_y=0.45, top=0.25 + key_rows(len(handles), beside)
-    )
-    every = [axes for row in grid for axes in row]
-    for axes, (line, own) in zip(every, lines, strict=False):
-        _panel(axes, line, own)
-    used, unused = every[: len(lines)], every[len(lines) :]
-    for axes in unused:
-        axes.remove()
-    low, high = min(axes.get_ylim()[0] for axes in used), max(axes.get_ylim()[1] for axes in used)
-    for number, axes in enumerate(used):
-        axes.set_ylim(low, high)
-        keep_to_percent(axes, section.unit)
-        if number % columns:
-            axes.tick_params(labelleft=False)
-        else:
-            axes.set_ylabel(plain(metric_label(section)))
-        axes.set_xlabel("bits" if number + columns >= len(used) else "")
+    beside = 3 * columns if columns < 3 else 8
+    top = 0.25 + key_rows(len(handles), beside)
+    figure, grid = panels(len(rows), columns, (width, 1.8), gap_x=0.15, gap_y=0.45, top=top)
+    for row, every in zip(rows, grid, strict=True):
+        used, unused = every[: len(row)], every[len(row) :]
+        for axes in unused:
+            axes.remove()
+        limits = _limits(section, row)
+        for axes, (line, own) in zip(used, row, strict=True):
+            axes.set_ylim(*limits)
+            keep_to_percent(axes, section.unit)
+            _panel(axes, section, line, own)
+            axes.tick_params(labelleft=axes is used[0])
+            axes.set_xlabel("bits" if row is rows[-1] else "")
+        used[0].set_ylabel(plain(metric_label(section)))
     key(figure, handles, beside)
     name = stem("bits", section.data, section.metric.name, section.metric.split)
     caption = (
         f"{section.title} of deployed nets at each width: means over seeds with their sample standard deviation. "
-        f"Thin lines: the FP nets that QAT started from."
+        f"Thin lines: the FP nets that QAT started from. Arrows: values below the axis."
     )
     return Drawing(name, f"Bits and {section.metric.name}: {section.data}", caption, figure)
 
 
-def _panel(axes: Axes, line: Line, entries: Sequence[Entry]) -> None:
+def _limits(section: Section, row: Sequence[Shown]) -> tuple[float, float]:
+    """Of an axis with room for the means and their spreads, but for values that would leave none for the others."""
+    cells = [over_seeds(entry.seeds, "metric.deployed") for _, own in row for entry in own]
+    references = [value for line, _ in row for kind in FP_LINES if (value := _fp(line, kind)) is not None]
+    means = [cell.value for cell in cells if cell.value is not None]
+    low = collapsed_below(means) if section.metric.higher_is_better else min(means)
+    kept = [(cell.value, cell.std or 0.0) for cell in cells if cell.value is not None and cell.value >= low]
+    lowest = min([mean - spread for mean, spread in kept] + [value for value in references if value >= low])
+    highest = max([mean + spread for mean, spread in kept] + references)
+    margin = 0.08 * (highest - lowest) or 0.5
+    return lowest - margin, highest + margin
+
+
+def _panel(axes: Axes, section: Section, line: Line, entries: Sequence[Entry]) -> None:
     widths = sorted({entry.bits for entry in entries})
     modes = sorted({entry.mode for entry in entries}, key=mode_order)
+    bottom = axes.get_ylim()[0]
+    labels, points = [], []
     for kind, (_, dashes) in FP_LINES.items():
         value = _fp(line, kind)
         if value is not None:
@@ -100,20 +125,26 @@ def _panel(axes: Axes, line: Line, entries: Sequence[Entry]) -> None:
         own = {entry.bits: over_seeds(entry.seeds, "metric.deployed") for entry in entries if entry.mode == mode}
         aside = 0.055 * (place - (len(modes) - 1) / 2)  # so that bars of equal values stand beside each other
         found = [(index + aside, own[width]) for index, width in enumerate(widths) if width in own]
+        values = [cell.value or 0.0 for _, cell in found]
         axes.errorbar(
             [x for x, _ in found],
-            [cell.value or 0.0 for _, cell in found],
-            [cell.std or 0.0 for _, cell in found],
+            values,
+            [(cell.std or 0.0) if value >= bottom else 0.0 for (_, cell), value in zip(found, values, strict=True)],
             color=mark.colour,
             marker=mark.marker,
             linestyle=mark.line,
             elinewidth=0.8,
             zorder=3,
         )
+        points += [(x, value) for (x, _), value in zip(found, values, strict=True) if value >= bottom]
+        below = [(x, value) for (x, _), value in zip(found, values, strict=True) if value < bottom]
+        axes.plot([x for x, _ in below], [bottom] * len(below), mark.marker, color=mark.colour, clip_on=False)
+        labels += [Label(x, bottom, f"{section.form(value)} ↓", mark.colour) for x, value in below]
     axes.set_xticks(range(len(widths)), [_tick(width) for width in widths])
     axes.set_xlim(-0.35, len(widths) - 0.65)
     axes.grid(False, axis="x")
-    axes.set_title(plain(line.name))
+    axes.set_title(plain(line.name, LONGEST * 2 // 3))
+    annotate(axes, labels, points)
 
 
 def _tick(width: Bits) -> str:

@@ -12,6 +12,7 @@ from repq_cli.report.figures.material import Found, Material, metric_label
 from repq_cli.report.figures.style import (
     GREY,
     PALE,
+    collapsed_below,
     keep_to_percent,
     key,
     key_rows,
@@ -26,7 +27,7 @@ from repq_cli.report.figures.style import (
 )
 from repq_cli.report.runs import bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import PLAIN, Entry, entries_of, mode_order, mode_title
+from repq_cli.report.settings import Entry, entries_of, mode_order, mode_title
 from repq_cli.report.tables.bops import pareto_front
 from repq_cli.report.text import short
 
@@ -86,29 +87,36 @@ def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
     figure, [[axes]] = panels(1, 1, (WIDTH, 3.0), top=HEAD * HEADS + 0.1 + key_rows(len(modes)), right=0.3)
     steps = [(net.bops, net.value) for net in front]
     axes.plot([x for x, _ in steps], [y for _, y in steps], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
+    values = [net.value for net in nets]
+    low = collapsed_below(values) if section.metric.higher_is_better else min(values)
+    margin = 0.08 * (max(values) - low) or 0.5
+    axes.set_ylim(low - margin, max(values) + margin)
+    keep_to_percent(axes, section.unit)
     for net in nets:
         mark = mode_mark(net.entry.mode)
         face = mark.colour if net in front else "white"
-        axes.plot([net.bops], [net.value], mark.marker, color=mark.colour, markerfacecolor=face, markersize=5, zorder=3)
+        shown = max(net.value, axes.get_ylim()[0])
+        axes.plot(
+            [net.bops], [shown], mark.marker, color=mark.colour, markerfacecolor=face, markersize=5, zorder=3,
+            clip_on=False,
+        )  # fmt: skip
     log_axis(axes, "x", short, [net.bops for net in nets], room=0.12)
-    axes.margins(y=0.1)
-    axes.autoscale_view(scalex=False)
-    keep_to_percent(axes, section.unit)
     axes.set_xlabel("bit operations for one image")
     axes.set_ylabel(plain(f"{section.data}: {metric_label(section)}"))
     key(figure, [(mode_handle(mode, "none"), mode_title(mode)) for mode in modes])
     name = stem("pareto", section.data, section.metric.name, section.metric.split)
-    points = [(net.bops, net.value) for net in nets]
-    missing = annotate(axes, _labels(nets, front), points + _along(steps)) + _head(figure, axes, nets)
+    labels = _labels(nets, front, section, axes.get_ylim()[0])
+    points = [(net.bops, max(net.value, axes.get_ylim()[0])) for net in nets]
+    missing = annotate(axes, labels, points + _along(steps)) + _head(figure, axes, nets)
     caption = (
         f"{section.title} of deployed nets against bit operations, means over seeds. Filled: no other net is better "
-        f"in one without being worse in the other ({len(front)} of {len(nets)})."
+        f"in one without being worse in the other ({len(front)} of {len(nets)}). Arrows: values below the axis."
     )
     return Drawing(name, f"Bit operations and {section.metric.name}: {section.data}", caption, figure), missing
 
 
-def _labels(nets: list[Net], front: list[Net]) -> list[Label]:
-    """Block and mode of the nets on the front, and the block of those others that have room for it."""
+def _labels(nets: list[Net], front: list[Net], section: Section, bottom: float) -> list[Label]:
+    """Block and mode of the nets on the front, values below the axis, and the blocks of others where there is room."""
     at: dict[tuple[float, float], list[Net]] = defaultdict(list)
     for net in front:
         at[net.bops, net.value].append(net)
@@ -116,8 +124,10 @@ def _labels(nets: list[Net], front: list[Net]) -> list[Label]:
         Label(bops, value, _name(alike[-1]) + (f" (and {len(alike) - 1} alike)" if alike[1:] else ""), bold=True)
         for (bops, value), alike in reversed(at.items())
     ]
-    others = [net for net in nets if (net.bops, net.value) not in at and net.entry.mode != PLAIN]
-    names = [(net, _block(net)) for net in others if len(nets) <= CROWD]
+    others = [net for net in nets if (net.bops, net.value) not in at]
+    lowest = [net for net in others if net.value < bottom]
+    labels += [Label(net.bops, bottom, f"{_block(net)} {section.form(net.value)} ↓", GREY) for net in lowest]
+    names = [(net, _block(net)) for net in others if len(nets) <= CROWD and net not in lowest]
     return labels + [Label(net.bops, net.value, name, GREY, farthest=NEAR) for net, name in names if name]
 
 

@@ -132,11 +132,30 @@ def lower_top(figure: Figure, inches: float) -> None:
         axes.set_position((box.x0, box.y0 * ratio, box.width, box.height * ratio))
 
 
+def collapsed_below(values: Sequence[float]) -> float:
+    """What lies below is so far from the rest that an axis with room for it would show nothing else.
+
+    That is at most a third of ``values``, each time on the far side of a gap that takes more than half of the axis.
+
+    >>> collapsed_below([10, 64, 99.1, 99.2, 99.3, 99.5]), collapsed_below([91.0, 92.0, 99.0])
+    (99.1, 91.0)
+    """
+    kept = sorted(values)
+    spare = len(kept) // 3
+    while True:
+        gaps = [(high - low, place) for place, (low, high) in enumerate(zip(kept, kept[1:], strict=False), 1)]
+        gap, place = max(gaps, default=(0.0, 0))
+        if place > spare or gap * 2 <= kept[-1] - kept[0]:
+            return kept[0]
+        kept, spare = kept[place:], spare - place
+
+
 def keep_to_percent(axes: Axes, unit: str) -> None:
     """No room for more than 100 % or less than 0, where spreads may reach."""
     if unit == "%":
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -2), min(high, 102))
+        room = 0.04 * (high - low)
+        axes.set_ylim(max(low, -room), min(high, 100 + room))
 
 
 def key(figure: Figure, entries: Sequence[tuple[Line2D, str]], columns: int = 8) -> None:
