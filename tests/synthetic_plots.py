@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from synthetic_runs import done, mode_and_bits
+
+from repq_cli.report.figures.catalogue import Drawing
 
 QUANTIZERS = ["blocks.0.quantizer", "blocks.1.quantizer", "classifier.quantizer", "taps.0", "taps.1", "classifier_tap"]
 
@@ -121,3 +124,29 @@ def write_crops(run: Path, name: str = "set5", side: int = 16, scale: Any = 2) -
     psnr = {"bicubic": 33.0, "fp": 36.5, "deployed": 36.25}
     (folder / "values.json").write_text(json.dumps({"scale": scale, "psnr_y": psnr}))
     return run
+
+
+def sweep(top: Path, reps: tuple[str, ...] = ("repvgg",), seeds: int = 2) -> Path:
+    """Three modes at two widths."""
+    for rep in reps:
+        for seed in range(seeds):
+            for bits in (8, 4):
+                for gain, mode in enumerate(("plain", "merged", "repq_bn")):
+                    block = {"rep.name": rep, "rep._target_": f"repq_cli.reparam.{rep}.{rep}_block"}
+                    folder = top / f"{rep}-{mode}-{bits}-{seed}"
+                    value = 90.0 + gain - (8 - bits) / 2 + 0.3 * seed
+                    write_log(done(folder, mode_and_bits(mode, bits, bits, seed) | block, 92.0 + seed / 4, value))
+    return top
+
+
+def named(drawn: list[Drawing], figure: str) -> list[Drawing]:
+    return [drawing for drawing in drawn if drawing.name.startswith(figure)]
+
+
+def texts(drawing: Drawing) -> list[str]:
+    """All that is written in a figure."""
+    from matplotlib.text import Text
+
+    drawing.png(50)  # ticks are made when a figure is drawn
+    found = [text.get_text().strip() for text in drawing.figure.findobj(Text) if isinstance(text, Text)]
+    return [text for text in found if text]

@@ -76,7 +76,7 @@ def _of_runs(notes: Sequence[str], benches: Sequence[Bench]) -> list[str]:
 
 
 def _distinct(drawn: Sequence[Drawing]) -> list[Drawing]:
-    """With a number behind names that were given before."""
+    """With a number behind names that were given before, and words that any file can hold."""
     taken: set[str] = set()
     found = []
     for drawing in drawn:
@@ -85,5 +85,9 @@ def _distinct(drawn: Sequence[Drawing]) -> list[Drawing]:
             count += 1
             name = f"{drawing.name}-{count}"
         taken.add(name)
-        found.append(replace(drawing, name=name))
+        found.append(replace(drawing, name=name, title=_printable(drawing.title), caption=_printable(drawing.caption)))
     return found
+
+
+def _printable(text: str) -> str:
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())

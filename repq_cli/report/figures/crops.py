@@ -39,7 +39,7 @@ def crops(material: Material) -> Found:
     groups: dict[tuple[str, int, str, str], list[tuple[Run, Path, dict[str, Any]]]] = defaultdict(list)
     notes: list[str] = []
     for run in material.runs:
-        for folder in sorted(Path(run.folder, FOLDER).glob("*/")):
+        for folder in sorted(path for path in Path(run.folder, FOLDER).glob("*") if path.is_dir()):
             values = read_json(folder / "values.json", notes)
             scale = (values or {}).get("scale")
             if values is not None and isinstance(scale, int) and not run.linked:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 ROWS = 4  # models and blocks of a figure
 COLUMNS = (("fp", "loss"), ("fp", "metric"), ("qat", "loss"), ("qat", "metric"))
 FACTOR = 6  # between losses from which on their axis is logarithmic
+SMALLEST = 1e-30  # loss that a logarithmic axis may show
+MOST = 24  # models and blocks in all
 RE_PARAM = Mark("#000000", "o", "solid")  # the FP net that all modes but Plain start from
 
 
@@ -75,15 +77,17 @@ class Row:
 
 def curves(material: Material) -> Found:
     """A figure for each section, a row of panels for each model and block; several figures if there are many."""
-    drawings = []
+    drawings, notes = [], []
     for section in material.sections:
         dashes = {width: LINES[index % len(LINES)] for index, width in enumerate(widths(section.lines))}
         lines = {id(entry.line): entry.line for entry in entries_of(section.lines, share_plain=False)}
         rows = [row for line in lines.values() if (row := _row(material, section, line, dashes)).fp or row.qat]
-        for start in range(0, len(rows), ROWS):
+        if len(rows) > MOST:
+            notes.append(f"curves: {len(rows) - MOST} of {len(rows)} lines of {section.title} are left out.")
+        for start in range(0, min(len(rows), MOST), ROWS):
             with styled():
-                drawings.append(_drawing(section, rows[start : start + ROWS], dashes))
-    return drawings, []
+                drawings.append(_drawing(section, rows[start : min(start + ROWS, MOST)], dashes))
+    return drawings, notes
 
 
 def _row(material: Material, section: Section, line: Line, dashes: Mapping[Bits, Any]) -> Row:
@@ -116,7 +120,7 @@ def _drawing(section: Section, rows: Sequence[Row], dashes: Mapping[Bits, Any]) 
         for axes, (stage, quantity) in zip(axes_of_row, COLUMNS, strict=True):
             _panel(axes, row.fp if stage == "fp" else row.qat, quantity, section.unit)
             unit = f" ({section.unit})" if section.unit else ""
-            what = "training loss" if quantity == "loss" else f"validation {section.metric.name}{unit}"
+            what = "training loss" if quantity == "loss" else f"validation {section.metric.name or 'metric'}{unit}"
             axes.set_title(plain(f"{stage.upper()}: {what}"), fontsize=6.5)
             axes.set_xlabel("epoch" if axes_of_row is grid[-1] else "")
         axes_of_row[0].set_ylabel(plain(row.line.name, 30))
@@ -177,6 +181,6 @@ def _panel(axes: Axes, found: Sequence[Curve], quantity: str, unit: str) -> None
         return
     if quantity == "metric":
         keep_to_percent(axes, unit)
-    elif 0 < FACTOR * min(drawn) < max(drawn):
+    elif SMALLEST < FACTOR * min(drawn) < max(drawn):
         log_axis(axes, "y", "{:g}".format, drawn)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))

@@ -73,7 +73,7 @@ def _nets(section: Section) -> list[Net]:
     found = []
     for entry in entries_of(section.lines, share_plain=True):
         cost, quality = over_seeds(entry.seeds, "cost.bops"), over_seeds(entry.seeds, "metric.deployed")
-        if cost.value is not None and cost.value > 0 and quality.value is not None:
+        if cost.value is not None and cost.value >= 1 and quality.value is not None:
             found.append(Net(entry, cost.value, quality))
     sign = -1 if section.metric.higher_is_better else 1
     return sorted(found, key=lambda net: (net.bops, sign * net.value, net.entry.texts_of_net))

@@ -13,6 +13,7 @@ from repq_cli.report.reading import LARGEST, NOT_RUNS
 
 LOG = "metrics.jsonl"
 BENCH = "bench.json"
+SHORTEST = 1e-9  # milliseconds that can be true
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ def number(value: Any) -> float | None:
 
 
 def read_log(folder: Path, metric: str) -> Log:
-    """The ends of epochs in a run's log; a last line that is not yet complete is no damage."""
+    """The ends of epochs in a run's log; a last line that is not yet complete is no damage.
+
+    metric: whose values of validation are read; of an unknown one (empty), those that are there.
+    """
     stages: dict[str, dict[int, Epoch]] = {}
     damaged = 0
     try:
@@ -58,8 +62,9 @@ def read_log(folder: Path, metric: str) -> Log:
                     damaged += 1
                     continue
                 steps = entry.get("step_sizes")
-                found = Epoch(number(entry.get("train_loss")), number(entry.get(f"val_{metric}")), _numbers(steps))
-                damaged += found.loss is None or (found.metric is None and f"val_{metric}" in entry)
+                key = f"val_{metric}" if metric else next((key for key in entry if key.startswith("val_")), "")
+                found = Epoch(number(entry.get("train_loss")), number(entry.get(key)), _numbers(steps))
+                damaged += found.loss is None or (found.metric is None and key in entry)
                 stages.setdefault(stage, {})[index] = found
     except OSError:
         return Log()
@@ -157,9 +162,16 @@ def _timing(row: Any) -> Timing | None:
         return None
     names = {key: _text(row.get(key)) for key in ("run", "model", "rep", "mode", "net", "engine", "data")}
     batch, median, rate = row.get("batch"), number(row.get("median_ms")), number(row.get("images_per_second"))
-    if not (names["net"] and names["engine"] and isinstance(batch, int) and batch > 0 and median and median > 0):
+    if not (
+        names["net"]
+        and names["engine"]
+        and isinstance(batch, int)
+        and 0 < batch < 10**6
+        and median
+        and median > SHORTEST
+    ):
         return None
-    own = 1000 / rate if rate and rate > 0 else median / batch  # for one image
+    own = 1000 / rate if rate and 0 < rate < 1 / SHORTEST else median / batch  # for one image
     low, high = ((number(row.get(name)) or median) * own / median for name in ("low_ms", "high_ms"))
     measured, bits = row.get("metric"), row.get("bits")
     metric = measured if isinstance(measured, dict) else {}

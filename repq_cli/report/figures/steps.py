@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WEIGHTS = "quantizer"  # how the quantizer of a layer's weights is called in its layer
+SMALLEST = 1e-30  # step whose ratios can be computed
 NAMED = 4  # lines that are labelled: first, last, and those that change most
 
 Course = list[tuple[int, float]]  # epochs from 1, and steps
@@ -46,7 +47,7 @@ def _courses(epochs: Mapping[int, Epoch]) -> dict[str, Course]:
     found: dict[str, Course] = {}
     for number, epoch in epochs.items():
         for name, step in epoch.steps.items():
-            if step > 0:
+            if SMALLEST < step < 1 / SMALLEST:
                 found.setdefault(name, []).append((number + 1, step))
     return found
 

@@ -152,8 +152,8 @@ def collapsed_below(values: Sequence[float]) -> float:
 
 def keep_to_percent(axes: Axes, unit: str) -> None:
     """No room for more than 100 % or less than 0, where spreads may reach."""
-    if unit == "%":
-        low, high = axes.get_ylim()
+    low, high = axes.get_ylim()
+    if unit == "%" and low < 100 and high > 0:
         room = 0.04 * (high - low)
         axes.set_ylim(max(low, -room), min(high, 100 + room))
 
@@ -217,19 +217,22 @@ def stem(*words: str) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two positive ones: steps of 1, 2, 5, or powers of ten where that would be too many.
+    """Round numbers between two positive ones: at most six, denser where the two are close.
 
     >>> log_ticks(0.9, 12)
     [1.0, 2.0, 5.0, 10.0]
     >>> log_ticks(1, 1e9)
     [1.0, 1000.0, 1000000.0, 1000000000.0]
+    >>> log_ticks(12, 60)
+    [15.0, 20.0, 30.0, 40.0, 50.0]
     """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for factors, stride in (((1, 2, 5), 1), *(((1,), stride) for stride in (1, 2, 3, 5, 10, 20, 50))):
+    choices: list[tuple[tuple[float, ...], int]] = [((1, 1.5, 2, 3, 4, 5, 7), 1), ((1, 2, 5), 1)]
+    for factors, stride in (*choices, *(((1,), stride) for stride in (1, 2, 3, 5, 10, 20, 50))):
         powers = range(first - first % stride, last + 1, stride)
         ticks = [float(f"{factor}e{power}") for power in powers for factor in factors]
         inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) <= 7:
+        if len(inside) <= 6:
             break
     return inside
 
@@ -250,7 +253,7 @@ def log_axis(
         axes.set_yscale("log")
         axes.set_ylim(*limits)
     ticks = log_ticks(*limits)
-    if len(ticks) < 2:
+    if len(ticks) < 2:  # a narrow axis: its ends and its middle
         ticks = sorted(
             {float(f"{value:.2g}") for value in (min(values), math.sqrt(min(values) * max(values)), max(values))}
         )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FILE = "weights.json"
 GRID = 33  # levels up to which each is drawn as a line
 BINS = 96  # drawn at most: narrower ones are joined, since chance would be all there is to see
+NARROWEST = 1e-6  # bin, in steps
 LEAST = 1e-5  # share of weights at which the axes begin
 MOST_BRANCHES = 7
 
@@ -83,8 +84,15 @@ def _layer(item: Any) -> Layer | None:
         return None
     if edges is None or merged is None or codes is None or not isinstance(branches, dict):
         return None
-    rising = all(first < second for first, second in zip(edges, edges[1:], strict=False))
-    if not rising or not merged or len(merged) != len(edges) - 1 or not low <= high or len(codes) != high - low + 1:
+    rising = all(first + NARROWEST < second for first, second in zip(edges, edges[1:], strict=False))
+    if (
+        not rising
+        or abs(low) > 2**31
+        or not merged
+        or len(merged) != len(edges) - 1
+        or not low <= high
+        or len(codes) != high - low + 1
+    ):
         return None
     found = {str(key): _numbers(counts) for key, counts in branches.items()}
     fitting = {key: _density(edges, c) for key, c in found.items() if c is not None and len(c) == len(merged)}
@@ -94,7 +102,8 @@ def _layer(item: Any) -> Layer | None:
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
     found = [number(value) for value in values] if isinstance(values, list) and len(values) < 10**5 else [None]
-    return None if None in found else tuple(value for value in found if value is not None)
+    usable = [value for value in found if value is not None]
+    return tuple(usable) if len(usable) == len(found) else None
 
 
 def _density(edges: Sequence[float], counts: Sequence[float]) -> tuple[float, ...]:
