@@ -137,7 +137,7 @@ def head(axes: Axes, names: Sequence[tuple[float, str]], rows: int) -> tuple[int
     for x, name in sorted(names):
         text = _written(axes, Label(x, axes.get_ylim()[1], name, "#333333"))
         width, height = page.size(text)
-        left = min(max(page.at(x, 1)[0] - width / 2, 0.0), page.width - width)
+        left = min(max(page.at(x, 1)[0] - width / 2, 3.0), page.width - width - 3)
         row = next((row for row in range(rows) if ends[row] <= left), None)
         if row is None or left < 0:
             text.remove()

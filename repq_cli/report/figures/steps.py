@@ -89,7 +89,7 @@ def _panel(axes: Axes, kind: str, courses: Mapping[str, Course]) -> int:
         axes.margins(y=0.12)
     last = max(x for x, _ in points)
     axes.set_xlim(1 - 0.05 * last, last * 1.3 + 0.1)
-    axes.axhline(1, color=GREY, linewidth=0.6, zorder=1)
+    axes.hlines(1, 1, last, color=GREY, linewidth=0.6, zorder=1)
     ticks = MaxNLocator(5, integer=True, min_n_ticks=1).tick_values(1, max(last, 2))
     axes.set_xticks([tick for tick in ticks if 1 <= tick <= last])
     axes.set_xlabel("epoch of QAT")
