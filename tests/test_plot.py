@@ -259,6 +259,7 @@ def test_mistakes_are_answered_with_the_fix(in_folder: Path, capsys: pytest.Capt
     done(in_folder / "outputs" / "a", {}, 70.0, 71.0)
     said = drawn_by(capsys, "--figure", "crops", code=3)
     assert "There is nothing for the figure crops: it needs super-resolution runs with crops/" in said
+    done(in_folder / "outputs" / "b", mode_and_bits("plain", 4, 4), 70.0, 71.0)
     (in_folder / "file").write_text("")
     assert "cannot be made" in drawn_by(capsys, "--out", "file/below", code=3)
 

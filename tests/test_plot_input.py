@@ -150,3 +150,10 @@ def test_failed_and_unfinished_runs_are_named(tmp_path: Path) -> None:
     assert [note for note in notes if "Failed: " in note] and [note for note in notes if "Unfinished" in note]
     (curves,) = named(drawn, "curves")
     assert "RepQ-BNEst" in texts(curves) and "RepQ" not in texts(curves)
+
+
+def test_a_single_net_is_no_trade(tmp_path: Path) -> None:
+    done(tmp_path / "a", mode_and_bits("repq_bn", 4, 4), 92.0, 90.0)
+    drawn, notes = drawings([tmp_path])
+    assert not drawn
+    assert [note for note in notes if "cost the same, so there is no trade to draw" in note]

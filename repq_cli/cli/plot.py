@@ -50,6 +50,8 @@ def plot(arguments: list[str]) -> int:
     formats = known_names([options.format], "format", FORMATS)
     paths = [Path(path) for path in options.paths] or [outputs("plot")]
     with extra("plot"):
+        import matplotlib  # noqa: F401
+
         drawn, notes = drawings(paths, names)
         if not drawn:
             raise DataError(with_notes("There is nothing to draw: train some runs, or name a folder of them.", notes))

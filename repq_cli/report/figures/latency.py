@@ -37,7 +37,6 @@ class Place(NamedTuple):
     metric: str
     split: str
     machine: str
-    threads: int
 
 
 class Series(NamedTuple):
@@ -59,7 +58,7 @@ def latency(material: Material) -> Found:
             if timing.value is None or not timing.metric:
                 unknown += 1
             elif timing.net in SHIPPED:
-                place = Place(timing.data, timing.metric, timing.split, bench.machine, bench.threads or 0)
+                place = Place(timing.data, timing.metric, timing.split, bench.machine)
                 found[place].append(timing)
     notes = [f"latency: {unknown} measurements of nets whose metric is not known are left out."] if unknown else []
     drawings = []
@@ -115,9 +114,8 @@ def _drawing(place: Place, timings: Sequence[Timing]) -> tuple[Drawing, int]:
     axes.set_xlabel(f"milliseconds for {'an image' if batch == 1 else f'an image, batch {batch}'}")
     axes.set_ylabel(plain(f"{place.data}: {place.metric} on {place.split}{f' ({unit})' if unit else ''}"))
     missing = annotate(axes, [label for label in labels if label.text], points, beside=BESIDE)
-    threads = f", {place.threads} thread{'' if place.threads == 1 else 's'}" if place.threads else ""
     caption = f"{place.metric} of {place.data} ({place.split}) against the median time for an image at batch {batch}"
-    caption += f"{', ' + place.machine if place.machine else ''}{threads}; a line for each family, net and engine."
+    caption += f"{', ' + place.machine if place.machine else ''}; a line for each family, net and engine."
     name = stem("latency", place.data, place.metric, place.split)
     return Drawing(name, f"Latency and {place.metric}: {place.data}", caption, figure), missing
 

@@ -60,7 +60,10 @@ def pareto(material: Material) -> Found:
     drawings, notes = [], []
     for section in material.sections:
         nets = _nets(section)
-        if nets:
+        costs = {net.bops for net in nets}
+        if len(costs) == 1:
+            notes.append(f"pareto: all nets of {section.title} cost the same, so there is no trade to draw.")
+        if len(costs) > 1:
             with styled():
                 drawing, left_out = _drawing(section, nets)
             drawings.append(drawing)

@@ -115,7 +115,6 @@ class Bench:
 
     path: str
     machine: str
-    threads: int | None
     started: str
     timings: tuple[Timing, ...]
 
@@ -147,14 +146,20 @@ def _bench(file: Path, notes: list[str]) -> Bench | None:
     timings = tuple(timing for timing in read if timing is not None)
     if len(timings) < len(read) or not read:
         notes.append(f"{file}: {len(read) - len(timings)} of {len(read)} rows say no net, engine, batch and time.")
-    threads = content.get("threads")
     return Bench(
         path=str(file),
-        machine=_text(content.get("machine")),
-        threads=threads if isinstance(threads, int) else None,
+        machine=_machine(content),
         started=_text(content.get("started")),
         timings=timings,
     )
+
+
+def _machine(content: dict[str, Any]) -> str:
+    """Where it was measured; with its threads, where the file does not say them in one breath."""
+    machine, threads = _text(content.get("machine")), content.get("threads")
+    if "thread" in machine or not isinstance(threads, int) or not 0 < threads < 10**6:
+        return machine
+    return ", ".join(part for part in (machine, f"{threads} thread{'' if threads == 1 else 's'}") if part)
 
 
 def _timing(row: Any) -> Timing | None:

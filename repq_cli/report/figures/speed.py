@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.reading import Bench, Timing
-from repq_cli.report.figures.style import GREY, WIDE, panels, plain, stem, styled
+from repq_cli.report.figures.style import GREY, WIDE, log_axis, panels, plain, stem, styled
 from repq_cli.report.runs import Bits, bits_label
 from repq_cli.report.settings import mode_title
 from repq_cli.report.text import milliseconds
@@ -17,10 +17,11 @@ from repq_cli.report.text import milliseconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NETS = {"multi-branch": "#bdbdbd", "merged": "#6e6e6e", "int8": "#0072b2", "binary": "#e69f00"}
+NETS = {"multi-branch": "#bdbdbd", "unfolded": "#bdbdbd", "merged": "#6e6e6e", "int8": "#0072b2", "binary": "#e69f00"}
 ENGINES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "xnor": "XNOR"}
 HATCHES = {"torch": "", "onnxruntime": "////", "xnor": "...."}
 REFERENCE = ("merged", "onnxruntime")
+FACTOR = 12  # between times from which on their axis is logarithmic
 BATCHES = 3  # panels beside each other
 NETS_OF_A_FIGURE = 6
 
@@ -87,12 +88,12 @@ def _drawing(bench: Bench, names: Sequence[str], batches: Sequence[int]) -> Draw
         own = {(net_name(t), t.net, t.engine): t for t in timings if t.batch == batch}
         _panel(axes, bars, own, bench.timings)
         axes.set_title(f"batch {batch}")
-        axes.set_xlabel("milliseconds for an image")
+        scale = " (logarithmic)" if axes.get_xscale() == "log" else ""
+        axes.set_xlabel(f"milliseconds for an image{scale}")
         if axes is not axes_of_batches[0]:
             axes.tick_params(labelleft=False)
-    threads = f", {bench.threads} thread{'' if bench.threads == 1 else 's'}" if bench.threads else ""
     caption = (
-        f"Median time for an image with its quartiles{', ' + bench.machine if bench.machine else ''}{threads}. In "
+        f"Median time for an image with its quartiles{', ' + bench.machine if bench.machine else ''}. In "
         f"parentheses: how many times as fast as the merged net in float in ONNX Runtime."
     )
     return Drawing(stem("speed", Path(bench.path).parent.name), "Speed of inference", caption, figure)
@@ -103,6 +104,11 @@ def _panel(
 ) -> None:
     position, ticks = 0.0, []
     longest = max((min(timing.high, 1.5 * timing.milliseconds) for timing in own.values()), default=1.0)
+    shortest = min((timing.milliseconds for timing in own.values()), default=1.0)
+    if longest > FACTOR * shortest:
+        log_axis(axes, "x", "{:g}".format, [shortest / 3, longest * (longest / shortest) ** 0.35], room=0)
+    else:
+        axes.set_xlim(0, longest * 1.3)
     for name, kinds in bars.items():
         axes.text(
             0,
@@ -123,7 +129,6 @@ def _panel(
         position += 0.4
     axes.set_yticks([at for at, _ in ticks], [plain(text, 26) for _, text in ticks])
     axes.set_ylim(position - 0.6, -0.6)
-    axes.set_xlim(0, longest * 1.3)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
 
@@ -138,6 +143,15 @@ def _bar(axes: Axes, position: float, timing: Timing, reference: Timing | None, 
     ratio = f" ({reference.milliseconds / timing.milliseconds:.2g}×)" if reference is not None else ""
     end = min(timing.high, longest)
     axes.annotate(
-        f"{milliseconds(timing.milliseconds)}{ratio}", (end, position), xytext=(3, 0), textcoords="offset points",
+        f"{_time(timing.milliseconds)}{ratio}", (end, position), xytext=(3, 0), textcoords="offset points",
         va="center", fontsize=6, color="black" if ratio else GREY, annotation_clip=False,
     )  # fmt: skip
+
+
+def _time(value: float) -> str:
+    """Milliseconds with at least two digits.
+
+    >>> _time(0.0716), _time(12.34)
+    ('0.072', '12.3')
+    """
+    return milliseconds(value) if value >= 1 else f"{value:.2g}"

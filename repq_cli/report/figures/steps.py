@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.labels import Label, annotate
 from repq_cli.report.figures.material import Found, Material, run_title, telling_runs
 from repq_cli.report.figures.reading import Epoch
-from repq_cli.report.figures.style import GREY, log_axis, panels, plain, stem, styled
+from repq_cli.report.figures.style import GREY, SMALL, log_axis, panels, plain, stem, styled
 from repq_cli.report.runs import Run, bits_label
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _drawing(run: Run, courses: Mapping[str, Course]) -> tuple[Drawing, int]:
     figure, [every] = panels(1, len(shown), (2.9, 2.2), top=0.42, gap_x=0.7, right=0.2, left=0.6)
     missing = sum(_panel(axes, kind, own) for axes, (kind, own) in zip(every, shown.items(), strict=True))
     figure.text(0.01, 0.985, plain(run_title(run), 90), va="top", fontweight="bold")
+    figure.text(0.99, 0.985, "dark: early layers, light: late ones", va="top", ha="right", fontsize=SMALL)
     caption = (
         f"{run_title(run)}: the step of each quantizer (over channels, the geometric mean) at the end of each epoch of "
         f"QAT, relative to the first one. Early layers are dark, late ones light."
@@ -95,7 +97,7 @@ def _panel(axes: Axes, kind: str, courses: Mapping[str, Course]) -> int:
     axes.set_xlabel("epoch of QAT")
     axes.set_ylabel("step, relative to the first epoch's")
     axes.set_title(kind)
-    chosen = _telling([(name, abs(1 - y)) for name, _, y, _ in ends])
+    chosen = _telling([(name, abs(math.log(y))) for name, _, y, _ in ends])
     labels = [Label(x, y, name, "#333333") for name, x, y, _ in ends if name in chosen]
     return annotate(axes, labels, points, radius=1.2)
 

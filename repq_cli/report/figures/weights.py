@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FILE = "weights.json"
 GRID = 33  # levels up to which each is drawn as a line
-BINS = 96  # drawn at most: narrower ones are joined, since chance would be all there is to see
+BINS = 96  # drawn at most
 NARROWEST = 1e-6  # bin, in steps
 LEAST = 1e-5  # share of weights at which the axes begin
 MOST_BRANCHES = 7
@@ -28,7 +28,7 @@ MOST_BRANCHES = 7
 class Layer:
     """Histograms of one layer: shares of its weights for each step of width.
 
-    edges: of the bins, in steps. codes: the share of each integer from ``low`` to ``high``.
+    edges: of the bins, in steps. codes: the share of each integer from ``low`` to ``high``. count: of all weights.
     """
 
     name: str
@@ -39,6 +39,12 @@ class Layer:
     branches: Mapping[str, tuple[float, ...]]
     merged: tuple[float, ...]
     codes: tuple[float, ...]
+    count: float
+
+    @property
+    def bins(self) -> int:
+        """How many to draw: with more of them, chance would be all there is to see."""
+        return round(min(BINS, max(12.0, 2 * abs(self.count) ** 0.5)))
 
     @property
     def range_ratio(self) -> float:
@@ -97,7 +103,7 @@ def _layer(item: Any) -> Layer | None:
     found = {str(key): _numbers(counts) for key, counts in branches.items()}
     fitting = {key: _density(edges, c) for key, c in found.items() if c is not None and len(c) == len(merged)}
     grid = [level - 0.5 for level in range(low, high + 2)]
-    return Layer(name, bits, low, high, edges, fitting, _density(edges, merged), _density(grid, codes))
+    return Layer(name, bits, low, high, edges, fitting, _density(edges, merged), _density(grid, codes), sum(merged))
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
@@ -156,10 +162,18 @@ def _branches(axes: Axes, layer: Layer) -> None:
     handles = []
     for index, (_, shares) in enumerate(shown):
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
-        handles.append(_outline(axes, layer.edges, shares, colour, line))
+        handles.append(_outline(axes, layer, shares, colour, line))
     axes.set_title(plain(f"{layer.name}: branches"))
     if shown:
-        axes.legend(handles, [f" {plain(name, 16)}" for name, _ in shown], loc="upper right", handlelength=1.6)
+        axes.legend(
+            handles,
+            [f" {plain(name, 16)}" for name, _ in shown],
+            loc="upper right",
+            handlelength=1.6,
+            frameon=True,
+            edgecolor="none",
+            fontsize=6,
+        )
 
 
 def _quantized(axes: Axes, layer: Layer) -> None:
@@ -170,20 +184,20 @@ def _quantized(axes: Axes, layer: Layer) -> None:
             axes.axvline(level, color=PALE, linewidth=0.5, zorder=0)
     else:
         axes.axvspan(grid[0], grid[-1], color="#f4f4f4", zorder=0)
-    starts, shares = _joined(grid, layer.codes)
+    starts, shares = _joined(grid, layer.codes, BINS if len(levels) <= GRID else layer.bins)
     width = starts[1] - starts[0]
     shown = [(start + width / 2, share) for start, share in zip(starts, shares, strict=False) if share > 0]
     axes.bar(
         [middle for middle, _ in shown], [share for _, share in shown], width * (0.7 if len(levels) <= GRID else 1.0),
         color="#9ecae1", edgecolor="#0072b2", linewidth=0.4, zorder=1,
     )  # fmt: skip
-    _outline(axes, layer.edges, layer.merged, "black", "solid")
+    _outline(axes, layer, layer.merged, "black", "solid")
     axes.grid(False, axis="x")
     axes.set_title(plain(f"merged, and {layer.bits} bit integers {layer.low} to {layer.high}"))
 
 
-def _outline(axes: Axes, edges: Sequence[float], shares: Sequence[float], colour: str, line: Any) -> Any:
-    starts, joined = _joined(edges, shares)
+def _outline(axes: Axes, layer: Layer, shares: Sequence[float], colour: str, line: Any) -> Any:
+    starts, joined = _joined(layer.edges, shares, layer.bins)
     heights = [max(share, LEAST / 10) for share in joined]
     (drawn,) = axes.plot(
         starts, [*heights, heights[-1]], color=colour, linestyle=line, linewidth=0.9, drawstyle="steps-post", zorder=2
@@ -191,13 +205,13 @@ def _outline(axes: Axes, edges: Sequence[float], shares: Sequence[float], colour
     return drawn
 
 
-def _joined(edges: Sequence[float], shares: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most ``BINS`` bins: those that are joined have the mean of their densities.
+def _joined(edges: Sequence[float], shares: Sequence[float], bins: int) -> tuple[list[float], list[float]]:
+    """At most so many bins: those that are joined have the mean of their densities.
 
-    >>> _joined([0, 1, 2], [0.5, 0.25])
+    >>> _joined([0, 1, 2], [0.5, 0.25], 2)
     ([0, 1, 2], [0.5, 0.25])
     """
-    stride = -(-len(shares) // BINS)
+    stride = -(-len(shares) // bins)
     groups = [range(start, min(start + stride, len(shares))) for start in range(0, len(shares), stride)]
     masses = [sum(shares[i] * (edges[i + 1] - edges[i]) for i in group) for group in groups]
     ends = [edges[group.start] for group in groups] + [edges[-1]]
