@@ -89,6 +89,14 @@ def test_what_collapsed_is_written_at_the_edge(tmp_path: Path) -> None:
     assert all(drawing.figure.axes[0].get_ylim()[0] > 80 for drawing in drawn)
 
 
+def test_cheap_nets_on_the_front_are_never_below_the_axis(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    done(tmp_path / "binary", mode_and_bits("plain", 1, 1), 92.0, 60.0)
+    (drawing,), _ = drawings([tmp_path], ["pareto"])
+    assert drawing.figure.axes[0].get_ylim()[0] < 60
+    assert texts(drawing).count("Plain") == 2  # in the legend, and at the net
+
+
 def test_curves_begin_at_epoch_1_and_average_seeds(tmp_path: Path) -> None:
     for seed, best in ((0, 90.0), (1, 94.0)):
         write_log(done(tmp_path / str(seed), mode_and_bits("repq_bn", 4, 4, seed), 92.0, 90.0), best=best)

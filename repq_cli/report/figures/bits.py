@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from repq_cli.report.cells import over_seeds
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.labels import Label, annotate
-from repq_cli.report.figures.material import Found, Material, metric_label
+from repq_cli.report.figures.material import Found, Material, line_title, metric_label
 from repq_cli.report.figures.style import (
     GREY,
-    LONGEST,
     WIDE,
     collapsed_below,
     keep_to_percent,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 4  # blocks of a model beside each other
 ROWS = 4  # of a figure
+TITLE = 32  # characters of a line above a panel
 FP_LINES = {True: ("FP, Plain", (0, (1, 1.5))), False: ("FP, Re-param", "solid")}
 
 Shown = tuple[Line, list[Entry]]
@@ -75,8 +75,9 @@ def _drawing(section: Section, rows: Sequence[Sequence[Shown]]) -> Drawing:
     across = max(columns, 2)
     width = min(2.4, (WIDE - 0.65 - 0.15 * (across - 1)) / across)
     beside = 3 * columns if columns < 3 else 8
-    top = 0.25 + key_rows(len(handles), beside)
-    figure, grid = panels(len(rows), columns, (width, 1.8), gap_x=0.15, gap_y=0.45, top=top)
+    titles = 0.25 if not any(line.variant for line, _ in lines) else 0.37
+    top = titles + key_rows(len(handles), beside)
+    figure, grid = panels(len(rows), columns, (width, 1.8), gap_x=0.15, gap_y=titles + 0.2, top=top)
     for row, every in zip(rows, grid, strict=True):
         used, unused = every[: len(row)], every[len(row) :]
         for axes in unused:
@@ -143,7 +144,7 @@ def _panel(axes: Axes, section: Section, line: Line, entries: Sequence[Entry]) -
     axes.set_xticks(range(len(widths)), [_tick(width) for width in widths])
     axes.set_xlim(-0.35, len(widths) - 0.65)
     axes.grid(False, axis="x")
-    axes.set_title(plain(line.name, LONGEST * 2 // 3))
+    axes.set_title(line_title(line, TITLE))
     annotate(axes, labels, points)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from repq_cli.report.cells import Cell, Seeds, mean_cell
 from repq_cli.report.figures.drawing import Drawing
-from repq_cli.report.figures.material import Found, Material
+from repq_cli.report.figures.material import Found, Material, line_title
 from repq_cli.report.figures.reading import Epoch
 from repq_cli.report.figures.style import (
     GREY,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 ROWS = 4  # models and blocks of a figure
+TITLE = 26  # characters of a line beside a row
 COLUMNS = (("fp", "loss"), ("fp", "metric"), ("qat", "loss"), ("qat", "metric"))
 FACTOR = 6  # between losses from which on their axis is logarithmic
 SMALLEST = 1e-30  # loss that a logarithmic axis may show
@@ -112,9 +113,10 @@ def _row(material: Material, section: Section, line: Line, dashes: Mapping[Bits,
 
 def _drawing(section: Section, rows: Sequence[Row], dashes: Mapping[Bits, Any]) -> Drawing:
     handles = _handles(rows, dashes)
-    width = (WIDE - 0.5 - 0.1 - 3 * 0.42) / 4
+    left = 0.62 if any(row.line.variant for row in rows) else 0.5
+    width = (WIDE - left - 0.1 - 3 * 0.42) / 4
     figure, grid = panels(
-        len(rows), 4, (width, 1.25), left=0.5, gap_x=0.42, gap_y=0.42, top=0.28 + key_rows(len(handles))
+        len(rows), 4, (width, 1.25), left=left, gap_x=0.42, gap_y=0.42, top=0.28 + key_rows(len(handles))
     )
     for axes_of_row, row in zip(grid, rows, strict=True):
         for axes, (stage, quantity) in zip(axes_of_row, COLUMNS, strict=True):
@@ -123,7 +125,7 @@ def _drawing(section: Section, rows: Sequence[Row], dashes: Mapping[Bits, Any]) 
             what = "training loss" if quantity == "loss" else f"validation {section.metric.name or 'metric'}{unit}"
             axes.set_title(plain(f"{stage.upper()}: {what}"), fontsize=6.5)
             axes.set_xlabel("epoch" if axes_of_row is grid[-1] else "")
-        axes_of_row[0].set_ylabel(plain(row.line.name, 30))
+        axes_of_row[0].set_ylabel(line_title(row.line, TITLE))
     key(figure, handles)
     many = max((len(curve.epochs) for row in rows for curve in (*row.fp, *row.qat)), default=1)
     spread = "; bands are the sample standard deviation over seeds" if many > 1 else ""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.reading import Bench, Log, read_log
+from repq_cli.report.figures.style import plain
 from repq_cli.report.runs import Run, bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import mode_title
+from repq_cli.report.settings import Line, mode_title
 
 FEW = 3  # runs of which each gets a figure of its own
 MOST = 6  # figures of single runs
@@ -72,6 +73,11 @@ def run_title(run: Run) -> str:
     """What ran, in words."""
     seed = "" if run.seed is None else f", seed {run.seed}"
     return f"{run.model}, {run.rep}, {mode_title(run.mode)}, {bits_label(run.bits)}{seed}"
+
+
+def line_title(line: Line, limit: int) -> str:
+    """Model and block, and below them what tells the line from others of theirs; each cut to ``limit``."""
+    return "\n".join(plain(words, limit) for words in (f"{line.model} {line.rep}", line.variant) if words)
 
 
 def metric_label(section: Section) -> str:

@@ -91,7 +91,7 @@ def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
     steps = [(net.bops, net.value) for net in front]
     axes.plot([x for x, _ in steps], [y for _, y in steps], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
     values = [net.value for net in nets]
-    low = collapsed_below(values) if section.metric.higher_is_better else min(values)
+    low = min(collapsed_below(values), *(net.value for net in front)) if sign > 0 else min(values)
     margin = 0.08 * (max(values) - low) or 0.5
     axes.set_ylim(low - margin, max(values) + margin)
     keep_to_percent(axes, section.unit)
@@ -135,12 +135,13 @@ def _labels(nets: list[Net], front: list[Net], section: Section, bottom: float) 
 
 
 def _name(net: Net) -> str:
-    return " ".join(word for word in (_block(net), mode_title(net.entry.mode)) if word)
+    _, rep, _, mode, variant = net.entry.texts_of_net
+    return " ".join(word for word in (rep if rep != "none" else "", mode, f"({variant})" if variant else "") if word)
 
 
 def _block(net: Net) -> str:
     _, rep, _, _, variant = net.entry.texts_of_net
-    return " ".join(word for word in (rep if rep != "none" else "", f"({variant})" if variant else "") if word)
+    return ", ".join(word for word in (rep if rep != "none" else "", variant) if word)
 
 
 def _head(figure: Figure, axes: Axes, nets: list[Net]) -> int:
