@@ -89,6 +89,13 @@ def test_what_collapsed_is_written_at_the_edge(tmp_path: Path) -> None:
     assert all(drawing.figure.axes[0].get_ylim()[0] > 80 for drawing in drawn)
 
 
+def test_what_few_bits_cost_all_modes_stays_in_sight(tmp_path: Path) -> None:
+    for bits, value in ((8, 99.0), (4, 98.9), (2, 98.5), (1, 60.0)):
+        done(tmp_path / str(bits), mode_and_bits("repq", bits, bits), 99.5, value)
+    (drawing,), _ = drawings([tmp_path], ["bits"])
+    assert drawing.figure.axes[0].get_ylim()[0] < 60
+
+
 def test_cheap_nets_on_the_front_are_never_below_the_axis(tmp_path: Path) -> None:
     sweep(tmp_path)
     done(tmp_path / "binary", mode_and_bits("plain", 1, 1), 92.0, 60.0)

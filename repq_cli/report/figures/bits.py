@@ -101,13 +101,16 @@ def _drawing(section: Section, rows: Sequence[Sequence[Shown]]) -> Drawing:
 
 def _limits(section: Section, row: Sequence[Shown]) -> tuple[float, float]:
     """Of an axis with room for the means and their spreads, but for values that would leave none for the others."""
-    cells = [over_seeds(entry.seeds, "metric.deployed") for _, own in row for entry in own]
+    cells = [(entry.bits, over_seeds(entry.seeds, "metric.deployed")) for _, own in row for entry in own]
+    found = sorted((cell.value, cell.std or 0.0, bits) for bits, cell in cells if cell.value is not None)
     references = [value for line, _ in row for kind in FP_LINES if (value := _fp(line, kind)) is not None]
-    means = [cell.value for cell in cells if cell.value is not None]
-    low = collapsed_below(means) if section.metric.higher_is_better else min(means)
-    kept = [(cell.value, cell.std or 0.0) for cell in cells if cell.value is not None and cell.value >= low]
-    lowest = min([mean - spread for mean, spread in kept] + [value for value in references if value >= low])
-    highest = max([mean + spread for mean, spread in kept] + references)
+    low = found[0][0]
+    if section.metric.higher_is_better:
+        best = {bits: value for value, _, bits in found}  # what few bits cost all modes stays in sight
+        low = min(collapsed_below([value for value, *_ in found]), *best.values())
+    kept = [(value, spread) for value, spread, _ in found if value >= low]
+    lowest = min([value - spread for value, spread in kept] + [value for value in references if value >= low])
+    highest = max([value + spread for value, spread in kept] + references)
     margin = 0.08 * (highest - lowest) or 0.5
     return lowest - margin, highest + margin
 
