@@ -217,7 +217,7 @@ def stem(*words: str) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two positive ones: at most six, denser where the two are close.
+    """Round numbers between two positive ones: at most seven, denser where the two are close.
 
     >>> log_ticks(0.9, 12)
     [1.0, 2.0, 5.0, 10.0]
@@ -232,7 +232,7 @@ def log_ticks(low: float, high: float) -> list[float]:
         powers = range(first - first % stride, last + 1, stride)
         ticks = [float(f"{factor}e{power}") for power in powers for factor in factors]
         inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) <= 6:
+        if len(inside) <= 7:
             break
     return inside
 
