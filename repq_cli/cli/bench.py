@@ -14,8 +14,8 @@ from tqdm import tqdm
 from repq_cli import build
 from repq_cli.bench.timing import interleaved, speedup, spread
 from repq_cli.cli.extras import extra
-from repq_cli.cli.folders import OUTPUTS, reserve
 from repq_cli.cli.jobs import checked, stored_config
+from repq_cli.cli.reserve import OUTPUTS, reserve
 from repq_cli.data.base import Inputs
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import ConfigError, DataError
