@@ -163,9 +163,10 @@ class _Page:
 
     def __init__(self, axes: Axes) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
-        figure = axes.get_figure(root=True)
-        assert figure is not None and isinstance(figure.canvas, FigureCanvasAgg)
+        figure = axes.get_figure()
+        assert isinstance(figure, Figure) and isinstance(figure.canvas, FigureCanvasAgg)
         self.axes, self.renderer, self.scale = axes, figure.canvas.get_renderer(), 72 / figure.dpi
         self.width = figure.get_figwidth() * 72
         edge = axes.get_window_extent(self.renderer)
