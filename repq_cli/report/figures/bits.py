@@ -140,7 +140,13 @@ def _panel(axes: Axes, section: Section, line: Line, entries: Sequence[Entry]) -
             elinewidth=0.8,
             zorder=3,
         )
-        points += [(x, value) for (x, _), value in zip(found, values, strict=True) if value >= bottom]
+        whiskers = [-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0]  # along which labels keep away
+        points += [
+            (x, value + part * (cell.std or 0.0))
+            for (x, cell), value in zip(found, values, strict=True)
+            if value >= bottom
+            for part in whiskers
+        ]
         below = [(x, value) for (x, _), value in zip(found, values, strict=True) if value < bottom]
         axes.plot([x for x, _ in below], [bottom] * len(below), mark.marker, color=mark.colour, clip_on=False)
         labels += [Label(x, bottom, f"{section.form(value)} ↓", mark.colour) for x, value in below]

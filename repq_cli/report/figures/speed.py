@@ -21,7 +21,7 @@ NETS = {"multi-branch": "#bdbdbd", "unfolded": "#bdbdbd", "merged": "#6e6e6e", "
 ENGINES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "xnor": "XNOR"}
 HATCHES = {"torch": "", "onnxruntime": "////", "xnor": "...."}
 REFERENCE = ("merged", "onnxruntime")
-FACTOR = 12  # between times from which on their axis is logarithmic
+FACTOR = 40  # between times from which on their axis is logarithmic
 BATCHES = 3  # panels beside each other
 NETS_OF_A_FIGURE = 6
 
