@@ -23,9 +23,10 @@ from repq_cli.cli import main
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.jobs import compose_plain, run_key, same_run
 from repq_cli.cli.monitor import Monitor
-from repq_cli.cli.plan import PLAN, Plan
+from repq_cli.cli.plan import Plan
 from repq_cli.cli.sweep import plan_of
 from repq_cli.errors import ConfigError, DataError
+from repq_cli.report.row import PLAN
 from repq_cli.train.interrupt import StopRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker")

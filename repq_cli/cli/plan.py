@@ -9,8 +9,7 @@ from pathlib import Path
 
 from repq_cli.errors import DataError
 from repq_cli.files import write_json
-
-PLAN = "sweep.json"
+from repq_cli.report.row import PLAN
 
 
 @dataclass(frozen=True)

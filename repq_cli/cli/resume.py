@@ -8,10 +8,9 @@ import yaml
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.overrides import Checker
-from repq_cli.cli.plan import PLAN
 from repq_cli.cli.reserve import OUTPUTS
 from repq_cli.errors import ConfigError, RepqError
-from repq_cli.report.row import read_row
+from repq_cli.report.row import PLAN, read_row
 
 
 def go_on(target: str, line: CommandLine) -> int:

@@ -16,11 +16,12 @@ from repq_cli.cli.hydra_app import run_app
 from repq_cli.cli.jobs import run_key
 from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.overrides import Checker, Composed, config_file
-from repq_cli.cli.plan import PLAN, Job, Plan, same_jobs
+from repq_cli.cli.plan import Job, Plan, same_jobs
 from repq_cli.cli.reserve import OUTPUTS, reserve
 from repq_cli.cli.sweep_job import RUNNING, STOP, row_of
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.problems import report
+from repq_cli.report.row import PLAN
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.runner import alone_in
 

@@ -45,7 +45,7 @@ def notes_on_failures(runs: Sequence[Run]) -> list[str]:
     reasons: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         if run.status != "done":
-            reason = run.error if run.status == "failed" else ""
+            reason = run.error.partition("\n")[0] if run.status == "failed" else ""
             reasons[f"{run.status}: {reason}" if reason else run.status].append(run.name)
     notes = []
     for key, names in sorted(reasons.items()):

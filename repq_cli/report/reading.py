@@ -95,7 +95,8 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
         linked=_at(row, "lineage.same_as") is not None,
         machine=_machine(env or {}, config, row),
         fp_file=_text(_at(config, "fp.checkpoint")),
-        error=(_text(_at(row, "error")) or "").strip().partition("\n")[0],
+        environment=_environment(env or {}, row),
+        error=(_text(_at(row, "error")) or "").strip(),
     )
     return run, notes + fields.problems
 
@@ -138,7 +139,7 @@ class _Fields:
 
     def numbers(self) -> dict[str, float]:
         found = {}
-        for section in ("metric", "size", "cost", "time"):
+        for section in ("metric", "checks", "size", "cost", "time"):
             values = self.row.get(section)
             for key, value in values.items() if isinstance(values, dict) else ():
                 if key not in ("name", "split", "higher_is_better") and self._is_number(f"{section}.{key}", value):
@@ -242,3 +243,20 @@ def _machine(env: Row, config: Row | None, row: Row | None) -> str:
         torch and f"torch {torch}",
     ]
     return ", ".join(str(part) for part in parts if part)
+
+
+def _environment(env: Row, row: Row | None) -> dict[str, str]:
+    """Facts about machine, versions and sources under the names of env.json, those that are known."""
+    gpus, packages = env.get("gpus"), env.get("packages")
+    facts = {key: env.get(key) for key in ("cpu", "gpus", "threads", "platform", "python", "packages", "git")}
+    facts["gpus"] = ", ".join(map(_word, gpus)) if isinstance(gpus, list) else None
+    facts["git"] = _at(env, "git.commit") or _at(row, "lineage.git_commit")
+    if _at(env, "git.changed") is True:
+        facts["git"] = f"{_word(facts['git'])}, with changes"
+    facts |= packages if isinstance(packages, dict) else {}
+    facts |= {"torch": _at(row, "lineage.torch_version") or facts.get("torch")}  # says of which build, too
+    return {key: _word(value) for key, value in facts.items() if _word(value)}
+
+
+def _word(value: Any) -> str:
+    return str(value) if isinstance(value, (str, int)) else ""

@@ -13,6 +13,7 @@ from repq_cli.errors import DataError
 from repq_cli.files import write_json
 
 ROW = "summary.json"
+PLAN = "sweep.json"  # in the folder above, if the run is a job of a sweep
 
 Row = dict[str, Any]
 

@@ -39,9 +39,11 @@ class Run:
 
     options: its configuration, flattened (``fp.epochs``), without what has no bearing on the result and without the
         columns of tables (mode and bits). Without a config.yaml, what its row says of quantizer and block.
-    numbers: ``metric.fp``, ``metric.deployed``, and all of ``size``, ``cost`` and ``time``, under their dotted keys.
+    numbers: ``metric.fp``, ``metric.deployed``, and all of ``checks``, ``size``, ``cost`` and ``time``, under their
+        dotted keys.
     finished: ISO time, empty where the row has none. linked: a copy of an identical run (``lineage.same_as``).
-    machine: what its times depend on. fp_file: where its FP net came from, if from a file.
+    machine: what its times depend on. environment: what is known of machine, versions and sources, by name.
+    error: why it failed, all of it. fp_file: where its FP net came from, if from a file.
     """
 
     folder: str
@@ -61,6 +63,7 @@ class Run:
     finished: str
     linked: bool
     machine: str
+    environment: Mapping[str, str]
     error: str
     fp_file: str | None
 
