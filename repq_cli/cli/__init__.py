@@ -39,6 +39,7 @@ COMMANDS = {
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
     "table": Command("the papers' tables, made of the rows of runs", "repq_cli.cli.table:table", overrides=False),
     "plot": Command("figures of what a sweep found, as PNG and SVG", "repq_cli.cli.plot:plot", overrides=False),
+    "report": Command("one HTML page of all that runs found, to send", "repq_cli.cli.report:report", overrides=False),
     "cache": Command("list and prune the FP stages that runs share", "repq_cli.cli.cache:cache", overrides=False),
 }
 
@@ -56,6 +57,7 @@ try:
   repq train -m +model=repvgg_a0 mode=merged,repq_bnest quant=w4a4,w2a2
   repq info +model=repvgg_b0 quant=w4a4
   repq table                                                    all runs below outputs/, seeds averaged
+  repq report                                                   the same as a page, with figures
 
 exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data or files, 4 a check failed,
             130 Ctrl-C and 143 SIGTERM, both after a checkpoint\

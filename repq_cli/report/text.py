@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -70,3 +71,12 @@ def milliseconds(value: float) -> str:
     """
     decimals = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{decimals}f}"
+
+
+def moment(time: str) -> str:
+    """A row's time as people write it; another text as it is.
+
+    >>> moment("2026-01-01T12:00:00+00:00")
+    '2026-01-01 12:00:00 UTC'
+    """
+    return re.sub(r"^([0-9-]+)T([0-9:]+)\+00:00$", r"\1 \2 UTC", time)

@@ -1,0 +1,98 @@
+"""``repq report``: an argparse command that only reads files, without Hydra and torch."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from repq_cli import __version__
+from repq_cli.cli.arguments import OUTPUTS, PATHS, outputs, with_notes
+from repq_cli.cli.extras import extra
+from repq_cli.errors import DataError
+from repq_cli.files import write_atomically
+from repq_cli.report.page.page import Making, Picture, page_of
+from repq_cli.report.page.render import render
+from repq_cli.report.reading import find_runs
+from repq_cli.report.row import now
+from repq_cli.report.text import file_size, moment
+
+REPORTS = OUTPUTS / "reports"
+
+DESCRIPTION = """\
+Write one HTML page of everything that runs found, to be sent to somebody: the tables of repq table,
+the figures of repq plot, every run, what failed and how to run it again, how all were set up, and on
+which machine. The page needs no other file and fetches nothing; a click on a heading sorts its table."""
+
+EPILOG = """\
+examples:
+  repq report                                         all runs below outputs/
+  repq report outputs/sweep/20260101-120000-train --out sweep.html
+  repq report outputs/train/RUN --title "RepVGG-A0 at 4 bit"
+
+exit codes: 0 done, 2 usage, 3 no runs, or files that cannot be read or written"""
+
+
+def report(arguments: list[str]) -> int:
+    """``repq report``."""
+    options = _parser().parse_args(arguments)
+    paths = [Path(path) for path in options.paths] or [outputs("report")]
+    runs, notes = find_runs(paths)
+    if not runs:
+        raise DataError(
+            with_notes("There are no runs to report on: train some, or name a folder that holds some.", notes)
+        )
+    pictures, picture_notes = _pictures(paths)
+    making = Making(shlex.join(["repq", "report", *arguments]), __version__, moment(now()))
+    content = render(page_of(runs, notes, pictures, picture_notes, options.title, making)).encode()
+    out = Path(options.out) if options.out is not None else _free_name()
+    write_atomically(out, content)
+    figures = f"{len(pictures)} figure{'s' * (len(pictures) != 1)}"
+    _say(f"{out} ({file_size(len(content))}): {len(runs)} run{'s' * (len(runs) != 1)}, {figures}")
+    for note in picture_notes:
+        _say(note)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text.encode(errors="replace").decode())  # folders may have names that no encoding has
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "repq report",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=PATHS)
+    parser.add_argument("--out", metavar="FILE", help=f"the page (default: {REPORTS}/TIME.html)")
+    parser.add_argument("--title", metavar="TEXT", help="its title (default: what the runs are of)")
+    return parser
+
+
+def _pictures(paths: Sequence[Path]) -> tuple[list[Picture], list[str]]:
+    """The figures of ``repq plot``, and why some are not there; without matplotlib, none."""
+    try:
+        with extra("plot"):
+            import matplotlib  # noqa: F401
+    except DataError as error:
+        return [], [f"There are no figures. {error}"]
+    from repq_cli.report.figures.catalogue import drawings
+
+    found, notes = drawings(paths)
+    return [Picture(drawing.title, drawing.caption, drawing.svg()) for drawing in found], notes
+
+
+def _free_name() -> Path:
+    """``outputs/reports/<time>.html``, or with -2, -3, … where that is taken."""
+    try:
+        REPORTS.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{REPORTS} cannot be made ({error.strerror}): name a file with --out FILE.") from error
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = (f"{stamp}{suffix}.html" for suffix in ("", *map("-{}".format, range(2, 1000))))
+    return next(path for name in names if not (path := REPORTS / name).exists())
