@@ -25,7 +25,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
     Raises DataError with the reason (full disk, read-only folder); the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.partial")  # one name: what a killed process left is written over
+    temporary = path.parent / f".{path.name}.partial"  # one name: what a killed process left is written over
     try:
         try:
             yield temporary

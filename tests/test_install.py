@@ -40,6 +40,8 @@ def test_a_wheel_composes_its_configuration_from_any_folder(tmp_path: Path) -> N
     text = check_output(repq, "train", "+model=repvgg_a0", "quant=w4a4", "--cfg", "job", cwd=elsewhere)
     assert "name: repvgg_a0" in text
     assert "72.41" in check_output(repq, "table", "--published", cwd=elsewhere)
+    page = tmp_path / "page.html"
+    assert "34 runs" in check_output(repq, "report", ROOT / "tests" / "table_rows", "--out", page, cwd=elsewhere)
     code = "import repq_cli, repq_cli.configs as configs; print(repq_cli.__file__, configs.__file__)"
     where = check_output(python, "-c", code, cwd=elsewhere)
     assert all(path.startswith(str(tmp_path)) for path in where.split())
