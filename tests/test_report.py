@@ -165,6 +165,15 @@ def test_runs_stand_in_the_order_of_their_numbers_below_the_folder_that_they_sha
     assert common_folder([replace(found[0], folder=".")]) == ""
 
 
+def test_figures_say_nothing_twice() -> None:
+    found, _ = find_runs([ROWS / "short"])
+    content = page_of(found, ["said"], [Picture("A", "B", "<svg/>")], ["said", "only here"], None, MAKING)
+    assert content.picture_notes == ("only here",) and "said" in content.notes
+    parsed = Parsed(render(content))
+    assert parsed.values("img", "src") == ["data:image/svg+xml;base64,PHN2Zy8+"]
+    assert parsed.values("img", "alt") == ["B"] and parsed.texts["figcaption"] == ["A. B"]
+
+
 def test_checks_stand_beside_their_run(tmp_path: Path) -> None:
     config = config_of({})
     checks = {"merge_max_abs": 1.5e-6, "freeze_max_abs": 0.0, "freeze_top1_agreement": 100.0}

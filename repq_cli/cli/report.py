@@ -46,12 +46,13 @@ def report(arguments: list[str]) -> int:
         )
     pictures, picture_notes = _pictures(paths)
     making = Making(shlex.join(["repq", "report", *arguments]), __version__, moment(now()))
-    content = render(page_of(runs, notes, pictures, picture_notes, options.title, making)).encode()
+    page = page_of(runs, notes, pictures, picture_notes, options.title, making)
+    content = render(page).encode()
     out = Path(options.out) if options.out is not None else _free_name()
     write_atomically(out, content)
     figures = f"{len(pictures)} figure{'s' * (len(pictures) != 1)}"
     _say(f"{out} ({file_size(len(content))}): {len(runs)} run{'s' * (len(runs) != 1)}, {figures}")
-    for note in picture_notes:
+    for note in page.picture_notes:
         _say(note)
     return 0
 

@@ -70,8 +70,13 @@ class Run:
     @property
     def name(self) -> str:
         """The folder, and what ran in it."""
+        return f"{self.folder} ({self.what})"
+
+    @property
+    def what(self) -> str:
+        """What ran."""
         seed = "" if self.seed is None else f", seed {self.seed}"
-        return f"{self.folder} ({self.model}, rep {self.rep}, mode {self.mode}, {bits_label(self.bits)}{seed})"
+        return f"{self.model}, rep {self.rep}, mode {self.mode}, {bits_label(self.bits)}{seed}"
 
     def number(self, key: str | Measured) -> float | None:
         """One of ``numbers`` or ``values``, or None where it was not measured."""

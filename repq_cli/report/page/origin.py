@@ -31,18 +31,19 @@ def configurations(runs: Sequence[Run]) -> list[Grid]:
         for key, value in setting.options.items():
             if value != NOT_SET and key not in NO_CONFIG and key not in OF_THE_BLOCK:
                 uses[key][value_text(value)].append(setting)
-    grids = (_common(uses), _differing(uses))
+    grids = (_common(uses, len(runs)), _differing(uses))
     return [grid for grid in grids if grid.lines]
 
 
-def _common(uses: Uses) -> Grid:
+def _common(uses: Uses, runs: int) -> Grid:
     sections: dict[str, list[str]] = defaultdict(list)
     for key, values in sorted(uses.items()):
         if len(values) == 1:
             section, _, name = key.rpartition(".")
             sections[section].append(f"{name}={next(iter(values))}")
     lines = tuple((Entry(section or "–"), Entry("  ".join(words), mark="code")) for section, words in sections.items())
-    return Grid("The same in all runs that have it", (Heading("Section"), Heading("Keys and values")), lines)
+    caption = "The same in all runs that have it" if runs > 1 else "What the run was set up with"
+    return Grid(caption, (Heading("Section"), Heading("Keys and values")), lines)
 
 
 def _differing(uses: Uses) -> Grid:

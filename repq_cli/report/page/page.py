@@ -56,7 +56,7 @@ class Page:
     """The content.
 
     best: for each section, its title and sentences on the best results. notes: on runs as such.
-    picture_notes: on figures that are not there.
+    picture_notes: on figures that are not there, without what notes say as well.
     """
 
     title: str
@@ -94,7 +94,7 @@ def page_of(
             Chapter(chapter.title, tuple(map(grid_of, chapter.tables)), chapter.notes) for chapter in content.chapters
         ),
         pictures=tuple(pictures),
-        picture_notes=tuple(picture_notes),
+        picture_notes=tuple(note for note in picture_notes if note not in content.notes),
         runs=all_runs(runs),
         not_finished=not_finished(runs),
         notes=content.notes,

@@ -49,8 +49,12 @@ def all_runs(runs: Sequence[Run]) -> Grid:
         tuple(heading for _, heading, _ in columns),
         tuple(tuple(entry(run) for _, _, entry in columns) for run in sorted(runs, key=_natural)),
         tuple(groups),
-        CHECKS,
+        CHECKS if any(group == "Checks" for group, _ in groups) else (),
     )
+
+
+def _folder(run: Run, above: str) -> Entry:
+    return Entry(os.path.relpath(run.folder, above) if above else run.folder)
 
 
 def _natural(run: Run) -> list[tuple[int, str]]:
@@ -71,7 +75,7 @@ def _columns(above: str) -> list[RunColumn]:
         return lambda run: _entry(run, key, lambda value: number(value, run.metric.name if run.metric else ""))
 
     return [
-        ("", Heading("Folder"), lambda run: Entry(os.path.relpath(run.folder, above) if above else run.folder)),
+        ("", Heading("Folder"), lambda run: _folder(run, above)),
         ("", Heading("Model"), lambda run: Entry(run.model)),
         ("", Heading("Rep"), lambda run: Entry(run.rep)),
         ("", Heading("Mode"), lambda run: Entry(mode_title(run.mode))),
@@ -116,24 +120,24 @@ def _metric(run: Run) -> str:
 
 def not_finished(runs: Sequence[Run]) -> Grid | None:
     """The runs that failed, were stopped or still run, why, and the command that goes on with each."""
+    above = common_folder(runs)
     lines = [
         (
-            Entry(run.folder),
-            Entry(", ".join([run.model, run.rep, mode_title(run.mode), bits_label(run.bits)])),
-            Entry("" if run.seed is None else str(run.seed), run.seed),
+            _folder(run, above),
+            Entry(run.what),
             Entry(run.status, mark=run.status),
             Entry(run.error, mark="error"),
             Entry(again(run) or NO_COMMAND, mark="code" if again(run) else ""),
         )
-        for run in runs
+        for run in sorted(runs, key=_natural)
         if run.status != "done"
     ]
     if not lines:
         return None
-    names = (Heading("Folder"), Heading("Run"), Heading("Seed", True), Heading("Status"), Heading("Error"))
-    caption = f"{len(lines)} run{'s' * (len(lines) != 1)} without a result"
+    names = map(Heading, ("Folder", "Run", "Status", "Error", "To run it again"))
+    caption = f"{len(lines)} run{'s' * (len(lines) != 1)} without a result" + (f", below {above}" if above else "")
     notes = ("Commands are for the folder in which this page was made. An unfinished run may still be at work.",)
-    return Grid(caption, (*names, Heading("To run it again")), tuple(lines), notes=notes)
+    return Grid(caption, tuple(names), tuple(lines), notes=notes)
 
 
 def again(run: Run) -> str:
