@@ -246,7 +246,7 @@ def hostile_page(name: str) -> str:
     for run in find_runs([ROWS / "sweep" / "plain-8-0", ROWS / "sweep" / "merged-4-1"])[0]:
         metric = run.metric and Metric(name, name, True)
         said = {"model": name, "rep": name, "mode": name, "data": name, "error": run.error and name}
-        options = {**run.options, f"fp.{name}": name}
+        options = {**run.options, f"fp.{name.replace('.', '')}": name}  # a dot begins a section
         machine = {"machine": name, "environment": {"cpu": name, name: name}, "fp_file": name, "finished": name}
         changed.append(replace(run, folder=f"{name}/{run.folder}", metric=metric, options=options, **said, **machine))
     picture = Picture(name, name, f"<svg xmlns='http://www.w3.org/2000/svg'><text>{name}</text></svg>")

@@ -89,12 +89,12 @@ def _columns(above: str) -> list[RunColumn]:
         ("Metric", Heading("Deployed", True), metric("metric.deployed")),
         (
             "Checks",
-            Heading("Merged − branches", True),
+            Heading("Merged −\xa0branches", True),
             lambda run: _entry(run, "checks.merge_max_abs", "{:.1e}".format),
         ),
         (
             "Checks",
-            Heading("Deployed − trained", True),
+            Heading("Deployed −\xa0trained", True),
             lambda run: _entry(run, "checks.freeze_max_abs", "{:g}".format),
         ),
         ("Checks", Heading("Equal answers", True), _agreement),
