@@ -206,6 +206,7 @@ def test_the_best_is_named_for_each_width_and_scale(tmp_path: Path) -> None:
     done(tmp_path / "b", mode_and_bits("merged", 8, 8), 70.0, 71.501)
     done(tmp_path / "c", mode_and_bits("merged", 4, 4), 70.0, 69.0)
     failed(tmp_path / "d", mode_and_bits("merged", 2, 2), "x")
+    failed(tmp_path / "e", mode_and_bits("merged", 4, 4, seed=1), "x")
     (section,) = sections_of(find_runs([tmp_path])[0])
     assert best_results(section) == [
         "8 bit: 71.50 % by repvgg_a0 with repvgg, Merged, 1 seed, 1.50 above its FP net; 1 other reaches the same.",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from repq_cli.report.cells import Cell
-from repq_cli.report.table import Column, Table
+from repq_cli.report.table import Table
 
 
 class Entry(NamedTuple):
@@ -52,7 +52,7 @@ def grid_of(table: Table) -> Grid:
             tuple(_entry(text, entry) for text, entry in zip(texts, line, strict=True))
             for texts, line in zip(table.texts, table.lines, strict=True)
         ),
-        _groups(table.columns),
+        spans(column.group for column in table.columns),
         table.legend,
     )
 
@@ -64,7 +64,11 @@ def _entry(text: str, entry: str | Cell) -> Entry:
     return Entry(text, entry.value, mark)
 
 
-def _groups(columns: Sequence[Column]) -> tuple[tuple[str, int], ...]:
-    if not any(column.group for column in columns):
-        return ()
-    return tuple((group, len(list(own))) for group, own in itertools.groupby(columns, lambda column: column.group))
+def spans(groups: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """The group of every column, in a row of headings; nothing where no column has one.
+
+    >>> spans(["", "FP", "FP"]), spans(["", ""])
+    ((('', 1), ('FP', 2)), ())
+    """
+    found = tuple((group, len(list(own))) for group, own in itertools.groupby(groups))
+    return found if any(group for group, _ in found) else ()

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from repq_cli.report.page.grid import Entry, Grid, Heading
+from repq_cli.report.page.grid import Entry, Grid, Heading, spans
 from repq_cli.report.quality import UNITS, number
 from repq_cli.report.row import PLAN
 from repq_cli.report.runs import Run, bits_label
@@ -22,6 +22,7 @@ CHECKS = (
     "Equal answers: images, or pixels of pictures, for which both give the same.",
 )
 RunColumn = tuple[str, Heading, Callable[[Run], Entry]]  # its group, its name, and what it says of a run
+IN_CAPTION = {"Data", "of"}  # columns, where all runs have the same
 NO_COMMAND = "its configuration was never written: start it again by the command that started it"
 
 
@@ -37,18 +38,15 @@ def all_runs(runs: Sequence[Run]) -> Grid:
     """A line for each run: what it was, its metric by every net, and its checks."""
     above = common_folder(runs)
     columns = [column for column in _columns(above) if _tells(column, runs)]
-    groups: list[tuple[str, int]] = []
-    for group, *_ in columns:
-        groups[-1:] = [(group, groups[-1][1] + 1)] if groups and groups[-1][0] == group else [*groups[-1:], (group, 1)]
-    shared = [f"{len(runs)} runs" if len(runs) > 1 else "The run", f"below {above}" if above else ""]
-    shared += [
-        next(iter(found)) for found in ({run.data or "" for run in runs}, set(map(_metric, runs))) if len(found) == 1
-    ]
+    groups = spans(group for group, *_ in columns)
+    said = [f"{len(runs)} runs" if len(runs) > 1 else "The run", f"below {above}" if above else ""]
+    for same in ({run.data or "" for run in runs}, {_metric(run) for run in runs}):
+        said += same if len(same) == 1 else []
     return Grid(
-        ", ".join(part for part in shared if part),
+        ", ".join(part for part in said if part),
         tuple(heading for _, heading, _ in columns),
         tuple(tuple(entry(run) for _, _, entry in columns) for run in sorted(runs, key=_natural)),
-        tuple(groups),
+        groups,
         CHECKS if any(group == "Checks" for group, _ in groups) else (),
     )
 
@@ -65,7 +63,7 @@ def _natural(run: Run) -> list[tuple[int, str]]:
 def _tells(column: RunColumn, runs: Sequence[Run]) -> bool:
     """Whether anything stands in a column; of what the caption can say, whether it differs."""
     texts = {column[2](run).text for run in runs}
-    return len(texts) > 1 if column[1].text in ("Data", "of") else texts != {""}
+    return len(texts) > 1 if column[1].text in IN_CAPTION else texts != {""}
 
 
 def _columns(above: str) -> list[RunColumn]:

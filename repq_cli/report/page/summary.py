@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from repq_cli.report.cells import Cell, result
+from repq_cli.report.cells import result
 from repq_cli.report.runs import Bits, Run, Status, bits_label
 from repq_cli.report.sections import UNKNOWN, Section
 from repq_cli.report.settings import Entry, entries_of, mode_order, mode_title, rep_order
@@ -54,36 +54,28 @@ def best_results(section: Section) -> list[str]:
     for entry in entries_of(section.lines, share_plain=True):
         if result(entry.seeds, "metric.deployed").value is not None:
             rivals[entry.options.get("model.scale"), entry.bits].append(entry)
-    return [_sentence(section, scale, bits, entries) for (scale, bits), entries in _in_order(rivals)]
-
-
-def _in_order(
-    rivals: dict[tuple[object, Bits], list[Entry]],
-) -> Iterator[tuple[tuple[object, Bits], list[Entry]]]:
-    for scale in dict.fromkeys(scale for scale, _ in sorted(rivals, key=lambda key: str(key[0]))):
-        for bits in sorted({bits for own, bits in rivals if own == scale}, reverse=True):
-            yield (scale, bits), rivals[scale, bits]
+    ordered = sorted(rivals.items(), key=lambda item: (str(item[0][0]), [-width for width in item[0][1]]))
+    return [_sentence(section, scale, bits, entries) for (scale, bits), entries in ordered]
 
 
 def _sentence(section: Section, scale: object, bits: Bits, entries: Sequence[Entry]) -> str:
     cells = [(result(entry.seeds, "metric.deployed"), entry) for entry in entries]
     values = [cell.value for cell, _ in cells if cell.value is not None]
     best = section.form(max(values) if section.metric.higher_is_better else min(values))
-    first, *others = [pair for pair in cells if pair[0].value is not None and section.form(pair[0].value) == best]
+    alike = [pair for pair in cells if pair[0].value is not None and section.form(pair[0].value) == best]
+    (cell, entry), others = alike[0], len(alike) - 1
     where = bits_label(bits) if scale is None else f"×{scale}, {bits_label(bits)}"
-    alike = f"; {len(others)} other{'s reach' if len(others) > 1 else ' reaches'} the same" if others else ""
-    reached = " ".join(part for part in (_number(section, first[0]), section.unit) if part)
-    return f"{where}: {reached} by {_name(first[1])}{_against_fp(section, first[1])}{alike}."
-
-
-def _number(section: Section, cell: Cell) -> str:
-    return entry_text(cell, Column("", form=section.form, spread=True), counts=False)
+    same = f"; {others} other{'s reach' if others > 1 else ' reaches'} the same" if others else ""
+    reached = entry_text(cell, Column("", form=section.form, unit=section.unit, spread=True), counts=False)
+    unit = f" {section.unit}" if section.unit else ""
+    seeds = _count(cell.n, "seed")
+    return f"{where}: {reached}{unit} by {_name(entry)}, {seeds}{_against_fp(section, entry)}{same}."
 
 
 def _name(entry: Entry) -> str:
     model, rep, _, mode, variant = entry.texts_of_net
     block = "" if rep == "none" else f" with {rep}"
-    return f"{model}{block}, {mode}" + (f" ({variant})" if variant else "") + f", {_count(len(entry.seeds), 'seed')}"
+    return f"{model}{block}, {mode}" + (f" ({variant})" if variant else "")
 
 
 def _against_fp(section: Section, entry: Entry) -> str:
