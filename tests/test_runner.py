@@ -162,6 +162,7 @@ def test_a_run_leaves_the_folder_of_the_contract(finished: Path) -> None:
         "env.json",
         "metrics.jsonl",
         "train.log",
+        "weights.json",
         "checkpoints/last.pt",
         "checkpoints/previous.pt",
         "checkpoints/best.pt",

@@ -19,8 +19,10 @@ from repq_cli.cli import main
 from repq_cli.cli.jobs import compose_plain
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.images.files import read_rgb
+from repq_cli.images.panel import busiest
 from repq_cli.images.resize import to_bytes
 from repq_cli.tasks.super_resolution import SuperResolution
+from repq_cli.train.evaluation import CROP
 from repq_cli.train.runner import run
 
 SMALL = [
@@ -76,6 +78,20 @@ def test_a_run_measures_everything_and_ships_what_was_trained(trained: Path) -> 
 def test_tensorboard_shows_crops_side_by_side(trained: Path) -> None:
     events = EventAccumulator(str(trained / "tb"), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == ["random"]
+
+
+def test_a_run_leaves_crops_of_every_set_with_their_quality(trained: Path) -> None:
+    folder = trained / "crops/random"
+    pictures = {path.stem: read_rgb(path) for path in folder.glob("*.png")}
+    assert set(pictures) == {"original", "bicubic", "fp", "deployed"}
+    pair = random_pictures().tests["random"].pairs[0]  # type: ignore[attr-defined]
+    rows, columns = busiest(pair.high, CROP)
+    assert torch.equal(pictures["original"], pair.high[:, rows, columns])
+    net, task = DeployedNet.load(trained / "deploy"), SuperResolution(2, "luma")
+    assert torch.equal(pictures["deployed"], to_bytes(task.upscale(net, pair.low, 1024)[1])[:, rows, columns])
+    measured = {m["engine"]: m["value"] for m in row_of(trained)["metrics"] if m["name"] == "psnr_y"}
+    expected = {engine: measured[engine] for engine in ("bicubic", "fp", "deployed")}
+    assert json.loads((folder / "values.json").read_text()) == {"scale": 2, "psnr_y": expected}
 
 
 def test_training_merged_or_branch_by_branch_is_the_same_run(in_folder: Path) -> None:

@@ -124,6 +124,8 @@ def test_a_sweep_leaves_out_what_is_illegal_and_runs_the_same_once(
     assert trained(sweep, "FP") == [2, 4] and trained(sweep, "QAT") == [2, 3, 4, 5]
     for copy, original in ((6, 2), (7, 3)):
         assert found[copy]["lineage"]["same_as"] == str(sweep / str(original))
+        weights = [(sweep / str(job) / "weights.json").read_bytes() for job in (copy, original)]
+        assert weights[0] == weights[1]
         assert (found[copy]["rep"], found[original]["rep"]) == ("repvgg", "none")
         assert results(sweep / str(copy)) == results(sweep / str(original))
         assert main(["eval", f"run={sweep / str(copy)}", "verbosity=quiet"]) == 0

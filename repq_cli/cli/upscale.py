@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from pathlib import Path
@@ -14,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.files import write_atomically
-from repq_cli.images.files import UNREADABLE, list_folder, pixels_of, to_image
+from repq_cli.images.files import UNREADABLE, list_folder, pixels_of, write_png
 from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.tasks.super_resolution import SuperResolution
 from repq_cli.train.environment import pick_device
@@ -125,6 +123,4 @@ def _write(target: Path, pixels: Tensor) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{target.parent} cannot be made ({error.strerror}): choose another folder.") from error
-    buffer = io.BytesIO()
-    to_image(pixels).save(buffer, "PNG")
-    write_atomically(target, buffer.getvalue())
+    write_png(target, pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from repq_cli.errors import DataError
+from repq_cli.files import write_atomically
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -59,6 +61,13 @@ def to_image(pixels: Tensor) -> Image.Image:
     """A Pillow image of ``uint8 [C, H, W]`` with 1 to 4 channels: grey, grey with alpha, RGB, RGB with alpha."""
     array = pixels.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def write_png(path: Path, pixels: Tensor) -> None:
+    """Write ``uint8 [C, H, W]`` as a PNG, whole or not at all. Raises DataError if that cannot be."""
+    buffer = io.BytesIO()
+    to_image(pixels).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from repq_cli.report.runs import Bits, Measured, Metric, Run, Status
 
 STATUSES = get_args(Status)
 CONFIG = "config.yaml"
-NOT_RUNS = {"checkpoints", "deploy", "tb"}  # folders of a run that hold no other one
+NOT_RUNS = {"checkpoints", "crops", "deploy", "diagnose", "export", "tb"}  # folders of a run that hold no other one
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
 LARGEST_DEPTH = 1000  # of nested lists in a config.yaml, far more than any has
 

@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from repq_cli.data.base import Evaluation
 from repq_cli.data.pictures import Pictures
-from repq_cli.images.panel import busiest, enlarged, side_by_side
+from repq_cli.images.panel import busiest, enlarged
 from repq_cli.images.resize import to_bytes
 from repq_cli.report.row import Row
 from repq_cli.tasks.super_resolution import SuperResolution
 from repq_cli.train.engine import Task
 
-CROP = 128  # pixels a side of the pictures in TensorBoard
+CROP = 96  # pixels a side
 
 
 @torch.no_grad()
@@ -58,22 +58,25 @@ def value_of(rows: list[Row], keys: Row) -> float | None:
     return next((row["value"] for row in rows if keys.items() <= row.items()), None)
 
 
-def panels(
+def crops(
     nets: Mapping[str, nn.Module], tests: Mapping[str, Evaluation], task: Task, device: torch.device, tile: int
-) -> Iterator[tuple[str, Tensor]]:
-    """For each set of pictures the busiest part of its first one: low resolution, every network's, the original."""
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """For each set of pictures the busiest part of its first one: low resolution, every network's, the original.
+
+    ``uint8 [3, h, w]``, all at full resolution. None where the task has no pictures.
+    """
     if not isinstance(task, SuperResolution):
         return
     for name, split in tests.items():
         assert isinstance(split, Pictures)
         pair = split.pairs[0]
-        shown = {"LR": enlarged(pair.low, task.scale)}
+        pictures = {"LR": enlarged(pair.low, task.scale)}
         for engine, net in nets.items():
             _, rgb = task.upscale(_as_upscaler(net.eval()), pair.low.to(device), tile)
-            shown[engine] = to_bytes(rgb.cpu())
-        shown["HR"] = pair.high
+            pictures[engine] = to_bytes(rgb.cpu())
+        pictures["HR"] = pair.high
         rows, columns = busiest(pair.high, CROP)
-        yield name, side_by_side({label: picture[:, rows, columns] for label, picture in shown.items()})
+        yield name, {label: picture[:, rows, columns] for label, picture in pictures.items()}
 
 
 def _as_upscaler(net: nn.Module) -> Any:

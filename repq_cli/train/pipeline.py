@@ -17,6 +17,7 @@ from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, size_on_disk
 from repq_cli.errors import CheckError
+from repq_cli.images.panel import side_by_side
 from repq_cli.modes.branchwise import merged_bits, requantize
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose, freeze_statistics
@@ -24,12 +25,14 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.block import merge_first
+from repq_cli.report.quality import ENGINES
 from repq_cli.report.row import Row, now, write_row
 from repq_cli.seeds import derive_seed
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.environment import peak_memory_bytes
-from repq_cli.train.evaluation import measure, panels, value_of
+from repq_cli.train.evaluation import crops, measure, value_of
 from repq_cli.train.experiment import Experiment
+from repq_cli.train.for_figures import leave_crops, leave_weights
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
 from repq_cli.train.stage import Stage, Surroundings, train_stage
@@ -70,7 +73,8 @@ class Run:
         qat_net = self.qat_stage(fp_net, saved)
         self.around.stop.check()
         branchwise = self.experiment.mode.name == "branchwise"
-        deployed, agreement = self.deploy(self.requantized(qat_net) if branchwise else qat_net)
+        shipped = self.requantized(qat_net) if branchwise else qat_net
+        deployed, agreement = self.deploy(shipped)
         self.row["checks"] |= {
             "freeze_max_lsb": agreement.max_lsb,
             "freeze_max_abs": agreement.max_abs,
@@ -78,6 +82,7 @@ class Run:
         }
         self.around.stop.check()
         self.measure(fp_net, qat_net, deployed)
+        leave_weights(self.run_dir, shipped, fp_net if self.experiment.mode.name == "ptq" else qat_net)
         self.row["lineage"]["finished"] = now()
         write_row(self.run_dir, self.row)
 
@@ -192,10 +197,10 @@ class Run:
             "qat": value_of(row["metrics"], wanted | {"engine": "fake"}),
             "deployed": value_of(row["metrics"], wanted | {"engine": "deployed"}),
         }
-        if self.experiment.runtime.tensorboard:
-            shown = {**task.baselines(), "FP": fp_net, "QAT": qat_net}
-            for panel_name, panel in panels(shown, tests, task, device, tile):
-                around.log.image(panel_name, panel)
+        pictures = {**task.baselines(), "fp": fp_net, "deployed": deployed}
+        for set_name, crop in crops(pictures, tests, task, device, tile):
+            around.log.image(set_name, side_by_side({ENGINES.get(key, key): picture for key, picture in crop.items()}))
+            leave_crops(self.run_dir, set_name, crop, row["metrics"])
         parameters = parameter_count(deployed)
         row["size"] = {
             "params_train": sum(parameter.numel() for parameter in fp_net.parameters()),
