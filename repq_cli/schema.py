@@ -118,6 +118,14 @@ KEYS: dict[str, dict[str, Any]] = {
         "threads": Annotated[int, Range(1, 1024)] | None,
         "out": str | None,
     },
+    "diagnose": {
+        "run": str,
+        "images": Annotated[int, Range(1)],
+        "out": str | None,
+        "device": str,
+        "threads": Annotated[int, Range(1, 1024)] | None,
+        "verbosity": Verbosity,
+    },
     "upscale": {
         "run": str,
         "in": str | list[str],

@@ -38,7 +38,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert "There is no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
     assert main(["zzz"]) == 2
-    assert "the commands are train, eval, export, upscale, bench, info" in capsys.readouterr().err
+    assert "the commands are train, eval, export, upscale, bench, diagnose, info" in capsys.readouterr().err
 
 
 def test_help_and_completion_do_not_import_torch() -> None:

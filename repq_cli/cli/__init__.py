@@ -36,6 +36,7 @@ COMMANDS = {
     "export": Command("the integer network as a file to ship, proven equal", "repq_cli.cli.commands:export"),
     "upscale": Command("enlarge image files with a super-resolution run", "repq_cli.cli.commands:upscale"),
     "bench": Command("what inference costs, from the training graph to integers", "repq_cli.cli.commands:bench"),
+    "diagnose": Command("which layer of a finished run hurts, and what to try", "repq_cli.cli.commands:diagnose"),
     "info": Command("an assembled network, its parameters, and the environment", "repq_cli.cli.commands:info"),
     "table": Command("the papers' tables, made of the rows of runs", "repq_cli.cli.table:table", overrides=False),
     "plot": Command("figures of what a sweep found, as PNG and SVG", "repq_cli.cli.plot:plot", overrides=False),

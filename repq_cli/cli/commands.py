@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import run_app
 from repq_cli.cli.overrides import Checker
 from repq_cli.cli.resume import go_on
 from repq_cli.errors import ConfigError
-
-
-def info(arguments: list[str]) -> int:
-    """``repq info``."""
-    line = CommandLine.parse(arguments)
-    return run_app("info", arguments if line.only_shows else Checker("info", line).check().arguments)
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -23,25 +19,18 @@ def evaluate(arguments: list[str]) -> int:
         raise ConfigError(
             "Keys of data need data itself: data=NAME data.KEY=VALUE; without any, the run's own is read."
         )
-    return run_app("eval", arguments if line.only_shows else Checker("eval", line).check().arguments)
+    return _app("eval")(arguments)
 
 
-def export(arguments: list[str]) -> int:
-    """``repq export``."""
-    line = CommandLine.parse(arguments)
-    return run_app("export", arguments if line.only_shows else Checker("export", line).check().arguments)
+def _app(name: str) -> Callable[[list[str]], int]:
+    def app(arguments: list[str]) -> int:
+        line = CommandLine.parse(arguments)
+        return run_app(name, arguments if line.only_shows else Checker(name, line).check().arguments)
+
+    return app
 
 
-def bench(arguments: list[str]) -> int:
-    """``repq bench``."""
-    line = CommandLine.parse(arguments)
-    return run_app("bench", arguments if line.only_shows else Checker("bench", line).check().arguments)
-
-
-def upscale(arguments: list[str]) -> int:
-    """``repq upscale``."""
-    line = CommandLine.parse(arguments)
-    return run_app("upscale", arguments if line.only_shows else Checker("upscale", line).check().arguments)
+info, export, upscale, bench, diagnose = map(_app, ("info", "export", "upscale", "bench", "diagnose"))
 
 
 def train(arguments: list[str]) -> int:

@@ -83,6 +83,14 @@ def bench_app(config: DictConfig) -> None:
     _run_job(lambda: bench_job(plain(config)))
 
 
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="diagnose")
+def diagnose_app(config: DictConfig) -> None:
+    """Say which layer of a finished run hurts."""
+    from repq_cli.cli.diagnose import diagnose_job
+
+    _run_job(lambda: diagnose_job(plain(config)))
+
+
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="upscale")
 def upscale_app(config: DictConfig) -> None:
     """Enlarge image files."""
@@ -98,6 +106,7 @@ APPS = {
     "upscale": upscale_app,
     "bench": bench_app,
     "info": info_app,
+    "diagnose": diagnose_app,
 }
 
 

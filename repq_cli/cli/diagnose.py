@@ -1,0 +1,86 @@
+"""``repq diagnose``: which layer of a finished run hurts, and what to try."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repq_cli import build
+from repq_cli.cli.extras import extra
+from repq_cli.cli.jobs import checked, stored_config
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.files import write_atomically, write_json
+from repq_cli.modes.branchwise import requantize
+from repq_cli.modes.weights import blocks_behind
+from repq_cli.quant.options import QuantOptions
+from repq_cli.quant.quantizer import quantizers
+from repq_cli.report.diagnosis import LEGEND, advice, layer_table, summary
+from repq_cli.report.row import prune
+from repq_cli.schema import with_defaults
+from repq_cli.train.diagnosis import diagnose, some_of
+from repq_cli.train.environment import pick_device
+from repq_cli.train.reload import finished_row, trained_nets
+
+FORMAT = 1
+WIDTH = 120  # columns
+
+
+def diagnose_job(config: dict[str, Any]) -> None:
+    """Measure, print the table and the advice, and write both with the figure."""
+    run = Path(config["run"])
+    row = finished_row(run)
+    run_config = checked(with_defaults(stored_config(run)))
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    device = pick_device(config["device"])
+    data, task = build.data(run_config), build.task(run_config)
+    nets = trained_nets(run, run_config, build.network_maker(run_config, data.info), data.info.shape[0])
+    net, mode, quant = nets["fake"], run_config["mode"]["name"], QuantOptions(**run_config["quant"])
+    if not quantizers(net):
+        raise ConfigError(f"run={run} is of quant={quant.label}: nothing in it is quantized, and so nothing can hurt.")
+    blocks = blocks_behind(nets["fp"] if mode in ("ptq", "merged") else net)
+    if mode == "branchwise":
+        net = requantize(net, quant.init)
+    out = Path(config["out"]) if config["out"] else run / "diagnose"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
+
+    images = some_of(data.val, config["images"])
+    show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
+    found = {
+        "format": FORMAT,
+        **{key: row[key] for key in ("model", "rep", "mode", "quant")},
+        "data": {"name": run_config["data"]["name"], "split": "val", "images": len(images), "of": len(data.val)},
+        "metric": {"name": task.metric, "unit": task.unit, "higher_is_better": task.higher_is_better},
+        **diagnose(net, nets["fp"], blocks, images, task, device, show_bar),
+    }
+    found["advice"] = advice(found)
+    write_json(out / "diagnosis.json", prune(found))
+    print(f"{run}: {row['model']}, rep {row['rep']}, mode {row['mode']}, {quant.label}")
+    print(f"{len(images)} of {len(data.val)} images of the validation split; the test split is not used\n")
+    print(f"{summary(found)}\n\n{layer_table(found)}\n{LEGEND}\n")
+    print("\n".join(textwrap.fill(sentence, WIDTH) for sentence in found["advice"]))
+    print(f"written to {', '.join(map(str, [out / 'diagnosis.json', *_drawn(found, out)]))}")
+
+
+def _drawn(found: dict[str, Any], out: Path) -> list[Path]:
+    """The files of the figure; none, and a note, without matplotlib."""
+    try:
+        with extra("plot"):
+            from matplotlib.figure import Figure  # noqa: F401
+    except DataError as error:
+        print(f"No figure: {error}")
+        return []
+    from repq_cli.report.figures.layers import layer_figure
+
+    paths = []
+    for ending, content in layer_figure(found).items():
+        paths.append(out / f"layers.{ending}")
+        write_atomically(paths[-1], content)
+    return paths

@@ -1,0 +1,124 @@
+"""A figure of a diagnosis: noise and harm, layer by layer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from repq_cli.report.diagnosis import by_harm
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Numbers = dict[str, Any]
+
+FONT = "DejaVu Sans"  # comes with matplotlib, so that figures are the same everywhere
+WEIGHTS, INPUTS, HARM = "#0072b2", "#e69f00", "#d55e00"  # of Okabe and Ito, apart in grey as well
+LINE = 0.24  # inches for a layer
+LABEL = 6.5  # points
+LONGEST_NAME = 30
+
+PARAMETERS: dict[str, Any] = {
+    "font.family": FONT,
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "layers",
+}
+
+
+def layer_figure(diagnosis: Numbers) -> dict[str, bytes]:
+    """The figure as PNG and SVG by their endings; equal diagnoses give equal bytes.
+
+    A line for each layer in the network's order: the signal-to-quantization-noise ratio of its weights and its input,
+    and what is lost with only this layer quantized; the layer that hurts most is in bold.
+    """
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layers, unit, metric = diagnosis["layers"], diagnosis["metric"]["unit"], diagnosis["metric"]["name"]
+    count = len(layers)
+    with style.context(["default", PARAMETERS]):
+        top, bottom, width = 0.5, 0.42, 7.0
+        height = top + bottom + LINE * count
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        box = (bottom / height, LINE * count / height)
+        noise = figure.add_axes((0.22, box[0], 0.42, box[1]))
+        harm = figure.add_axes((0.69, box[0], 0.27, box[1]), sharey=noise)
+        _noise_bars(noise, layers)
+        _harm_bars(harm, [layer["alone"]["drop"] for layer in layers])
+        noise.set_yticks(range(count), [_shortened(layer["name"]) for layer in layers])
+        noise.set_ylim(count - 0.4, -0.6)
+        harm.tick_params(labelleft=False)
+        worst = layers.index(by_harm(diagnosis)[0])
+        noise.get_yticklabels()[worst].set_fontweight("bold")
+        noise.set_xlabel("signal to quantization noise, dB")
+        harm.set_xlabel(f"{metric} lost, {'points' if unit == '%' else unit}")
+        noise.set_title("Weights (filled) and input (hatched)")
+        harm.set_title("Only this layer quantized")
+        figure.text(0.01, 1 - 0.12 / height, _heading(diagnosis), ha="left", va="center", fontsize=8)
+        return {ending: _saved(figure, ending) for ending in ("png", "svg")}
+
+
+def _heading(diagnosis: Numbers) -> str:
+    quant, data = diagnosis["quant"], diagnosis["data"]
+    return (
+        f"{diagnosis['model']}, rep {diagnosis['rep']}, mode {diagnosis['mode']}, w{quant['weight_bits']}"
+        f"a{quant['act_bits']}, on {data['images']} validation images of {data['name']}"
+    )
+
+
+def _noise_bars(axes: Axes, layers: Sequence[Numbers]) -> None:
+    """Two bars a layer, each with its number at its end, or the word for what has no noise or no codes."""
+    pairs: Sequence[tuple[float, str, dict[str, Any]]] = (
+        (-0.19, "weights", {"color": WEIGHTS}),
+        (0.19, "input", {"color": INPUTS, "hatch": "//////"}),
+    )
+    values = [found["sqnr"] or 0 for layer in layers for key in ("weights", "input") if (found := layer.get(key))]
+    axes.set_xlim(min([0, *values]), 1.12 * max([1, *values]))
+    axes.axvline(0, color="black", linewidth=0.6)
+    for index, layer in enumerate(layers):
+        for offset, key, look in pairs:
+            found = layer.get(key)
+            value = found["sqnr"] if found else None
+            word = f"{value:.0f}" if value is not None else "exact" if found else "float"
+            axes.barh(index + offset, value or 0, 0.34, edgecolor="white", linewidth=0.3, **look)
+            axes.annotate(
+                word, (max(value or 0, 0), index + offset), (2, 0), textcoords="offset points", va="center_baseline",
+                fontsize=5.5,
+            )  # fmt: skip
+
+
+def _harm_bars(axes: Axes, drops: Sequence[float]) -> None:
+    """One bar a layer; what is gained goes to the left."""
+    low, high = min([0.0, *drops]), max([0.0, *drops])
+    room = 0.22 * ((high - low) or 1)
+    axes.set_xlim(low - (room if low < 0 else 0), high + room)
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.barh(range(len(drops)), drops, 0.6, color=HARM)
+    for index, drop in enumerate(drops):
+        shown = round(drop, 2) or 0.0
+        axes.annotate(
+            f"{shown:.2f}".replace("-", "−"), (drop, index), (-2 if drop < 0 else 2, 0), textcoords="offset points",
+            ha="right" if drop < 0 else "left", va="center_baseline", fontsize=LABEL,
+        )  # fmt: skip
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+
+
+def _saved(figure: Any, ending: str) -> bytes:
+    written = io.BytesIO()
+    figure.savefig(written, format=ending, dpi=200, metadata={"Date": None} if ending == "svg" else None)
+    return written.getvalue()
