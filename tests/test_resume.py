@@ -72,8 +72,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert main(["train", f"resume={stopped}"]) == 0
     assert row_of(stopped)["status"] == "done"
     assert results(stopped) == results(unbroken)
-    name = "deploy/model.safetensors"
-    assert (stopped / name).read_bytes() == (unbroken / name).read_bytes()
+    for name in ("deploy/model.safetensors", "weights.json"):
+        assert (stopped / name).read_bytes() == (unbroken / name).read_bytes()
     assert (stopped / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
 
 

@@ -119,7 +119,7 @@ def test_runs_whose_kernels_are_merged_for_shipping_name_their_branches(
     content = json.loads((folder / "weights.json").read_text())
     assert content["format"] == 1
     layers = {layer["name"]: layer for layer in content["layers"]}
-    assert set(layers["stem"]["branches"]) == {"dense", "point"} and layers["classifier"]["branches"] == {}
+    assert set(layers["blocks.0"]["branches"]) == {"dense", "point"} and layers["classifier"]["branches"] == {}
     deployed = json.loads((folder / "deploy/model.json").read_text())
     widths = {node["name"]: node["bits"] for node in deployed["nodes"] if node["op"] in ("conv", "linear")}
     assert {name.replace(".", "_"): layer["bits"] for name, layer in layers.items()} == widths

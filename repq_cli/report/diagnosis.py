@@ -238,7 +238,7 @@ def _for_range(diagnosis: Numbers, layers: Sequence[Numbers]) -> str | None:
     if excess(worst) <= UGLY:
         return None
     merged = worst["range_ratio"]["merged"]["largest"]
-    remedies = ["mode=auto, which keeps the branches in QAT"] if diagnosis["mode"] == "merged" else []
+    remedies = ["mode=auto, which keeps the branches in QAT,"] if diagnosis["mode"] == "merged" else []
     remedies += ["rep=qarepvgg"] if diagnosis["rep"] == "repvgg" else []
     remedies += [] if len(remedies) == 2 else ["more qat.epochs"]
     return (
