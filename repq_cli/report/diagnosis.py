@@ -51,6 +51,12 @@ def value_of(diagnosis: Numbers, setting: str) -> float:
     return found["value"] if isinstance(found, dict) else found
 
 
+def gap_unit(diagnosis: Numbers) -> str:
+    """The unit of differences of the metric."""
+    unit = diagnosis["metric"]["unit"]
+    return "points" if unit == "%" else str(unit)
+
+
 def summary(diagnosis: Numbers) -> str:
     """The metric of the whole network in every setting."""
     unit = diagnosis["metric"]["unit"]
@@ -59,15 +65,14 @@ def summary(diagnosis: Numbers) -> str:
         found = diagnosis["network"][setting]
         more = ["", ""]
         if isinstance(found, dict):
-            more = [f"{_drop(found['drop'])} {unit}", f"{_tenth(found['output_sqnr'])} dB"]
+            more = [f"{_drop(found['drop'])} {gap_unit(diagnosis)}", f"{_tenth(found['output_sqnr'])} dB"]
         lines.append([name, f"{value_of(diagnosis, setting):.2f} {unit}", *more])
     return columns(lines, 1)
 
 
 def layer_table(diagnosis: Numbers) -> str:
     """A line for each layer, worst first, in at most 120 columns."""
-    unit = diagnosis["metric"]["unit"]
-    header = ["layer", "bits", f"drop {unit}", "output dB", "range", "branches"]
+    header = ["layer", "bits", "drop", "output dB", "range", "branches"]
     lines = [[*header, "weights dB", "clip %", "zero %", "input dB", "clip %", "zero %"]]
     for layer in by_harm(diagnosis):
         weights, tensor = layer.get("weights"), layer.get("input")
@@ -89,7 +94,7 @@ def layer_table(diagnosis: Numbers) -> str:
 
 
 LEGEND = """\
-drop, output dB: with only this layer (its weights and its input) quantized, against nothing quantized. range: max over
+drop of the metric, output dB: with only this layer (weights and input) quantized, against none. range: max over
 rms of the merged kernel, and the largest of its branches', both in the worst channel. dB: signal to quantization noise.
 clip, zero: shares of values beyond the codes, and of codes that are zero."""
 
@@ -130,7 +135,7 @@ def advice(diagnosis: Numbers) -> list[str]:
     if drop <= chance:
         return [
             f"Nothing hurts: everything quantized has {value['everything']:.2f} {unit}, nothing quantized "
-            f"{value['nothing']:.2f} {unit}, and up to {chance:.2g} {unit} would be chance. "
+            f"{value['nothing']:.2f} {unit}, and up to {chance:.2g} {gap_unit(diagnosis)} would be chance. "
             f"{_narrower(diagnosis['quant'])}",
             _noisiest(diagnosis),
         ]
@@ -190,7 +195,7 @@ def _narrower(quant: Numbers) -> str:
 
 def _cause(diagnosis: Numbers, drop: float, chance: float) -> str:
     """Weights or activations, and the first remedy that the numbers point to."""
-    network, quant, unit = diagnosis["network"], diagnosis["quant"], diagnosis["metric"]["unit"]
+    network, quant, unit = diagnosis["network"], diagnosis["quant"], gap_unit(diagnosis)
     weights, activations = network["weights"], network["activations"]
     both = max(weights["drop"], activations["drop"]) <= chance
     key = _loudness if both else _loss
@@ -265,7 +270,7 @@ def _for_weights(diagnosis: Numbers, worst: Sequence[Numbers]) -> str:
 
 def _where(diagnosis: Numbers, drop: float, chance: float) -> str:
     """Whether one layer explains the drop."""
-    unit, worst = diagnosis["metric"]["unit"], by_harm(diagnosis)[0]
+    unit, worst = gap_unit(diagnosis), by_harm(diagnosis)[0]
     alone = worst["alone"]["drop"]
     if alone <= chance or alone < MOST_OF_IT * drop:
         return (

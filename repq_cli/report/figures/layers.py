@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from repq_cli.report.diagnosis import by_harm
+from repq_cli.report.diagnosis import by_harm, gap_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def layer_figure(diagnosis: Numbers) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    layers, unit, metric = diagnosis["layers"], diagnosis["metric"]["unit"], diagnosis["metric"]["name"]
+    layers = diagnosis["layers"]
     count = len(layers)
     with style.context(["default", PARAMETERS]):
         top, bottom, width = 0.5, 0.42, 7.0
@@ -59,11 +59,12 @@ def layer_figure(diagnosis: Numbers) -> dict[str, bytes]:
         _harm_bars(harm, [layer["alone"]["drop"] for layer in layers])
         noise.set_yticks(range(count), [_shortened(layer["name"]) for layer in layers])
         noise.set_ylim(count - 0.4, -0.6)
-        harm.tick_params(labelleft=False)
+        harm.tick_params(labelleft=False, left=False)
+        harm.spines["left"].set_visible(False)  # the line at zero is enough
         worst = layers.index(by_harm(diagnosis)[0])
         noise.get_yticklabels()[worst].set_fontweight("bold")
         noise.set_xlabel("signal to quantization noise, dB")
-        harm.set_xlabel(f"{metric} lost, {'points' if unit == '%' else unit}")
+        harm.set_xlabel(f"{diagnosis['metric']['name']} lost, {gap_unit(diagnosis)}")
         noise.set_title("Weights (filled) and input (hatched)")
         harm.set_title("Only this layer quantized")
         figure.text(0.01, 1 - 0.12 / height, _heading(diagnosis), ha="left", va="center", fontsize=8)
@@ -74,7 +75,7 @@ def _heading(diagnosis: Numbers) -> str:
     quant, data = diagnosis["quant"], diagnosis["data"]
     return (
         f"{diagnosis['model']}, rep {diagnosis['rep']}, mode {diagnosis['mode']}, w{quant['weight_bits']}"
-        f"a{quant['act_bits']}, on {data['images']} validation images of {data['name']}"
+        f"a{quant['act_bits']}, {data['name']}, {data['images']} validation image{'s' * (data['images'] > 1)}"
     )
 
 
