@@ -127,6 +127,22 @@ class RunLog:
             if writer is not None:
                 writer.add_image(name, picture)
 
+    def outcome(self, choices: dict[str, str | float], metrics: dict[str, float], step: int) -> None:
+        """A run's choices and final metrics for TensorBoard's HParams page, where runs are compared and sorted.
+
+        Choices have no fixed set of values: that of the first run would hide all others. ``SummaryWriter.add_hparams``
+        would make a second run, in a folder of its own.
+        """
+        self.scalars(metrics, step)
+        with _writing(self.tb_dir):
+            writer = self._open_writer()
+            if writer is not None:
+                from torch.utils.tensorboard.summary import hparams
+
+                file: Any = writer.file_writer  # open, since the metrics have just been written
+                for summary in hparams(choices, metrics):
+                    file.add_summary(summary)
+
     def epoch_line(self, line: str, last: bool) -> None:
         """One epoch in words: always in train.log, and on the terminal unless the last line is only seconds old."""
         now = time.monotonic()

@@ -35,6 +35,8 @@ from repq_cli.train.experiment import Experiment
 from repq_cli.train.for_figures import leave_crops, leave_weights
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
+from repq_cli.train.options import StageOptions
+from repq_cli.train.outcome import choices, final_metrics
 from repq_cli.train.stage import Stage, Surroundings, train_stage
 
 STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated between the stages
@@ -59,19 +61,37 @@ class Run:
         self.time: dict[str, float | None] = {}
         self.row["time"] = self.time
 
+    @property
+    def qat(self) -> StageOptions:
+        """The second stage; ``mode=ptq`` trains nothing."""
+        qat = self.experiment.qat
+        return replace(qat, epochs=0) if self.experiment.mode.name == "ptq" else qat
+
+    @property
+    def fp_steps(self) -> int:
+        """Training steps of the FP stage, none where its weights are given."""
+        fp = self.experiment.fp
+        return 0 if fp.checkpoint is not None else fp.epochs * self.around.data.train.steps(self.around.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Training steps of both stages."""
+        return self.fp_steps + self.qat.epochs * self.around.data.train.steps(self.around.batch_size)
+
     def carry_out(self, resume: bool) -> None:
         """FP, QAT, freeze, check, evaluate."""
-        saved = self.around.checkpoints.load_last() if resume else None
+        around = self.around
+        saved = around.checkpoints.load_last() if resume else None
         if saved is None:
-            self.around.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
+            around.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
         if self.experiment.optim.custom_l2:
             logger.warning("optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593).")
-        fp_stage = FPStage(self.experiment, self.around, self.run_dir, self.time)
+        fp_stage = FPStage(self.experiment, around, self.run_dir, self.time)
         fp_net = fp_stage.net(saved)
         self.row["lineage"]["fp_run"] = fp_stage.origin()
         self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
         qat_net = self.qat_stage(fp_net, saved)
-        self.around.stop.check()
+        around.stop.check()
         branchwise = self.experiment.mode.name == "branchwise"
         shipped = self.requantized(qat_net) if branchwise else qat_net
         deployed, agreement = self.deploy(shipped)
@@ -80,9 +100,10 @@ class Run:
             "freeze_max_abs": agreement.max_abs,
             f"freeze_{self.experiment.task.agreement_name}": agreement.answers,
         }
-        self.around.stop.check()
+        around.stop.check()
         self.measure(fp_net, qat_net, deployed)
         leave_weights(self.run_dir, shipped, fp_net if self.experiment.mode.name == "ptq" else qat_net)
+        around.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
         self.row["lineage"]["finished"] = now()
         write_row(self.run_dir, self.row)
 
@@ -136,10 +157,7 @@ class Run:
                 freeze_statistics(net)
 
         around = self.around
-        fp_epochs = 0 if experiment.fp.checkpoint is not None else experiment.fp.epochs
-        offset = fp_epochs * around.data.train.steps(around.batch_size)
-        options = replace(experiment.qat, epochs=0) if mode.name == "ptq" else experiment.qat
-        stage = Stage("qat", options, around.checkpoints.best, offset, on_epoch)
+        stage = Stage("qat", self.qat, around.checkpoints.best, self.fp_steps, on_epoch)
         train_stage(stage, net, around, experiment.signature, self.time, saved)
         return net
 
