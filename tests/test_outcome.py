@@ -38,6 +38,8 @@ def test_a_run_says_what_was_chosen_and_what_came_of_it(finished: Path) -> None:
     experiment = metadata.parse_experiment_plugin_data(content)
     assert {info.name for info in experiment.hparam_infos} == set(chosen)
     assert not any(info.WhichOneof("domain") for info in experiment.hparam_infos), "others would not be shown"
+    shown = {info.name for info in experiment.hparam_infos if info.differs}
+    assert shown == {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits"}
     assert {info.name.tag for info in experiment.metric_infos} == METRICS <= set(events.Tags()["scalars"])
     (last,) = events.Scalars("final/deployed")
     assert last.step == events.Scalars("qat/val_top1")[-1].step

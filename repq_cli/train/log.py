@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("repq")
 
 SECONDS_BETWEEN_LINES = 10.0
+TELLING = {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits"}  # the five that HParams shows at first
 
 
 class _Terminal(logging.Handler):
@@ -137,10 +138,17 @@ class RunLog:
         with _writing(self.tb_dir):
             writer = self._open_writer()
             if writer is not None:
+                from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
                 from torch.utils.tensorboard.summary import hparams
 
+                experiment, start, end = hparams(choices, metrics)
+                plugin = experiment.value[0].metadata.plugin_data
+                data = HParamsPluginData.FromString(plugin.content)
+                for info in data.experiment.hparam_infos:
+                    info.differs = info.name in TELLING
+                plugin.content = data.SerializeToString()
                 file: Any = writer.file_writer  # open, since the metrics have just been written
-                for summary in hparams(choices, metrics):
+                for summary in (experiment, start, end):
                     file.add_summary(summary)
 
     def epoch_line(self, line: str, last: bool) -> None:
