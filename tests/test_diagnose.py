@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, random_data, random_pictures, tiny_net
+from conftest import random_data, random_pictures, tiny_net
 
 from repq_cli import build
 from repq_cli.cli import main
@@ -369,9 +369,7 @@ def test_without_matplotlib_there_is_a_note_instead_of_the_figure(
     assert [path.name for path in (finished / "diagnose").iterdir()] == ["diagnosis.json"]
 
 
-def test_what_cannot_be_diagnosed_says_why(
-    finished: Path, run_repq: Callable[..., tuple[int, Path | None]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_diagnosed_says_why(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", "run=nowhere"]) == 3
     assert main(["diagnose"]) == 2
     assert main(["diagnose", f"run={finished}", "image=3"]) == 2
@@ -379,9 +377,11 @@ def test_what_cannot_be_diagnosed_says_why(
     assert main(["diagnose", f"run={finished}", "images=0"]) == 2
     (finished / "taken").write_text("a file")
     assert main(["diagnose", f"run={finished}", f"out={finished}/taken"]) == 3
-    _, float_run = run_repq("train", *TINY, "qat.epochs=0", "quant=fp32")
-    assert main(["diagnose", f"run={float_run}"]) == 2
-    assert "is of quant=fp32: nothing in it is quantized" in capsys.readouterr().err
+    config = (finished / "config.yaml").read_text()
+    (finished / "config.yaml").write_text(config.replace("_bits: 4", "_bits: 32"))
+    assert main(["diagnose", f"run={finished}"]) == 2
+    assert "is of quant=fp32, where nothing is quantized" in capsys.readouterr().err
+    (finished / "config.yaml").write_text(config)
     (finished / "checkpoints/best.pt").unlink()
     assert main(["diagnose", f"run={finished}"]) == 3
     row = json.loads((finished / "summary.json").read_text())

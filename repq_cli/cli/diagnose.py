@@ -17,7 +17,6 @@ from repq_cli.files import write_atomically, write_json
 from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.weights import blocks_behind
 from repq_cli.quant.options import QuantOptions
-from repq_cli.quant.quantizer import quantizers
 from repq_cli.report.diagnosis import LEGEND, advice, layer_table, summary
 from repq_cli.report.row import prune
 from repq_cli.schema import with_defaults
@@ -34,14 +33,15 @@ def diagnose_job(config: dict[str, Any]) -> None:
     run = Path(config["run"])
     row = finished_row(run)
     run_config = checked(with_defaults(stored_config(run)))
+    quant = QuantOptions(**run_config["quant"])
+    if quant.label == "fp32":
+        raise ConfigError(f"run={run} is of quant=fp32, where nothing is quantized: name a run of fewer bits.")
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     device = pick_device(config["device"])
     data, task = build.data(run_config), build.task(run_config)
     nets = trained_nets(run, run_config, build.network_maker(run_config, data.info), data.info.shape[0])
-    net, mode, quant = nets["fake"], run_config["mode"]["name"], QuantOptions(**run_config["quant"])
-    if not quantizers(net):
-        raise ConfigError(f"run={run} is of quant={quant.label}: nothing in it is quantized, and so nothing can hurt.")
+    net, mode = nets["fake"], run_config["mode"]["name"]
     blocks = blocks_behind(nets["fp"] if mode in ("ptq", "merged") else net)
     if mode == "branchwise":
         net = requantize(net, quant.init)
