@@ -30,7 +30,8 @@ from repq_cli.quant.lsq import LSQ, LSQPlus
 from repq_cli.quant.measures import Noise, quantization_noise, range_ratio
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import Quantizer, quantizers
-from repq_cli.report.diagnosis import advice, by_harm, layer_table, summary
+from repq_cli.report.advice import advice
+from repq_cli.report.diagnosis import by_harm, gain, layer_table, summary
 from repq_cli.tasks.classification import Classification
 from repq_cli.train.diagnosis import diagnose, some_of
 from repq_cli.train.engine import evaluate
@@ -241,6 +242,7 @@ def diagnosis(fp: float, nothing: float, weights: float, activations: float, eve
         numbers = {"bits": 4, "signed": False, "sqnr": 18.0, "clipped": 0.01, "zero": 0.1}
         ratios = {"merged": {"typical": 3.0, "largest": 4.0}, "branches": {"a": {"typical": 3.0, "largest": 3.5}}}
         alone = {"value": 0.0, "drop": drop, "output_sqnr": 20 - drop}
+        spared = {"value": everything, "drop": nothing - everything, "output_sqnr": 20.0}
         return {
             "name": name,
             "edge": False,
@@ -248,6 +250,7 @@ def diagnosis(fp: float, nothing: float, weights: float, activations: float, eve
             "weights": numbers,
             "input": numbers,
             "alone": alone,
+            "spared": spared,
         }
 
     network = {"fp": fp, "nothing": nothing}
@@ -297,6 +300,11 @@ RUGGED = {"merged": {"typical": 3.0, "largest": 9.0}}
         (diagnosis(90, 50, 50, 50, 50), "It is not the codes", "18.0 dB"),
         (diagnosis(90, 50, 60, 60, 70), "QAT has fitted the weights to their codes", "18.0 dB"),
         (
+            changed(diagnosis(90, 50, 60, 60, 70), second__spared={"drop": -28.0}),
+            "try a lower qat.lr",
+            "With second alone left float it gains 8.00 points: more bits belong there.",
+        ),
+        (
             changed(diagnosis(90, 90, 90, 90, 90), second__weights={"sqnr": 5.0, "clipped": 0.0, "bits": 8}),
             "Nothing hurts",
             "those of second: 5.0 dB, where 8 bit can give normally distributed ones 40 dB; next to none is clipped",
@@ -314,6 +322,16 @@ def test_what_chance_explains_does_not_count_as_harm() -> None:
     found["layers"][0]["alone"] |= {"drop": -3.0, "output_sqnr": 5.0}
     assert [layer["name"] for layer in by_harm(found)] == ["first", "second"]
     assert [layer["name"] for layer in by_harm(diagnosis(*HURT))] == ["second", "first"]
+
+
+def test_where_a_network_needs_its_codes_the_layer_that_is_better_float_comes_first() -> None:
+    found = diagnosis(90, 50, 60, 60, 70)
+    found["layers"][0]["alone"] |= {"drop": 30.0}
+    changed(found, second__spared={"drop": -28.0})
+    assert gain(found, found["layers"][1]) == pytest.approx(8.0)
+    assert [layer["name"] for layer in by_harm(found)] == ["second", "first"]
+    changed(found, second__spared={"drop": -20.0}, second__weights={"sqnr": 19.0})
+    assert [layer["name"] for layer in by_harm(found)] == ["first", "second"]
 
 
 def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from repq_cli.files import write_atomically, write_json
 from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.weights import blocks_behind
 from repq_cli.quant.options import QuantOptions
-from repq_cli.report.diagnosis import LEGEND, advice, layer_table, summary
+from repq_cli.report.advice import advice
+from repq_cli.report.diagnosis import LEGEND, layer_table, summary
 from repq_cli.report.row import prune
 from repq_cli.schema import with_defaults
 from repq_cli.train.diagnosis import diagnose, some_of

@@ -1,26 +1,16 @@
-"""A diagnosis in words: the layers that hurt most, and what to try."""
+"""A diagnosis as tables: the network as a whole, and its layers, worst first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from repq_cli.report.text import columns
 
 Numbers = dict[str, Any]
 
-WIDER = {1: 2, 2: 4, 3: 4, 4: 8}  # the next width worth trying
-NARROWER = {8: 4, 7: 4, 6: 4, 5: 4, 4: 2, 3: 2}
 IMAGES, POINTS, DECIBELS = 2, 0.2, 0.05  # differences up to so many images, points or dB are taken for chance
-UGLY = 1.5  # times the largest range ratio of its branches: a merged kernel that is much worse than they are
-MANY_ZEROS = 0.5
-WORST = 3  # layers that are looked at for a remedy
-MOST_OF_IT = 0.5  # of the whole drop: a layer that costs this much alone explains it
-# dB over the noise that a uniform quantizer of so many bits leaves of a normal distribution, at its best step.
-BEST = {1: 4.4, 2: 9.25, 3: 14.27, 4: 19.38, 5: 24.57, 6: 29.83, 7: 35.13, 8: 40.34}
-GROWN = 9.0  # dB below that: steps of more than twice the best size
-FEW = 0.001  # of the weights
-LONGEST_NAME = 26
+LONGEST_NAME = 22
+QUIET = 1000.0  # dB, where there is no noise at all
 
 SETTINGS = {
     "fp": "FP net",
@@ -32,17 +22,36 @@ SETTINGS = {
 
 
 def by_harm(diagnosis: Numbers) -> list[Numbers]:
-    """The layers, worst first: by what is lost with only this one quantized, then by the noise that it leaves.
+    """The layers, worst first: by what is lost with only this one quantized, then by the noise of the output.
 
-    What is gained, and what chance explains, counts as nothing lost.
+    In a network that is better with its codes than without, by what is gained with only this one float, then by the
+    noise of its weights. What chance explains counts as nothing.
     """
-    chance, quiet = _chance(diagnosis), 1000.0  # dB, where there is no noise at all
+    least, fitted = chance(diagnosis), is_fitted(diagnosis)
 
     def harm(layer: Numbers) -> tuple[float, float]:
-        drop, noise = layer["alone"]["drop"], layer["alone"]["output_sqnr"]
-        return -drop if drop > chance else 0.0, quiet if noise is None else noise
+        change = gain(diagnosis, layer) if fitted else layer["alone"]["drop"]
+        noise = (layer.get("weights") or {}).get("sqnr") if fitted else layer["alone"]["output_sqnr"]
+        return -change if change > least else 0.0, QUIET if noise is None else noise
 
     return sorted(diagnosis["layers"], key=harm)
+
+
+def is_fitted(diagnosis: Numbers) -> bool:
+    """Whether QAT has made weights that are better quantized than not, so that a layer alone says little."""
+    return bool(diagnosis["network"]["everything"]["drop"] < -chance(diagnosis))
+
+
+def gain(diagnosis: Numbers, layer: Numbers) -> float:
+    """By how much the metric of the quantized network is better with only this layer float."""
+    return float(diagnosis["network"]["everything"]["drop"] - layer["spared"]["drop"])
+
+
+def chance(diagnosis: Numbers) -> float:
+    """The largest difference that says nothing."""
+    if diagnosis["metric"]["unit"] == "dB":
+        return DECIBELS
+    return max(IMAGES * 100 / diagnosis["data"]["images"], POINTS)
 
 
 def value_of(diagnosis: Numbers, setting: str) -> float:
@@ -65,24 +74,25 @@ def summary(diagnosis: Numbers) -> str:
         found = diagnosis["network"][setting]
         more = ["", ""]
         if isinstance(found, dict):
-            more = [f"{_drop(found['drop'])} {gap_unit(diagnosis)}", f"{_tenth(found['output_sqnr'])} dB"]
+            more = [f"{drop_text(found['drop'])} {gap_unit(diagnosis)}", f"{_tenth(found['output_sqnr'])} dB"]
         lines.append([name, f"{value_of(diagnosis, setting):.2f} {unit}", *more])
     return columns(lines, 1)
 
 
 def layer_table(diagnosis: Numbers) -> str:
     """A line for each layer, worst first, in at most 120 columns."""
-    header = ["layer", "bits", "drop", "output dB", "range", "branches"]
-    lines = [[*header, "weights dB", "clip %", "zero %", "input dB", "clip %", "zero %"]]
+    header = ["layer", "bits", "drop", "gain", "out dB", "range", "branches"]
+    lines = [[*header, "weight dB", "clip", "zero", "input dB", "clip", "zero"]]
     for layer in by_harm(diagnosis):
         weights, tensor = layer.get("weights"), layer.get("input")
         ratios = layer.get("range_ratio", {"merged": None, "branches": {}})
         branches = [ratio["largest"] for ratio in ratios["branches"].values() if ratio]
         lines.append(
             [
-                _shortened(layer["name"]),
+                shortened(layer["name"]),
                 f"{weights['bits'] if weights else 32}/{tensor['bits'] if tensor else 32}",
-                _drop(layer["alone"]["drop"]),
+                drop_text(layer["alone"]["drop"]),
+                drop_text(gain(diagnosis, layer)),
                 _tenth(layer["alone"]["output_sqnr"]),
                 f"{ratios['merged']['largest']:.1f}" if ratios["merged"] else "",
                 f"{max(branches):.1f}" if branches else "",
@@ -94,9 +104,10 @@ def layer_table(diagnosis: Numbers) -> str:
 
 
 LEGEND = """\
-drop of the metric, output dB: with only this layer (weights and input) quantized, against none. range: max over
-rms of the merged kernel, and the largest of its branches', both in the worst channel. dB: signal to quantization noise.
-clip, zero: shares of values beyond the codes, and of codes that are zero."""
+drop, out dB: of the metric, and over the output's noise, with only this layer (weights and input) quantized, against
+none. gain: of the metric with only this layer float, against none. range: max over rms of the merged kernel, and the
+largest of its branches', both in the worst channel. dB: signal to quantization noise. clip, zero: percent of values
+beyond the codes, and of codes that are zero."""
 
 
 def _noise(numbers: Numbers | None) -> list[str]:
@@ -110,175 +121,11 @@ def _tenth(decibels: float | None) -> str:
     return "exact" if decibels is None else f"{decibels:.1f}"
 
 
-def _drop(value: float) -> str:
+def drop_text(value: float) -> str:
+    """Two digits; what rounds to zero has no sign."""
     return f"{value:.2f}" if round(value, 2) else "0.00"
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """The end of a long name."""
     return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
-
-
-def advice(diagnosis: Numbers) -> list[str]:
-    """Two sentences: what hurts and what to try, then which layer it is in.
-
-    The rules, in their order: it is not the codes, where more than half of what is missing to the FP net stays missing
-    with nothing quantized; nothing hurts, where everything quantized is as good as nothing quantized, up to what chance
-    explains; else weights or activations, whichever lose more by themselves.
-    """
-    value = {setting: value_of(diagnosis, setting) for setting in SETTINGS}
-    sign = 1 if diagnosis["metric"]["higher_is_better"] else -1
-    missing = sign * (value["fp"] - value["everything"])
-    drop = sign * (value["nothing"] - value["everything"])
-    chance, unit = _chance(diagnosis), diagnosis["metric"]["unit"]
-    if missing > chance and drop < missing / 2 and diagnosis["mode"] != "ptq":
-        return [_training(diagnosis, value, drop < -chance), _noisiest(diagnosis)]
-    if drop <= chance:
-        return [
-            f"Nothing hurts: everything quantized has {value['everything']:.2f} {unit}, nothing quantized "
-            f"{value['nothing']:.2f} {unit}, and up to {chance:.2g} {gap_unit(diagnosis)} would be chance. "
-            f"{_narrower(diagnosis['quant'])}",
-            _noisiest(diagnosis),
-        ]
-    return [_cause(diagnosis, drop, chance), _where(diagnosis, drop, chance)]
-
-
-def _training(diagnosis: Numbers, value: Numbers, fitted: bool) -> str:
-    """What QAT has lost. ``fitted``: the network is better with its codes than without them."""
-    unit = diagnosis["metric"]["unit"]
-    remedy = _for_range(diagnosis, diagnosis["layers"]) or "a lower qat.lr or more qat.epochs"
-    if fitted:
-        return (
-            f"QAT has fitted the weights to their codes ({value['everything']:.2f} {unit} with them, "
-            f"{value['nothing']:.2f} {unit} without) and has not come back to the {value['fp']:.2f} {unit} of the FP "
-            f"net: try {remedy}."
-        )
-    return (
-        f"It is not the codes: the FP net has {value['fp']:.2f} {unit}, and the network after QAT "
-        f"{value['nothing']:.2f} {unit} with nothing quantized, so QAT itself lost it: try {remedy}."
-    )
-
-
-def _noisiest(diagnosis: Numbers) -> str:
-    """The layer whose weights are noisiest for their width."""
-
-    def lacking(layer: Numbers) -> float:
-        weights = layer["weights"]
-        return BEST[weights["bits"]] - weights["sqnr"]
-
-    named = [layer for layer in diagnosis["layers"] if layer.get("weights") and layer["weights"]["sqnr"] is not None]
-    if not named:
-        return "No layer's weights have any noise."
-    layer = max(named, key=lacking)
-    weights = layer["weights"]
-    said = (
-        f"Its noisiest weights, for their width, are those of {layer['name']}: {weights['sqnr']:.1f} dB, where "
-        f"{weights['bits']} bit can give normally distributed ones {BEST[weights['bits']]:.0f} dB"
-    )
-    if lacking(layer) > GROWN and weights["clipped"] is not None and weights["clipped"] < FEW:
-        return f"{said}; next to none is clipped, so that its steps have grown too large: try a lower qat.lr."
-    return f"{said}; {100 * weights['zero']:.0f} % of its codes are zero."
-
-
-def _chance(diagnosis: Numbers) -> float:
-    """The largest difference that says nothing."""
-    if diagnosis["metric"]["unit"] == "dB":
-        return DECIBELS
-    return max(IMAGES * 100 / diagnosis["data"]["images"], POINTS)
-
-
-def _narrower(quant: Numbers) -> str:
-    bits = {key: NARROWER[quant[key]] for key in ("weight_bits", "act_bits") if quant[key] in NARROWER}
-    if not bits:
-        return "Fewer bits are hardly to be had: ship it."
-    return f"Fewer bits may do: try {' '.join(f'quant.{key}={width}' for key, width in bits.items())}."
-
-
-def _cause(diagnosis: Numbers, drop: float, chance: float) -> str:
-    """Weights or activations, and the first remedy that the numbers point to."""
-    network, quant, unit = diagnosis["network"], diagnosis["quant"], gap_unit(diagnosis)
-    weights, activations = network["weights"], network["activations"]
-    both = max(weights["drop"], activations["drop"]) <= chance
-    key = _loudness if both else _loss
-    worse = "activations" if key(activations) > key(weights) else "weights"
-    less = "weights" if worse == "activations" else "activations"
-    said = (
-        f"Quantization costs {drop:.2f} {unit}, {worse} more than {less} ({network[worse]['drop']:.2f} {unit} against "
-        f"{network[less]['drop']:.2f} {unit} by themselves)"
-    )
-    if diagnosis["mode"] == "ptq":
-        return f"{said}, and mode=ptq trains nothing: try QAT, mode=auto."
-    worst = by_harm(diagnosis)
-    return (
-        f"{said}: try {_for_activations(quant, worst) if worse == 'activations' else _for_weights(diagnosis, worst)}."
-    )
-
-
-def _loss(found: Numbers) -> float:
-    return float(found["drop"])
-
-
-def _loudness(found: Numbers) -> float:
-    return -float("inf") if found["output_sqnr"] is None else -float(found["output_sqnr"])
-
-
-def _for_activations(quant: Numbers, worst: Sequence[Numbers]) -> str:
-    offset = quant["act_method"] == "lsq" and any(
-        layer["input"] and layer["input"]["signed"] for layer in worst[:WORST]
-    )
-    wider = WIDER.get(quant["act_bits"])
-    remedies = [f"quant.act_bits={wider}"] if wider else []
-    remedies += ["quant.act_method=lsqplus, since the worst layers read values of both signs"] if offset else []
-    return " or ".join(remedies) or "more qat.epochs"
-
-
-def _for_range(diagnosis: Numbers, layers: Sequence[Numbers]) -> str | None:
-    """The remedy for a merged kernel whose range is far above those of its branches; None where all are tame."""
-
-    def excess(layer: Numbers) -> float:
-        ratios = layer.get("range_ratio", {"merged": None, "branches": {}})
-        largest = max((ratio["largest"] for ratio in ratios["branches"].values() if ratio), default=None)
-        return ratios["merged"]["largest"] / largest if ratios["merged"] and largest else 0.0
-
-    worst = max(layers, key=excess)
-    if excess(worst) <= UGLY:
-        return None
-    merged = worst["range_ratio"]["merged"]["largest"]
-    remedies = ["mode=auto, which keeps the branches in QAT,"] if diagnosis["mode"] == "merged" else []
-    remedies += ["rep=qarepvgg"] if diagnosis["rep"] == "repvgg" else []
-    remedies += [] if len(remedies) == 2 else ["more qat.epochs"]
-    return (
-        f"{' or '.join(remedies)}, since the merged kernel of {worst['name']} reaches {merged:.1f} times its rms, and "
-        f"those of its branches at most {merged / excess(worst):.1f}"
-    )
-
-
-def _for_weights(diagnosis: Numbers, worst: Sequence[Numbers]) -> str:
-    quant = diagnosis["quant"]
-    remedy = _for_range(diagnosis, worst[:WORST])
-    if remedy:
-        return remedy
-    if quant["granularity"] == "tensor":
-        return "quant.granularity=channel, since all output channels of a layer share one step"
-    wider = WIDER.get(quant["weight_bits"])
-    bits = f"quant.weight_bits={wider}" if wider else "more qat.epochs"
-    zeros = [layer for layer in worst[:WORST] if layer.get("weights") and layer["weights"]["zero"] > MANY_ZEROS]
-    if zeros:
-        share = 100 * zeros[0]["weights"]["zero"]
-        return f"{bits}, since {share:.0f} % of the codes of {zeros[0]['name']} are zero"
-    return f"{bits} or more qat.epochs" if wider else bits
-
-
-def _where(diagnosis: Numbers, drop: float, chance: float) -> str:
-    """Whether one layer explains the drop."""
-    unit, worst = gap_unit(diagnosis), by_harm(diagnosis)[0]
-    alone = worst["alone"]["drop"]
-    if alone <= chance or alone < MOST_OF_IT * drop:
-        return (
-            f"No layer explains it alone ({worst['name']}, the worst, costs {_drop(alone)} {unit}): what is lost adds "
-            f"up over the {len(diagnosis['layers'])} layers, and exceptions for single ones would not bring it back."
-        )
-    said = f"{worst['name']} alone costs {alone:.2f} {unit}"
-    widths = [numbers["bits"] for numbers in (worst.get("weights"), worst.get("input")) if numbers]
-    if worst["edge"] and min(widths) < 8:
-        return f"{said}; it is the first or the last layer, which quant.first_last=8 keeps at 8 bit."
-    return f"{said}: more bits, or a longer QAT, have to help this layer first."

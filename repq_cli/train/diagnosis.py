@@ -49,7 +49,8 @@ def diagnose(
 
     net     the quantization-aware network, ``fp`` the one that it was composed of
     blocks  by layer, whose branches its kernel was merged from
-    images  are read once and kept, since the network runs over them once for every layer
+    images  are read once and kept, since the network runs over them twice for every layer: with only this one
+            quantized (``alone``), and with all others (``spared``)
     """
     net, fp = net.to(device).eval(), fp.to(device).eval()
     batches = list(images.batches(EVAL_BATCH, device))
@@ -60,7 +61,7 @@ def diagnose(
     alone = {name: kept for name, kept in alone.items() if kept}
     settings = {"weights": of_weights, "activations": set(of_tensors), "everything": set(active)}
 
-    bar = tqdm(total=len(alone) + 5, desc="diagnose", unit="pass", leave=False, disable=not show_bar)
+    bar = tqdm(total=2 * len(alone) + 5, desc="diagnose", unit="pass", leave=False, disable=not show_bar)
     with bar:
         measured = _Measured(net, batches, task, bar.update)
         network = {"fp": _score(fp, batches, task)[0], "nothing": measured.reference}
@@ -70,7 +71,7 @@ def diagnose(
         found = [
             _layer(name, layers[name], blocks.get(name), name in _edges(net))
             | {"input": _tensor(reads[name], active, noises) if name in reads else None}
-            | {"alone": measured.with_only(kept)}
+            | {"alone": measured.with_only(kept), "spared": measured.with_only(set(active) - kept)}
             for name, kept in alone.items()
         ]
     others = [_tensor(name, active, noises) for name in of_tensors if name not in reads.values()]
@@ -86,7 +87,7 @@ class _Measured:
             self.reference, self.outputs = _score(net, batches, task)
 
     def with_only(self, kept: set[str]) -> Numbers:
-        """``value`` of the metric; ``drop`` from that without quantization; ``output_sqnr`` in dB."""
+        """``value`` of the metric; ``drop`` from that without quantization; ``output_sqnr`` against its outputs, dB."""
         with only(self.net, kept, self.batches[0][0]):
             value, outputs = _score(self.net, self.batches, self.task)
         self.done()

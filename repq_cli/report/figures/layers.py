@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from repq_cli.report.diagnosis import by_harm, gap_unit
+from repq_cli.report.diagnosis import by_harm, gain, gap_unit, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 Numbers = dict[str, Any]
 
 FONT = "DejaVu Sans"  # comes with matplotlib, so that figures are the same everywhere
-WEIGHTS, INPUTS, HARM = "#0072b2", "#e69f00", "#d55e00"  # of Okabe and Ito, apart in grey as well
+WEIGHTS, INPUTS, LOST, GAINED = "#0072b2", "#e69f00", "#d55e00", "#009e73"  # of Okabe and Ito, apart in grey as well
 LINE = 0.24  # inches for a layer
 LABEL = 6.5  # points
-LONGEST_NAME = 30
 
 PARAMETERS: dict[str, Any] = {
     "font.family": FONT,
@@ -39,7 +38,8 @@ def layer_figure(diagnosis: Numbers) -> dict[str, bytes]:
     """The figure as PNG and SVG by their endings; equal diagnoses give equal bytes.
 
     A line for each layer in the network's order: the signal-to-quantization-noise ratio of its weights and its input,
-    and what is lost with only this layer quantized; the layer that hurts most is in bold.
+    what is lost with only this layer quantized, and what is gained with only this one float; the layer that hurts most
+    is in bold.
     """
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,20 +53,23 @@ def layer_figure(diagnosis: Numbers) -> dict[str, bytes]:
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         box = (bottom / height, LINE * count / height)
-        noise = figure.add_axes((0.22, box[0], 0.42, box[1]))
-        harm = figure.add_axes((0.69, box[0], 0.27, box[1]), sharey=noise)
+        noise = figure.add_axes((0.2, box[0], 0.34, box[1]))
+        alone = figure.add_axes((0.585, box[0], 0.185, box[1]), sharey=noise)
+        spared = figure.add_axes((0.81, box[0], 0.185, box[1]), sharey=noise)
         _noise_bars(noise, layers)
-        _harm_bars(harm, [layer["alone"]["drop"] for layer in layers])
-        noise.set_yticks(range(count), [_shortened(layer["name"]) for layer in layers])
+        noise.set_yticks(range(count), [shortened(layer["name"]) for layer in layers])
         noise.set_ylim(count - 0.4, -0.6)
-        harm.tick_params(labelleft=False, left=False)
-        harm.spines["left"].set_visible(False)  # the line at zero is enough
         worst = layers.index(by_harm(diagnosis)[0])
         noise.get_yticklabels()[worst].set_fontweight("bold")
-        noise.set_xlabel("signal to quantization noise, dB")
-        harm.set_xlabel(f"{diagnosis['metric']['name']} lost, {gap_unit(diagnosis)}")
         noise.set_title("Weights (filled) and input (hatched)")
-        harm.set_title("Only this layer quantized")
+        noise.set_xlabel("signal to quantization noise, dB")
+        metric, unit = diagnosis["metric"]["name"], gap_unit(diagnosis)
+        _change_bars(alone, [layer["alone"]["drop"] for layer in layers], LOST)
+        alone.set_title("Only this layer quantized")
+        alone.set_xlabel(f"{metric} lost, {unit}")
+        _change_bars(spared, [gain(diagnosis, layer) for layer in layers], GAINED)
+        spared.set_title("Only this layer float")
+        spared.set_xlabel(f"{metric} gained, {unit}")
         figure.text(0.01, 1 - 0.12 / height, _heading(diagnosis), ha="left", va="center", fontsize=8)
         return {ending: _saved(figure, ending) for ending in ("png", "svg")}
 
@@ -100,23 +103,21 @@ def _noise_bars(axes: Axes, layers: Sequence[Numbers]) -> None:
             )  # fmt: skip
 
 
-def _harm_bars(axes: Axes, drops: Sequence[float]) -> None:
-    """One bar a layer; what is gained goes to the left."""
-    low, high = min([0.0, *drops]), max([0.0, *drops])
-    room = 0.22 * ((high - low) or 1)
+def _change_bars(axes: Axes, changes: Sequence[float], colour: str) -> None:
+    """One bar a layer, to the left where it is negative."""
+    low, high = min([0.0, *changes]), max([0.0, *changes])
+    axes.tick_params(labelleft=False, left=False)
+    axes.spines["left"].set_visible(False)  # the line at zero is enough
+    room = 0.36 * ((high - low) or 1)
     axes.set_xlim(low - (room if low < 0 else 0), high + room)
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.barh(range(len(drops)), drops, 0.6, color=HARM)
-    for index, drop in enumerate(drops):
-        shown = round(drop, 2) or 0.0
+    axes.barh(range(len(changes)), changes, 0.6, color=colour)
+    for index, change in enumerate(changes):
+        shown = round(change, 2) or 0.0
         axes.annotate(
-            f"{shown:.2f}".replace("-", "−"), (drop, index), (-2 if drop < 0 else 2, 0), textcoords="offset points",
-            ha="right" if drop < 0 else "left", va="center_baseline", fontsize=LABEL,
+            f"{shown:.2f}".replace("-", "−"), (change, index), (-2 if change < 0 else 2, 0), textcoords="offset points",
+            ha="right" if change < 0 else "left", va="center_baseline", fontsize=LABEL,
         )  # fmt: skip
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
 
 
 def _saved(figure: Any, ending: str) -> bytes:
