@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,24 @@ def bench_job(config: dict[str, Any]) -> None:
     found = {"format": FORMAT, "bench": "infer", "started": now(), "machine": machine, "threads": threads}
     out = out or reserve(OUTPUTS / "bench", "infer")
     write_json(out / BENCH, prune({**found, "rounds": config["rounds"], "rows": rows}))
-    print(f"written to {out / BENCH}")
+    print(f"written to {', '.join(map(str, [out / BENCH, *_drawn(out)]))}")
+
+
+def _drawn(out: Path) -> list[Path]:
+    """The files of the figure; none, and a note, without matplotlib."""
+    try:
+        with extra("plot"):
+            import matplotlib  # noqa: F401
+    except DataError as error:
+        print(f"No figure: {error}")
+        return []
+    from repq_cli.cli.plot import save
+    from repq_cli.report.figures.catalogue import drawings
+
+    drawn, notes = drawings([out / BENCH], ["speed"])
+    for note in notes:
+        print(note)
+    return [file for drawing in drawn for file in save(replace(drawing, name="speed"), out)]
 
 
 def _as_list(value: Any) -> list[Any]:

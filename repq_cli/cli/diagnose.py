@@ -13,7 +13,7 @@ from repq_cli import build
 from repq_cli.cli.extras import extra
 from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.files import write_atomically, write_json
+from repq_cli.files import write_json
 from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.weights import blocks_behind
 from repq_cli.quant.options import QuantOptions
@@ -78,10 +78,7 @@ def _drawn(found: dict[str, Any], out: Path) -> list[Path]:
     except DataError as error:
         print(f"No figure: {error}")
         return []
+    from repq_cli.cli.plot import save
     from repq_cli.report.figures.layers import layer_figure
 
-    paths = []
-    for ending, content in layer_figure(found).items():
-        paths.append(out / f"layers.{ending}")
-        write_atomically(paths[-1], content)
-    return paths
+    return save(layer_figure(found), out)

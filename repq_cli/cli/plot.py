@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from repq_cli.cli.arguments import PATHS, known_names, outputs, with_notes
@@ -57,12 +57,17 @@ def plot(arguments: list[str]) -> int:
             raise DataError(with_notes("There is nothing to draw: train some runs, or name a folder of them.", notes))
         folder = _folder(options.out)
         for drawing in drawn:
-            for form in dict.fromkeys(formats):
-                file = folder / f"{drawing.name}.{form}"
-                write_atomically(file, FORMATS[form](drawing))
-                print(file)
+            print(*save(drawing, folder, formats), sep="\n")
     _print_notes(notes)
     return 0
+
+
+def save(drawing: Drawing, folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
+    """Write a figure in each of the formats; its files."""
+    files = {form: folder / f"{drawing.name}.{form}" for form in formats}
+    for form, file in files.items():
+        write_atomically(file, FORMATS[form](drawing))
+    return list(files.values())
 
 
 def _folder(named: str | None) -> Path:

@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from repq_cli.report.diagnosis import by_harm, gain, gap_unit, shortened
+from repq_cli.report.figures.drawing import Drawing
+from repq_cli.report.figures.style import SMALL, WIDE, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Numbers = dict[str, Any]
 
-FONT = "DejaVu Sans"  # comes with matplotlib, so that figures are the same everywhere
 WEIGHTS, INPUTS, LOST, GAINED = "#0072b2", "#e69f00", "#d55e00", "#009e73"  # of Okabe and Ito, apart in grey as well
 LINE = 0.24  # inches for a layer
-LABEL = 6.5  # points
-
-PARAMETERS: dict[str, Any] = {
-    "font.family": FONT,
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.titlelocation": "left",
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "hatch.linewidth": 0.5,
-    "text.parse_math": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "layers",
-}
 
 
-def layer_figure(diagnosis: Numbers) -> dict[str, bytes]:
-    """The figure as PNG and SVG by their endings; equal diagnoses give equal bytes.
+def layer_figure(diagnosis: Numbers) -> Drawing:
+    """A line for each layer in the network's order, the one that hurts most in bold.
 
-    A line for each layer in the network's order: the signal-to-quantization-noise ratio of its weights and its input,
-    what is lost with only this layer quantized, and what is gained with only this one float; the layer that hurts most
-    is in bold.
+    The signal-to-quantization-noise ratio of its weights and its input, what is lost with only this layer quantized,
+    and what is gained with only this one float.
     """
-    from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     layers = diagnosis["layers"]
     count = len(layers)
-    with style.context(["default", PARAMETERS]):
-        top, bottom, width = 0.5, 0.42, 7.0
+    with styled():
+        top, bottom, width = 0.5, 0.42, WIDE
         height = top + bottom + LINE * count
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
@@ -71,7 +53,10 @@ def layer_figure(diagnosis: Numbers) -> dict[str, bytes]:
         spared.set_title("Only this layer float")
         spared.set_xlabel(f"{metric} gained, {unit}")
         figure.text(0.01, 1 - 0.12 / height, _heading(diagnosis), ha="left", va="center", fontsize=8)
-        return {ending: _saved(figure, ending) for ending in ("png", "svg")}
+        for axes in (noise, alone, spared):
+            axes.grid(False)
+    caption = "Noise of each layer's weights and input, and the metric with only this layer quantized or only it float."
+    return Drawing("layers", _heading(diagnosis), caption, figure)
 
 
 def _heading(diagnosis: Numbers) -> str:
@@ -116,11 +101,5 @@ def _change_bars(axes: Axes, changes: Sequence[float], colour: str) -> None:
         shown = round(change, 2) or 0.0
         axes.annotate(
             f"{shown:.2f}".replace("-", "−"), (change, index), (-2 if change < 0 else 2, 0), textcoords="offset points",
-            ha="right" if change < 0 else "left", va="center_baseline", fontsize=LABEL,
+            ha="right" if change < 0 else "left", va="center_baseline", fontsize=SMALL,
         )  # fmt: skip
-
-
-def _saved(figure: Any, ending: str) -> bytes:
-    written = io.BytesIO()
-    figure.savefig(written, format=ending, dpi=200, metadata={"Date": None} if ending == "svg" else None)
-    return written.getvalue()
