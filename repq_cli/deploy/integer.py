@@ -20,7 +20,7 @@ from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.errors import CheckError, ConfigError
 
 ADDEND_MAX = 2**30 - 1
-FRACTION_BITS = 16  # of sums of several tensors and of means, below the next step
+FRACTION_BITS = 16  # of sums of several tensors, below the next step; more where an int32 has room for them
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class IntegerNet(nn.Module):
         return _saturated(_rescaled(x, first)) + _saturated(_rescaled(y, second))
 
     def _global_average_pool(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        total = x.long().sum((2, 3), keepdim=True) << FRACTION_BITS
+        total = x.long().sum((2, 3), keepdim=True) << constants["left"]
         count = x.shape[2] * x.shape[3]
         rounded = torch.div(2 * total + count * total.sign(), 2 * count, rounding_mode="trunc")
         return rounded.to(torch.int32)
@@ -208,8 +208,8 @@ def _prepare(node: Node, inputs: list[Scaled | None], net: IntegerNet) -> tuple[
     if node["op"] == "pixel_shuffle":
         return _prepare_shuffle(given, net.next_step(node["name"]))
     if node["op"] == "global_average_pool":
-        _check(node, given.bound * 2**FRACTION_BITS)
-        return {}, Scaled(given.scale * 2.0**-FRACTION_BITS, given.bound * 2**FRACTION_BITS)
+        left = int((INT32_MAX / given.bound.max()).log2().floor())
+        return {"left": left}, Scaled(given.scale * 2.0**-left, given.bound * 2.0**left)
     return _limits(node["op"], given.scale), Scaled(given.scale, given.bound, given.codes)
 
 
@@ -289,8 +289,11 @@ def _prepare_shuffle(given: Scaled, step: float | None) -> tuple[dict[str, Any],
 
 
 def _fine_scale(bound: float, step: float | None) -> float:
-    """``FRACTION_BITS`` below the next step; for an answer, which has none, half of int32's range."""
-    return bound / 2**30 if step is None else step * 2.0**-FRACTION_BITS
+    """The finest that half of int32's range allows; ``FRACTION_BITS`` below the next step where that is finer still.
+
+    Only in the second case can sums saturate, far behind that step's last code.
+    """
+    return bound / 2**30 if step is None else min(bound / 2**30, step * 2.0**-FRACTION_BITS)
 
 
 def _check(node: Node, bound: Tensor) -> None:
