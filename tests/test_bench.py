@@ -66,6 +66,7 @@ def test_binary_networks_have_their_kernel(in_folder: Path, capsys: pytest.Captu
     capsys.readouterr()
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_networks_of_floating_point_have_no_int8(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "mode=plain", "quant=fp32", "hydra.run.dir=run"]) == 0
     assert main(["bench", "runs=run", "batch=1", "rounds=1", "out=measured"]) == 0

@@ -93,6 +93,7 @@ def test_cfg_shows_the_composed_configuration_and_makes_no_folder(
     assert list(in_folder.iterdir()) == []
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("flags", [["--info", "config"], ["--info"], ["--cfg=job"], ["-c", "hydra"], ["--hydra-help"]])
 def test_hydras_own_flags_keep_working(flags: list[str], in_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "+model=repvgg_a0", *flags]) == 0
@@ -320,12 +321,14 @@ def test_a_run_folder_that_cannot_be_made_is_exit_3(
     assert "Traceback" not in error
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_reader_that_leaves_early_is_no_error(in_folder: Path) -> None:
     command = f"{sys.executable} -m repq_cli.cli info +model=repvgg_a0 | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_training_goes_on_without_a_terminal(in_folder: Path) -> None:
     arguments = " ".join(f"'{argument}'" for argument in [*TINY, "verbosity=normal", "hydra.run.dir=mine"])
     command = f"{sys.executable} -m repq_cli.cli train {arguments} >&-"

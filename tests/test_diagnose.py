@@ -184,6 +184,7 @@ def test_one_kind_alone_is_the_network_composed_that_way(tensors: str) -> None:
         assert torch.equal(net(x), other(x))
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize(
     ("mode", "quant"),
     [

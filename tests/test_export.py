@@ -29,7 +29,14 @@ def in_runtime(deployed: DeployedNet, folder: Path, float_biases: bool) -> OnnxN
 
 
 @pytest.mark.no_cover  # many cases of lines that the tests below cover as well
-@pytest.mark.parametrize(("net", "quant"), CASES)
+@pytest.mark.parametrize(
+    ("net", "quant"),
+    # Every network, every quantizer; each pair where minutes do not count.
+    [
+        case if case[0] == "resnet18 acnet" or case[1] == "w4a4" else pytest.param(*case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+)
 def test_with_float_biases_the_graph_is_the_deployed_network(net: str, quant: str, tmp_path: Path) -> None:
     """Every operation, kernel, padding and quantizer; what differs is the order of float32 sums."""
     deployed, x = frozen(*NETS[net], f"quant={quant}", *QUANTS[quant])
@@ -40,6 +47,7 @@ def test_with_float_biases_the_graph_is_the_deployed_network(net: str, quant: st
     assert close.float().mean() >= 0.5  # of the images; in one a code at an edge may fall to its other side
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("net", ["resnet18 acnet", "repvgg", "mobilenet_v2"])
 def test_with_int32_biases_answers_are_the_same_at_eight_bits(net: str, tmp_path: Path) -> None:
     deployed, x = frozen(*NETS[net], "quant=w8a8")
@@ -63,6 +71,7 @@ def test_weights_are_int8_spread_over_its_range_and_exact(quant: str, largest: i
     assert constants[f"{node['name']}.bias.codes"].dtype == np.int32
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("quant", ["w8a8", "int8_affine", "w4a4", "w2a2"])
 def test_a_reduced_range_keeps_sums_of_two_products_in_16_bits(quant: str) -> None:
     """Exact below 8 bits; at 8 each weight moves by at most half of the doubled step, and zero by nothing."""

@@ -96,6 +96,7 @@ def test_modes_and_bits_share_a_stage_and_a_reusing_run_is_as_one_that_trained(r
     assert [place.key for place in stored()] == [lineage["fp_cache"]]
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_resumed_run_keeps_the_origin_of_its_stage(after_a_run: Path, run_repq: Run) -> None:
     run_repq("train", *SHARED, "quant=w4a4", "hydra.run.dir=second")
     for folder, origin in ((after_a_run, None), (Path("second"), after_a_run)):
@@ -162,6 +163,7 @@ def test_the_next_in_line_trains_if_the_trainer_is_killed(processes: Callable[..
     assert not stored()
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_run_that_waits_can_be_stopped(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
     with FPCache(key_of()).held():
         waiting = processes("a")

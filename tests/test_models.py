@@ -36,6 +36,7 @@ def parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize(
     ("shape", "training", "merged", "gmacs", "gbops"),
     [
@@ -102,6 +103,7 @@ def deployed_cost(net: nn.Module, options: QuantOptions) -> tuple[int, float, fl
     return parameter_count(deployed), macs / 1e9, bops / 1e9
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize(("make", "kernels"), [(acnet_block, (3, 5)), (orepa_block, (3, 5, 7)), (repvgg_block, (3,))])
 def test_counts_of_resnet18(make: MakeBlock, kernels: tuple[int, ...]) -> None:
     """Whatever it trains as, the papers' ResNet-18 ships as one net."""

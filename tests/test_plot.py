@@ -183,6 +183,7 @@ def test_modes_differ_in_colour_marker_and_line() -> None:
 # Bytes
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_the_same_content_gives_the_same_bytes(everything: Path, all_drawn: tuple[list[Drawing], list[str]]) -> None:
     again, notes = drawings([everything])
     assert notes == all_drawn[1]

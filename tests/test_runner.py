@@ -25,6 +25,7 @@ Run = Callable[..., tuple[int, Path | None]]
 MODES = ["plain", "merged", "repq", "repq_bn", "repq_bnest"]
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("mode", [*MODES, "merged mode.merged_bn=reinsert", "plain mode.plain_bn=folded"])
 def test_every_mode_runs_to_the_end(mode: str, run_repq: Run) -> None:
     code, folder = run_repq("train", *TINY, "quant=w4a4", *f"mode={mode}".split())
@@ -89,6 +90,7 @@ def eighth(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone()
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
     reference.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)  # the digits are grey
@@ -118,6 +120,7 @@ def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsy
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_custom_l2_warns_and_changes_training(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
     weights = []
     for value in ("false", "true"):
@@ -128,6 +131,7 @@ def test_custom_l2_warns_and_changes_training(run_repq: Run, capsys: pytest.Capt
     assert weights[0] != weights[1]
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize(("wrong", "code"), [(False, 0), (True, 4)])
 def test_merging_is_judged_in_float64_where_float32_rounds_too_much(
     wrong: bool, code: int, run_repq: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -198,6 +202,7 @@ def test_a_run_leaves_the_folder_of_the_contract(finished: Path) -> None:
     assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_the_same_seed_gives_the_same_results_and_bytes(finished: Path, run_repq: Run) -> None:
     first = finished
     _, second = run_repq("train", *TINY, "quant=w4a4")
@@ -211,6 +216,7 @@ def test_the_same_seed_gives_the_same_results_and_bytes(finished: Path, run_repq
     assert (first / name).read_bytes() != (other / name).read_bytes()
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_qat_is_the_same_whether_fp_was_trained_here_or_loaded(finished: Path, run_repq: Run) -> None:
     trained = finished
     for source in (trained, trained / "checkpoints/fp.pt"):
@@ -277,6 +283,7 @@ def test_a_deployed_net_that_differs_is_exit_4(
     assert row_of(folder)["status"] == "failed"
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_checkpoints_that_do_not_fit_are_refused(
     finished: Path, run_repq: Run, capsys: pytest.CaptureFixture[str], in_folder: Path
 ) -> None:
@@ -324,6 +331,7 @@ def test_a_folder_that_holds_a_run_is_not_used_again(
     assert before == {path: path.read_bytes() for path in (in_folder / "mine").rglob("*") if path.is_file()}
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("mode", ["plain", "repq_bnest"])
 def test_statistics_stop_after_the_epoch_that_is_asked_for(mode: str, run_repq: Run) -> None:
     counts = {}
@@ -364,6 +372,7 @@ def test_no_qat_epochs_are_legal(run_repq: Run) -> None:
     assert "qat_seconds" not in row_of(folder)["time"]
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_fp32_runs_both_stages_in_float(run_repq: Run) -> None:
     code, folder = run_repq("train", *TINY, "quant=fp32", "mode=repq_bn")
     assert code == 0
@@ -372,6 +381,7 @@ def test_fp32_runs_both_stages_in_float(run_repq: Run) -> None:
     assert row["cost"]["bops"] == row["cost"]["macs"] * 32 * 32
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_image_folders_train(run_repq: Run, in_folder: Path) -> None:
     from test_data import write_folder
 

@@ -142,6 +142,7 @@ def test_every_choice_is_a_whole_run_and_can_be_evaluated_again(
     assert "psnr_y, dB" in capsys.readouterr().out
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_photographs_in_a_run_that_is_interrupted_and_resumed(
     run_repq: Callable[..., tuple[int, Path | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +206,7 @@ def test_tiles_change_nothing(trained: Path, in_folder: Path) -> None:
     assert difference.abs().max() <= 1 and (difference != 0).float().mean() < 1e-3  # sums in another order
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_classification_runs_are_evaluated_too(
     finished: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

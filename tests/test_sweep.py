@@ -81,6 +81,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_the_plan_numbers_jobs_as_hydra_does(in_folder: Path) -> None:
     arguments = ["+model=repvgg_a0,resnet18_cifar", "model.width=0.5", "seed=2,0", "rep=acnet", "quant=w8a8,w4a4"]
     overrides = OverridesParser.create().parse_overrides(plan(*arguments).overrides)
@@ -113,6 +114,7 @@ def test_a_sweep_over_two_blocks_shares_fp_stages_and_plain(in_folder: Path) -> 
     assert not same_run(plain[0], plain[4]) and run_key(plain[0]) == run_key(plain[4])
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_sweep_leaves_out_what_is_illegal_and_runs_the_same_once(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +143,7 @@ def test_a_sweep_leaves_out_what_is_illegal_and_runs_the_same_once(
     assert all(row["command_line"].startswith("repq train -m +model=repvgg_a0") for row in found.values())
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_failing_job_is_told_and_tried_again(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocked = Path("mine/2/checkpoints")  # a file where the run wants a folder
     blocked.parent.mkdir(parents=True)
@@ -217,6 +220,7 @@ def test_jobs_in_other_processes_stop_after_a_checkpoint(
     assert len(trained(sweep, "FP")) == 1  # two processes wanted the one FP stage
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -254,6 +258,7 @@ def test_what_is_refused_leaves_nothing(
     assert sorted(path.name for path in in_folder.iterdir()) == ["broken", "sweep", "varied"]
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize(
     ("arguments", "count", "texts"),
     [
@@ -314,6 +319,7 @@ def test_a_signal_to_one_worker_stops_the_sweep_and_is_told(
     assert "Go on with: repq train resume=" in Path("log").read_text()
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 def test_odd_names_of_folders(in_folder: Path) -> None:
     """Spaces, commas and quotes reach Hydra as they are, also when a sweep that was moved goes on."""
     assert main(["train", "-m", *SMALL, "qat.epochs=0", "hydra.sweep.dir='my sweep'"]) == 0

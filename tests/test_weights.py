@@ -110,6 +110,7 @@ def test_files_are_small_and_equal_networks_give_equal_bytes(tmp_path: Path) -> 
     assert not (tmp_path / "weights.json").exists()
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("mode", ["branchwise", "ptq"])
 def test_runs_whose_kernels_are_merged_for_shipping_name_their_branches(
     mode: str, run_repq: Callable[..., tuple[int, Path | None]]

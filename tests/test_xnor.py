@@ -37,6 +37,7 @@ def test_products_are_those_of_signs(length: int) -> None:
     assert torch.equal(products(*packed, length).long(), rows @ columns)
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @settings(max_examples=60)
 @given(
     st.integers(1, 130),
@@ -69,6 +70,7 @@ QUANTS = {
 }
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize(("net", "quant"), list(itertools.product(["resnet18", "resnet18 acnet"], QUANTS)))
 def test_binary_layers_give_the_sums_of_the_integer_executor(net: str, quant: str) -> None:
     deployed, x = frozen(*NETS[net], *QUANTS[quant])
@@ -86,6 +88,7 @@ def test_binary_layers_give_the_sums_of_the_integer_executor(net: str, quant: st
             assert torch.equal(fast.binary[node["name"]](raw, fast.thresholds[node["name"]]), expected)
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("quant", QUANTS)
 def test_networks_answer_as_without_the_kernel(quant: str) -> None:
     """Each layer is fed what the reference gave, since one sign that falls to its other side changes all behind it."""

@@ -1,12 +1,14 @@
 """The deployed network as an ONNX graph in QDQ form: every tensor of codes between QuantizeLinear and DequantizeLinear.
 
-Activation codes are uint8 or int8, of fewer bits by a tighter clip in front; weight codes of fewer bits are multiplied
-by a power of two. Biases are int32 in units of the sums, as runtimes' kernels have them, so that a code at the edge of
-two can fall to the other side of it. Needs the extra ``export``.
+Activation codes are uint8 or int8; fewer bits, and the activation functions in front, are a clip of the codes, so that
+nothing stands between a convolution and its quantizer, and runtimes make one kernel of both. Weight codes of fewer bits
+are multiplied by a power of two. Biases are int32 in units of the sums, as runtimes' kernels have them, so that a code
+at the edge of two can fall to the other side of it. Needs the extra ``export``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +23,8 @@ from repq_cli.errors import ConfigError
 
 OPSET = 17
 IR_VERSION = 10  # of the file; newer ones are not read by every runtime in use
-INT8 = (-128, 127)
+INT8, UINT8 = (-128, 127), (0, 255)
+LIMITS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0)}
 HALF = (-64, 64)  # of weights whose products with uint8 can be summed in pairs in 16 bits: 2 * 255 * 64 < 2**15
 
 
@@ -61,6 +64,7 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.by_name = {node["name"]: node for node in net.nodes}
+        self.readers = {name: [node for node in net.nodes if name in node["inputs"]] for name in self.by_name}
 
     def add_node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """One ONNX node; the name of its output."""
@@ -77,9 +81,25 @@ class _Graph:
         """A tensor of the file, in float64."""
         return self.net.stored[node[key]].double() if node.get(key) else None
 
+    def clipped(self, name: str) -> tuple[float, float] | None:
+        """The limits of a node's activation function, if the codes of its quantizers can be clipped instead.
+
+        That is the same: rounding keeps the order of values.
+        """
+        node, readers = self.by_name.get(name, {}), self.readers.get(name, ())
+        if not readers or any(reader["op"] != "quantize" or reader["by_sign"] for reader in readers):
+            return None
+        return LIMITS.get(str(node.get("activation", node.get("op"))))
+
+    def source(self, node: Node) -> str:
+        """What a node's first input is called; an activation function that quantizers apply has no node."""
+        name = node["inputs"][0]
+        before = self.by_name.get(name, {})
+        return self.source(before) if before.get("op") in LIMITS and self.clipped(name) else name
+
     def quantize(self, node: Node) -> None:
-        """Clip where codes are fewer than the type's, then quantize and dequantize."""
-        name, source = node["name"], node["inputs"][0]
+        """Quantize, clip where codes are fewer than the type's, dequantize."""
+        name, source = node["name"], self.source(node)
         step = self.net.stored[node["step"]].double().view(())
         zero_point = int(self.net.stored[node["zero_point"]]) if node["zero_point"] else 0
         if node["by_sign"]:
@@ -87,15 +107,23 @@ class _Graph:
             high, low = (self.constant(f"{name}.{key}", node[key] * step) for key in ("high", "low"))
             positive = self.add_node("GreaterOrEqual", [source, zero], f"{name}.positive")
             source = self.add_node("Where", [positive, high, low], f"{name}.sign")
-        elif (node["low"], node["high"]) not in (INT8, (0, 255)):
-            ends = [self.constant(f"{name}.{key}", (node[key] - zero_point) * step) for key in ("low", "high")]
-            source = self.add_node("Clip", [source, *ends], f"{name}.clipped")
-        grid = [
-            self.constant(f"{name}.step", step),
-            self.constant(f"{name}.zero_point", zero_point, _dtype(node["low"], node["high"])),
-        ]
+        dtype = _dtype(node["low"], node["high"])
+        grid = [self.constant(f"{name}.step", step), self.constant(f"{name}.zero_point", zero_point, dtype)]
         codes = self.add_node("QuantizeLinear", [source, *grid], f"{name}.codes")
+        ends = self._code_limits(node, step, zero_point)
+        if not node["by_sign"] and ends != (INT8 if dtype is np.int8 else UINT8):
+            least, most = (
+                self.constant(f"{name}.{key}", end, dtype) for key, end in zip(("low", "high"), ends, strict=True)
+            )
+            codes = self.add_node("Clip", [codes, least, most], f"{name}.clipped")
         self.add_node("DequantizeLinear", [codes, *grid], name)
+
+    def _code_limits(self, node: Node, step: Tensor, zero_point: int) -> tuple[float, float]:
+        """The least and the greatest code: the quantizer's own, or of the activation function in front."""
+        limits = self.clipped(node["inputs"][0]) or (-math.inf, math.inf)
+        # In float32, as the executor rounds.
+        low, high = (zero_point + torch.tensor(limit).div(step.float()).round().item() for limit in limits)
+        return max(node["low"], low), min(node["high"], high)
 
     def conv(self, node: Node) -> None:
         """Convolution with its bias, a batch norm's multiplier where one is left, and its activation."""
@@ -113,7 +141,8 @@ class _Graph:
             "pads": [padding] * 4,
             "group": node["groups"],
         }
-        activation = None if node["activation"] == "none" else getattr(self, f"{node['activation']}")
+        applied = node["activation"] == "none" or self.clipped(name)
+        activation = None if applied else getattr(self, f"{node['activation']}")
         self._layer(node, "Conv", source, activation, geometry)
 
     def linear(self, node: Node) -> None:
@@ -197,17 +226,20 @@ class _Graph:
 
     def relu(self, node: Node, source: str | None = None) -> None:
         """``max(x, 0)``."""
-        self.add_node("Relu", [source or node["inputs"][0]], node["name"])
+        if source or not self.clipped(node["name"]):
+            self.add_node("Relu", [source or node["inputs"][0]], node["name"])
 
     def relu6(self, node: Node, source: str | None = None) -> None:
         """Between 0 and 6."""
-        self._clip(node, source, 0.0, 6.0)
+        self._clip(node, source, *LIMITS["relu6"])
 
     def hardtanh(self, node: Node, source: str | None = None) -> None:
         """Between -1 and 1."""
-        self._clip(node, source, -1.0, 1.0)
+        self._clip(node, source, *LIMITS["hardtanh"])
 
     def _clip(self, node: Node, source: str | None, low: float, high: float) -> None:
+        if not source and self.clipped(node["name"]):
+            return
         ends = [self.constant(f"{node['name']}.least", low), self.constant(f"{node['name']}.most", high)]
         self.add_node("Clip", [source or node["inputs"][0], *ends], node["name"])
 
