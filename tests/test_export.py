@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from test_integer import CASES, NETS, QUANTS, frozen
 from torch import Tensor
 
-from repq_cli.cli import main
+from repq_cli.cli import export, main
 from repq_cli.deploy import onnx_graph
 from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.deploy.onnx_graph import OPSET, to_onnx
@@ -151,10 +151,58 @@ def test_a_file_that_does_not_agree_is_rejected(
     assert [path.name for path in (finished / "export").iterdir()] == ["model.onnx.rejected"]
 
 
+def test_nothing_unproven_has_the_name_of_a_file_to_ship(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped before the proof, or rejected: the file that was proven before stays."""
+    assert main(["export", f"run={finished}"]) == 0
+    file = finished / "export/model.onnx"
+    proven = file.read_bytes()
+
+    def stop(*arguments: object) -> None:
+        assert [path.name for path in file.parent.glob("unproven-*/*")] == ["model.onnx"]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "measure", stop)
+        assert main(["export", f"run={finished}", "biases=float"]) == 130
+    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"] and file.read_bytes() == proven
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_difference", lambda *arguments: "answers differ")
+        assert main(["export", f"run={finished}", "biases=float"]) == 4
+    assert file.read_bytes() == proven and file.with_name("model.onnx.rejected").is_file()
+    capsys.readouterr()
+
+
+def test_another_networks_file_is_not_measured(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", f"run={finished}"]) == 0
+    file = finished / "export/model.onnx"
+    model = onnx.load(file)
+    next(entry for entry in model.metadata_props if entry.key == "deployed").value = "another"
+    onnx.save(model, file)
+    assert main(["eval", f"run={finished}", "engine=onnx"]) == 3
+    assert "was not made of this run's network" in capsys.readouterr().err
+    file.write_bytes(b"no graph")
+    assert main(["eval", f"run={finished}", "engine=onnx"]) == 3
+    assert "cannot be run by ONNX Runtime" in capsys.readouterr().err
+
+
+def test_every_set_of_pictures_has_to_agree() -> None:
+    rows = [
+        {"set": name, "scale": 2, "name": "psnr_y", "engine": engine, "value": value}
+        for name, both in (("set5", (36.0, 36.2)), ("set14", (32.0, 32.0)))
+        for engine, value in zip(("deployed", "onnx"), both, strict=True)
+    ]
+    assert export._worse_pictures("psnr_y", rows) == "psnr_y on set5, 36.00 and 36.20 dB, differs"
+    assert export._worse_pictures("psnr_y", rows[2:]) is None
+
+
 def test_what_cannot_be_exported_says_why(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", f"run={finished}", "format=tflite"]) == 2
+    assert main(["export", f"run={finished}", "format=packed", "reduce_range=true"]) == 2
+    assert "leave them out with format=packed" in capsys.readouterr().err
     assert main(["export", "run=nowhere"]) == 3
     assert main(["eval", f"run={finished}", "engine=onnx"]) == 3
     assert "make it by repq export" in capsys.readouterr().err

@@ -62,6 +62,15 @@ def test_corners_of_the_high_product() -> None:
     assert [high_product(torch.tensor(x), torch.tensor(2**30)).item() for x in (1, -1, 3, -3)] == [1, 0, 2, -1]
 
 
+def test_what_is_shifted_out_is_zero() -> None:
+    far = torch.tensor([40, 62, 63, 64, 100])
+    assert rounding_shift(torch.tensor([[0], [5], [-5]]), far).unique().tolist() == [0]
+    assert rescale(torch.tensor([0, 7]), quantize_multiplier(torch.tensor(1e-25, dtype=torch.float64))).tolist() == [
+        0,
+        0,
+    ]
+
+
 @given(st.floats(1e-9, 1e6), st.booleans())
 def test_a_multiplier_is_its_factor(factor: float, negative: bool) -> None:
     exact = -factor if negative else factor
@@ -188,6 +197,18 @@ def test_sums_that_could_overflow_are_refused_with_their_layer() -> None:
         IntegerNet(deployed)
     deployed.stored[node["bias"]] = (step * 2.0**30).float()
     assert IntegerNet(deployed)(x).isfinite().all()
+
+
+def test_channels_that_a_batch_norm_switched_off_keep_their_bias() -> None:
+    """With a multiplier of next to nothing the bias is far above 2**31 of the sums' units."""
+    deployed, x = frozen(*NETS["resnet18"], "quant=bnn")
+    node = next(node for node in deployed.nodes if node["op"] == "conv" and node["multiplier"])
+    deployed.stored[node["multiplier"]][1], deployed.stored[node["bias"]][1] = 1e-9, 0.5
+    deployed = DeployedNet(deployed.graph, deployed.stored)
+    integers = IntegerNet(deployed)
+    scale = integers.known[node["name"]].scale[1]  # type: ignore[union-attr]
+    own = integers.run(x, deployed.run(x))[node["name"]][:, 1] * scale
+    assert (own - 0.5).abs().max() <= 1e-6
 
 
 def test_sums_of_tensors_saturate_instead_of_overflowing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +27,25 @@ DIFFERENCE = 1e-3  # of a merged network's outputs, relative to the largest
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One network by one engine. is_float: its answers are those of the FP net, else of the deployed one."""
+    """One network by one engine.
+
+    is_float: its answers are those of the FP net, else of the deployed one. proven: that is known of them.
+    """
 
     net: str
     engine: str
     run: Callable[[Tensor], Tensor]
     is_float: bool
+    proven: bool = True
 
 
-def candidates(fp: nn.Module, deployed: DeployedNet, threads: int) -> tuple[list[Candidate], list[str]]:
+def candidates(
+    fp: nn.Module, deployed: DeployedNet, threads: int, exported: str | None
+) -> tuple[list[Candidate], list[str]]:
     """The training graph and the merged net in torch, the merged one in ONNX Runtime, then integers; and notes.
 
-    fp: the FP stage's net in eval mode. deployed: the run's, for images of the shape to measure.
+    fp: the FP stage's net in eval mode. deployed: the run's, for images of the shape to measure. exported: the biases
+    of the proven ONNX file, None where there is none.
     """
     keys = ("task", "input_shape", "classes")
     description = {key: deployed.graph[key] for key in keys if key in deployed.graph}
@@ -54,7 +62,12 @@ def candidates(fp: nn.Module, deployed: DeployedNet, threads: int) -> tuple[list
     try:
         if not quantizers:
             raise ConfigError("activations are floating-point numbers")
-        found.append(Candidate(INT8, RUNTIME, _in_runtime(deployed, threads), False))
+        int8 = _in_runtime(deployed, threads, exported == "float")
+        found.append(Candidate(INT8, RUNTIME, int8, False, exported is not None))
+        if exported is None:
+            notes.append("int8: with biases of int32, whose answers nothing has proven yet; repq export does.")
+        elif exported == "float":
+            notes.append("int8: with unrounded biases, as the run's exported file, and so in floating point.")
     except ConfigError as error:
         notes.append(f"There is no int8 network: {error}".rstrip(".") + ".")
     if any(node["bits"] == 1 for node in quantizers):
@@ -68,8 +81,16 @@ def _training_graph(fp: nn.Module) -> str:
     return "multi-branch" if branches > 1 else "unfolded"
 
 
-def _in_runtime(net: DeployedNet, threads: int) -> OnnxNet:
-    return OnnxNet(to_onnx(net).SerializeToString(), net.halo, threads)
+def _in_runtime(net: DeployedNet, threads: int, float_biases: bool = False) -> OnnxNet:
+    return OnnxNet(to_onnx(net, float_biases).SerializeToString(), net.halo, threads)
+
+
+def exported_biases(file: Path, deployed: DeployedNet) -> str | None:
+    """The biases of the ONNX file that was made of this network and proven; None where there is no such file."""
+    if not file.is_file():
+        return None
+    about = OnnxNet(file, deployed.halo, 1).about
+    return about.get("biases") if about.get("deployed") == deployed.digest() else None
 
 
 def _add_binary(deployed: DeployedNet, found: list[Candidate]) -> list[str]:

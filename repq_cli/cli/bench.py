@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from repq_cli import build
 from repq_cli.bench.timing import interleaved, speedup, spread
+from repq_cli.cli.evaluate import EXPORT, ONNX
 from repq_cli.cli.extras import extra
 from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.cli.reserve import OUTPUTS, reserve
@@ -41,21 +42,26 @@ def bench_job(config: dict[str, Any]) -> None:
     if not config["batch"]:
         raise ConfigError("batch=[] names no number of images: use batch=[1,32].")
     if config["bench"] == "xnor":
+        _refuse_unused(config)
         _kernel(config)
         return
     if not config["runs"]:
         raise ConfigError("bench=infer wants folders of runs that are done: 'runs=[outputs/train/A,outputs/train/B]'.")
-    out = _made(config["out"])
+    for run in config["runs"]:  # before anything is measured
+        finished_row(Path(run))
+        deployed_net(Path(run))
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     with extra("export"):
-        import onnxruntime  # noqa: F401
+        import repq_cli.bench.inference  # noqa: F401
+    out = _made(config["out"])
     threads = torch.get_num_threads()
-    rows = [row for run in config["runs"] for row in _run(Path(run), config, threads)]
     machine = f"{environment()['cpu']}, {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}"
     found = {"format": FORMAT, "bench": "infer", "started": now(), "machine": machine, "threads": threads}
-    out = out or reserve(OUTPUTS / "bench", "infer")
-    write_json(out / BENCH, prune({**found, "rounds": config["rounds"], "rows": rows}))
+    rows: list[Row] = []
+    for run in config["runs"]:
+        rows += _run(Path(run), config, threads)
+        write_json(out / BENCH, prune({**found, "rounds": config["rounds"], "rows": rows}))
     print(f"written to {', '.join(map(str, [out / BENCH, *_drawn(out)]))}")
 
 
@@ -80,10 +86,17 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _made(out: str | None) -> Path | None:
-    """The folder that was asked for; made before anything is measured."""
+def _refuse_unused(config: dict[str, Any]) -> None:
+    """ConfigError for keys that bench=xnor has no use for."""
+    unused = [key for key in ("runs", "size", "threads", "out") if config[key]]
+    if unused:
+        raise ConfigError(f"bench=xnor has no use for {', '.join(unused)}: it times the kernel alone, on one thread.")
+
+
+def _made(out: str | None) -> Path:
+    """The folder to write to, made before anything is measured."""
     if out is None:
-        return None
+        return reserve(OUTPUTS / "bench", "infer", "out=DIR")
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,12 +106,14 @@ def _made(out: str | None) -> Path | None:
 
 def _run(folder: Path, config: dict[str, Any], threads: int) -> list[Row]:
     """The rows of one run; printed as a table."""
-    from repq_cli.bench.inference import candidates, check_equal
+    from repq_cli.bench.inference import candidates, check_equal, exported_biases
 
     row = finished_row(folder)
     run_config = checked(with_defaults(stored_config(folder)))
-    deployed = _for_images(deployed_net(folder), config["size"])
-    nets, notes = candidates(_fp_net(folder, run_config, deployed), deployed, threads)
+    deployed = deployed_net(folder)
+    exported = exported_biases(folder / EXPORT / ONNX, deployed)
+    deployed = _for_images(deployed, config["size"])
+    nets, notes = candidates(_fp_net(folder, run_config, deployed), deployed, threads, exported)
     shape = deployed.graph["input_shape"]
     images = {batch: _images(batch, shape, row["task"]) for batch in config["batch"]}
     check_equal(nets, images[min(images)])
@@ -138,7 +153,7 @@ def _measured(batch: int, net: Candidate, seconds: dict[tuple[int, Candidate], l
     references = {candidate: times for (size, candidate), times in seconds.items() if size == batch}
     by_kind = {(candidate.net, candidate.engine): times for candidate, times in references.items()}
     middle, low, high = spread(own)
-    value = metric.get("fp" if net.is_float else "deployed")
+    value = metric.get("fp" if net.is_float else "deployed") if net.proven else None
     return {
         "net": net.net,
         "engine": net.engine,

@@ -88,7 +88,10 @@ def _onnx_net(path: Path, deployed: DeployedNet, threads: int | None) -> nn.Modu
         from repq_cli.deploy.onnx_run import OnnxNet
     if not path.is_file():
         raise DataError(f"There is no {path}: make it by repq export run={path.parent.parent}.")
-    return OnnxNet(path, deployed.halo, threads)
+    net = OnnxNet(path, deployed.halo, threads)
+    if net.about.get("deployed") != deployed.digest():
+        raise DataError(f"{path} was not made of this run's network: make it again by repq export.")
+    return net
 
 
 def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Evaluation], task: Any) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,10 @@ from repq_cli.cli.extras import extra
 from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
-from repq_cli.errors import CheckError, DataError
+from repq_cli.errors import CheckError, ConfigError, DataError
 from repq_cli.files import write_atomically
 from repq_cli.report.quality import UNITS, quality_table
+from repq_cli.report.row import Row
 from repq_cli.schema import with_defaults
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
@@ -30,36 +35,56 @@ CPU = torch.device("cpu")
 
 
 def export_job(config: dict[str, Any]) -> None:
-    """Write, read back, compare, and print both metrics. A file that fails the comparison is named ``*.rejected``."""
+    """Write, read back, compare, and print both metrics. A file that fails the comparison is named ``*.rejected``.
+
+    What is not proven yet stands in a folder of its own, so that no file of the right name is ever unproven.
+    """
+    if config["format"] == "packed" and (config["biases"] != "auto" or config["reduce_range"]):
+        raise ConfigError("biases and reduce_range are about ONNX: leave them out with format=packed.")
     run = Path(config["run"])
     row = finished_row(run)
     deployed = deployed_net(run)
     out = Path(config["out"]) if config["out"] else run / EXPORT
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
     run_config = checked(with_defaults(stored_config(run)))
     sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(run_config).items()}
     task = build.task(run_config)
-    print(f"{run}: {row['model']}, rep {row['rep']}, mode {row['mode']}")
-    for biases in _attempts(config):
-        shipped, files = _written(biases, deployed, run, out, config)
-        nets = {"deployed": deployed, config["format"]: shipped}
-        rows = measure(nets, sets, task, run_config["data"]["name"], CPU, 1024)
-        print(quality_table(rows))
-        problem = _difference(deployed, shipped, sets, task, {m["engine"]: m for m in rows if m["name"] == task.metric})
-        if problem is None:
-            print(f"written to {', '.join(map(str, files))}")
-            return
-        print(f"{problem}.")
-    for path in files:
-        shutil.move(path, path.with_name(f"{path.name}.rejected"))
-    names = ", ".join(map(str, files))
-    hint = " (biases=float may help)" if biases == "int32" else ""
-    raise CheckError(f"{problem}{hint}: {names} must not be shipped, and is named *.rejected.")
+    with _unproven(out) as folder:
+        print(f"{run}: {row['model']}, rep {row['rep']}, mode {row['mode']}")
+        for biases in _attempts(config):
+            shipped, names = _written(biases, deployed, run, folder, config)
+            nets = {"deployed": deployed, config["format"]: shipped}
+            rows = measure(nets, sets, task, run_config["data"]["name"], CPU, 1024)
+            print(quality_table(rows))
+            problem = _difference(deployed, shipped, sets, task, rows)
+            if problem is None:
+                break
+            print(f"{problem}.")
+        ending = ".rejected" if problem else ""
+        for name in names:
+            os.replace(folder / name, out / f"{name}{ending}")
+    files = ", ".join(str(out / f"{name}{ending}") for name in names)
+    if problem is not None:
+        hint = " (biases=float may help)" if biases == "int32" else ""
+        raise CheckError(f"{problem}{hint}: the file must not be shipped, and is named {files}.")
+    if biases == "float":
+        print("Unrounded biases make kernels run in floating point, slowly; quant.int32_bias=true trains exact ones.")
+    print(f"written to {files}")
+
+
+@contextmanager
+def _unproven(out: Path) -> Iterator[Path]:
+    """A folder in ``out`` that is gone afterwards."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="unproven-", dir=out))
+    except OSError as error:
+        raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _attempts(config: dict[str, Any]) -> Sequence[str | None]:
@@ -70,14 +95,14 @@ def _attempts(config: dict[str, Any]) -> Sequence[str | None]:
 
 
 def _written(
-    biases: str | None, deployed: DeployedNet, run: Path, out: Path, config: dict[str, Any]
-) -> tuple[Any, list[Path]]:
-    """The network as it was read back, and its files."""
+    biases: str | None, deployed: DeployedNet, run: Path, folder: Path, config: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """The network as it was read back from ``folder``, and the names of its files."""
     if biases is not None:
-        return _onnx(deployed, out / ONNX, biases, config), [out / ONNX]
+        return _onnx(deployed, folder / ONNX, biases, config), [ONNX]
     for name in (TENSORS, GRAPH):
-        write_atomically(out / name, (run / "deploy" / name).read_bytes())
-    return DeployedNet.load(out), [out / TENSORS, out / GRAPH]
+        write_atomically(folder / name, (run / "deploy" / name).read_bytes())
+    return DeployedNet.load(folder), [TENSORS, GRAPH]
 
 
 def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]) -> Any:
@@ -103,22 +128,36 @@ def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]
 
 @torch.no_grad()
 def _difference(
-    deployed: DeployedNet, shipped: Any, sets: Mapping[str, Evaluation], task: Any, metrics: Mapping[str, Any]
+    deployed: DeployedNet, shipped: Any, sets: Mapping[str, Evaluation], task: Any, rows: list[Row]
 ) -> str | None:
     """What is wrong, or None; prints how far the two are from each other."""
-    largest, same = 0.0, []
+    largest, same = [], []
     for split in sets.values():
         for x, _ in split.batches(EVAL_BATCH, CPU):
             expected, found = deployed(x), shipped(x)
-            largest = max(largest, (found - expected).abs().max().item())
+            largest.append((found - expected).abs().max())
             same.append(task.agreement(found, expected))
     equal, count = torch.cat(same).mean().item(), torch.cat(same).numel()
     pictures = task.name == "super_resolution"
-    print(f"largest difference {largest:.3g}, {equal:.2f} % of {'pixels' if pictures else 'answers'} equal")
+    # The maximum of a tensor is NaN if one of its values is.
+    difference = torch.stack(largest).max().item()
+    print(f"largest difference {difference:.3g}, {equal:.2f} % of {'pixels' if pictures else 'answers'} equal")
+    if math.isnan(difference):
+        return "outputs are not numbers"
     if pictures:
-        first, second = (found["value"] for found in metrics.values())
-        unit = UNITS[task.metric]
-        return None if abs(first - second) <= DECIBELS else f"{task.metric} {first:.2f} and {second:.2f} {unit} differ"
+        return _worse_pictures(task.metric, rows)
     different = round(count * (1 - equal / 100))
     allowed = math.ceil(DIFFERENT * count)
     return None if different <= allowed else f"{different} of {count} answers differ, more than {allowed}"
+
+
+def _worse_pictures(metric: str, rows: list[Row]) -> str | None:
+    """A set whose metric differs between the two networks."""
+    sets: dict[tuple[Any, Any], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["name"] == metric:
+            sets[row["set"], row.get("scale")].append(row["value"])
+    for (name, _), (first, second) in sets.items():
+        if not abs(first - second) <= DECIBELS:
+            return f"{metric} on {name}, {first:.2f} and {second:.2f} {UNITS[metric]}, differs"
+    return None

@@ -54,6 +54,7 @@ def rounding_shift(x: Tensor, shift: Tensor) -> Tensor:
     >>> rounding_shift(torch.tensor([5, 6, 7, -6, -5]), torch.tensor(2))
     tensor([ 1,  2,  2, -2, -1])
     """
+    shift = shift.clamp(max=62)  # of what is left by then nothing is
     mask = (1 << shift) - 1
     remainder = x & mask
     threshold = (mask >> 1) + (x < 0).long()

@@ -199,7 +199,8 @@ def _prepare(node: Node, inputs: list[Scaled | None], net: IntegerNet) -> tuple[
     known = [given for given in inputs if given is not None]
     if len(known) < len(inputs):
         why = "activations are not quantized" if "weight" in node else "shortcuts read them with quant.residual=fp"
-        raise ConfigError(f"The layer {node['name']} reads floating-point numbers, since {why}: train with integers.")
+        fix = "quantize them" if "weight" in node else "train with quant.residual=int"
+        raise ConfigError(f"The layer {node['name']} reads floating-point numbers, since {why}: {fix}.")
     if "weight" in node:
         return _prepare_layer(node, known, net)
     given = known[0]
@@ -255,6 +256,8 @@ def _prepare_layer(node: Node, known: list[Scaled], net: IntegerNet) -> tuple[di
     bias = stored[node["bias"]].double() if node["bias"] else torch.zeros(outputs, dtype=torch.float64)
     if node["bias_step"]:
         bias = bias * stored[node["bias_step"]].double()
+    if node["multiplier"]:
+        weight, scale = _room_for_bias(weight, scale, bias)
     bound = weight.abs().flatten(1).sum(1) * given.bound + (bias / scale).abs() + 1
     if slope is not None:
         bound = bound * slope.abs().clamp(min=1)
@@ -270,6 +273,18 @@ def _prepare_layer(node: Node, known: list[Scaled], net: IntegerNet) -> tuple[di
         **_limits(node.get("activation", "none"), scale),
     }
     return constants, Scaled(scale, bound)
+
+
+def _room_for_bias(weight: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Coarser integers where a batch norm has all but switched a channel off: its bias has to fit beside them.
+
+    A bias of ``2**29`` units or more gets units that are so many times larger, and the weights, of which next to
+    nothing is left then, are rounded to them.
+    """
+    excess = ((bias / scale).abs() / 2**29).clamp(min=1).log2().ceil()
+    units = 2.0**excess
+    coarse = (weight / units.view(-1, *[1] * (weight.dim() - 1))).round().long()
+    return torch.where(units.view(-1, *[1] * (weight.dim() - 1)) > 1, coarse, weight), scale * units
 
 
 def _prepare_sum(known: list[Scaled], step: float | None) -> tuple[dict[str, Any], Scaled]:

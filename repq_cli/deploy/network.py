@@ -168,6 +168,10 @@ class DeployedNet(nn.Module):
     def _flatten(self, node: Node, x: Tensor) -> Tensor:
         return torch.flatten(x, 1)
 
+    def digest(self) -> str:
+        """A checksum of all that it is, which files made of it carry."""
+        return _digest(self.graph, save(self.stored))
+
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``model.json``: equal nets give equal bytes."""
         try:
@@ -199,7 +203,12 @@ class DeployedNet(nn.Module):
         wanted = graph.pop("sha256", None)  # files of earlier versions have none
         if wanted is not None and wanted != _digest(graph, tensors):
             raise DataError(f"{folder}: {GRAPH} and {TENSORS} are not what was frozen together: freeze the run again.")
-        return cls(graph, stored).eval()
+        try:
+            return cls(graph, stored).eval()
+        except (KeyError, TypeError, IndexError, RuntimeError) as error:
+            raise DataError(
+                f"{folder / GRAPH} and {TENSORS} do not fit together ({error!r}): freeze the run again."
+            ) from error
 
 
 def _digest(graph: dict[str, Any], tensors: bytes) -> str:

@@ -49,6 +49,7 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     widths = sorted({node["bits"] for node in net.nodes if "bits" in node})
     about = {"bits": ", ".join(map(str, widths)), "codes": "int8 or uint8; fewer bits by a tighter clip"}
+    about |= {"deployed": net.digest(), "biases": "float" if float_biases else "int32"}
     about["weights"] = "from {} to {}".format(*graph.weights)
     about |= {key: str(net.graph[key]) for key in ("mean", "std", "classes") if key in net.graph}
     helper.set_model_props(model, about)

@@ -8,9 +8,14 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from repq_cli.errors import DataError
+
 
 class OnnxNet(nn.Module):
-    """Runs a file, or its contents, on the CPU; ``halo``: as ``DeployedNet.halo``."""
+    """Runs a file, or its contents, on the CPU. halo: as ``DeployedNet.halo``. about: the file's metadata.
+
+    Raises DataError for what ONNX Runtime cannot load.
+    """
 
     def __init__(self, file: Path | bytes, halo: int, threads: int | None = None) -> None:
         super().__init__()
@@ -19,9 +24,13 @@ class OnnxNet(nn.Module):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         if not fast_int8():  # products of uint8 and int8 are then formed without the sums that saturate
             options.add_session_config_entry("session.x64quantprecision", "1")
-        self.session = onnxruntime.InferenceSession(
-            file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"]
-        )
+        source = file if isinstance(file, bytes) else str(file)
+        try:
+            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has an exception of its own for every kind of damage
+            name = "The graph" if isinstance(file, bytes) else str(file)
+            raise DataError(f"{name} cannot be run by ONNX Runtime: {error}") from error
+        self.about: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.halo = halo
 
     def forward(self, x: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class BinaryConv:
     """The integer sums of a convolution of weights of -1 and 1 with activations of two codes.
 
     weight: codes ``[O, C, k, k]``. codes: the two of activations, (-1, 1) or (0, 1). pad: the code around the image,
-    one of -1, 0 and 1. Sums are those of ``conv2d`` on codes, exactly.
+    one of the two, or zero. Sums are those of ``conv2d`` on codes, exactly.
 
     With activations ``a = (low + high) / 2 + (high - low) / 2 * s``, signs s, ``sum w a`` follows from ``sum w s``. A
     place around the image gets the sign of its code; where it is a third code, zero beside signs, it gets -1, and the

@@ -68,4 +68,5 @@ def _is_binary(node: Node, source: Node) -> bool:
         and (node["bits"], node["low"], node["high"], node["groups"]) == (1, -1, 1, 1)
         and source["bits"] == 1
         and (source["low"], source["high"]) in CODES
+        and not (node["weight_zero_point"] or source["zero_point"])
     )

@@ -32,7 +32,10 @@ def finished_row(folder: Path) -> Row:
         raise DataError(
             f"run={folder} is not done (status {row.get('status')}): go on with it by repq train resume={folder}."
         )
-    if not {"model", "rep", "mode", "metrics"} <= row.keys():
+    kinds = {"model": str, "rep": str, "mode": str, "task": str, "metrics": list, "metric": dict, "quant": dict}
+    parts = {"metric": ("name", "split"), "quant": ("weight_bits", "act_bits")}
+    whole = all(isinstance(row.get(key), kind) for key, kind in kinds.items())
+    if not whole or not all(key in row[section] for section, keys in parts.items() for key in keys):
         raise DataError(f"{folder}/summary.json lacks what every row has: restore it, or train the run again.")
     return row
 
