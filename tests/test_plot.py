@@ -153,6 +153,7 @@ def test_crops_stand_beside_each_other_with_their_psnr(all_drawn: tuple[list[Dra
         "original", "bicubic", "FP", "RepQ, 8 bit", "RepQ, 4 bit"
     ]  # fmt: skip
     assert words.count("36.25 dB") == 2 and "33.00 dB" in words
+    assert "over all pictures of the set" in drawing.caption
     assert drawing.svg().count("data:image/png;base64,") == 5
 
 
@@ -173,6 +174,30 @@ def test_speed_writes_the_ratio_to_the_merged_net_in_onnx_runtime(
     rows = [row for row in bench_rows(widths=(1.0,)) if row["engine"] == "torch"]
     (lone,), notes = drawings([write_bench(tmp_path, rows)], ["speed"])
     assert "3.00" in texts(lone) and [note for note in notes if "lack a ratio" in note]
+
+
+def test_latency_mixes_neither_shapes_nor_widths_and_says_what_it_drops(tmp_path: Path) -> None:
+    rows = [row for row in bench_rows(widths=(1.0,)) if row["net"] == "int8"]
+    rows += [row | {"bits": [4, 4], "run": "b"} for row in rows] + [row | {"input_shape": [3, 64, 64]} for row in rows]
+    drawn, notes = drawings([write_bench(tmp_path, [*rows, rows[0]])], ["latency"])
+    assert [drawing.figure.axes[0].get_xlabel() for drawing in drawn] == [
+        "milliseconds for an image of 3×64×64", "milliseconds for an image of 3×224×224"
+    ]  # fmt: skip
+    assert {"8 bit, int8, ONNX Runtime", "4 bit, int8, ONNX Runtime"} <= set(texts(drawn[1]))
+    assert [note.partition(": ")[2] for note in notes] == [
+        "1 measurements at other batches than 1 are left out.",
+        "2 measurements at other batches than 1 are left out.",
+        "1 older measurements of nets that were measured again are left out.",
+    ]
+
+
+def test_speed_tells_runs_of_one_net_apart(tmp_path: Path) -> None:
+    rows = bench_rows(widths=(1.0,))
+    rows += [row | {"run": "outputs/train/again"} for row in rows]
+    (drawing,), _ = drawings([write_bench(tmp_path, rows)], ["speed"])
+    words = texts(drawing)
+    assert [word.split(",")[0] for word in words if "RepQ-BN" in word] == ["mobilenet-1.0", "again"] * 2
+    assert words.count("6.00 (0.33×)") == 2
 
 
 def test_modes_differ_in_colour_marker_and_line() -> None:

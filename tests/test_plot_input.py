@@ -98,6 +98,8 @@ BENCHES: list[Any] = [
     [ROW | {"median_ms": float("nan")}], [ROW | {"metric": 3}], [ROW | {"bits": "x"}], [ROW | {"width": "x"}],
     [ROW | {"images_per_second": 0, "net": "merged"}], [ROW | {"low_ms": 1e99, "high_ms": -3}], [ROW | {"net": ["x"]}],
     [ROW | {"median_ms": 1e99, "images_per_second": 1e-99}, ROW],
+    [ROW | {"net": "merged", "images_per_second": 1e-320}], [ROW | {"net": "merged", "median_ms": 1e11}, ROW],
+    [ROW | {"input_shape": "x"}], [ROW | {"input_shape": [3, -1, 10**400]}],
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from repq_cli.modes.weights import MOST_BINS, blocks_behind, branch_kernels, wei
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.algebra import Geometry, pad_kernel
-from repq_cli.train.for_figures import leave_weights
+from repq_cli.train.for_figures import leave_crops, leave_weights
 
 QUANTS = {
     "lsq": QuantOptions(weight_bits=4, act_bits=4),
@@ -124,3 +125,12 @@ def test_runs_whose_kernels_are_merged_for_shipping_name_their_branches(
     deployed = json.loads((folder / "deploy/model.json").read_text())
     widths = {node["name"]: node["bits"] for node in deployed["nodes"] if node["op"] in ("conv", "linear")}
     assert {name.replace(".", "_"): layer["bits"] for name, layer in layers.items()} == widths
+
+
+@pytest.mark.parametrize("name", ["..", ".", "Set 5/x2"])
+def test_crops_of_sets_of_any_name_stay_in_their_folder(name: str, tmp_path: Path) -> None:
+    metrics = [{"set": name, "scale": 2, "name": "psnr_y", "engine": "deployed", "value": 30.0}]
+    leave_crops(tmp_path / "run", name, {"deployed": torch.zeros(3, 8, 8, dtype=torch.uint8)}, metrics)
+    (folder,) = (tmp_path / "run/crops").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"deployed.png", "values.json"} and unquote(folder.name) == name
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["crops"]

@@ -31,7 +31,7 @@ def leave_weights(run_dir: Path, shipped: nn.Module, of_blocks: nn.Module) -> No
 
 def leave_crops(run_dir: Path, name: str, pictures: Mapping[str, Tensor], metrics: Sequence[Row]) -> None:
     """Write the pictures of one set, and what the networks that made them reach on all of it."""
-    folder = run_dir / CROPS / quote(name, safe="")
+    folder = run_dir / CROPS / _quoted(name)
     folder.mkdir(parents=True, exist_ok=True)
     shown = {"original" if label == "HR" else label: picture for label, picture in pictures.items() if label != "LR"}
     for label, picture in shown.items():
@@ -39,3 +39,12 @@ def leave_crops(run_dir: Path, name: str, pictures: Mapping[str, Tensor], metric
     measured = [row for row in metrics if row["set"] == name and row["engine"] in shown]
     values = {row["engine"]: row["value"] for row in measured if row["name"] == "psnr_y"}
     write_json(folder / "values.json", {"scale": measured[0]["scale"], "psnr_y": values})
+
+
+def _quoted(name: str) -> str:
+    """``name`` as that of a folder, which ``urllib.parse.unquote`` gives back; no dots alone, which lead elsewhere.
+
+    >>> _quoted("Set 5/x2"), _quoted("..")
+    ('Set%205%2Fx2', '%2E%2E')
+    """
+    return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")

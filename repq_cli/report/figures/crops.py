@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.material import Found, Material
@@ -43,7 +44,7 @@ def crops(material: Material) -> Found:
             values = read_json(folder / "values.json", notes)
             scale = (values or {}).get("scale")
             if values is not None and isinstance(scale, int) and not run.linked:
-                groups[folder.name, scale, run.model, run.rep].append((run, folder, values))
+                groups[unquote(folder.name), scale, run.model, run.rep].append((run, folder, values))
     drawings = []
     for (name, scale, model, rep), found in sorted(groups.items(), key=lambda item: item[0]):
         ordered = _one_seed(found)
@@ -102,7 +103,7 @@ def _drawing(what: str, pictures: Sequence[Crop], notes: list[str]) -> Drawing |
         axes.remove()
     figure.text(0.01, 0.99, plain(what, 60), va="top", fontweight="bold")
     caption = f"{what}: a crop of the original, enlarged by bicubic interpolation, by the FP net and by deployed nets, "
-    caption += "with the PSNR of luma of the crop in dB."
+    caption += "with the mean PSNR of luma over all pictures of the set in dB."
     return Drawing(stem("crops", what), f"Enlarged: {what}", caption, figure)
 
 

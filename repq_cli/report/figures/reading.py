@@ -13,7 +13,7 @@ from repq_cli.report.reading import LARGEST, NOT_RUNS
 
 LOG = "metrics.jsonl"
 BENCH = "bench.json"
-SHORTEST = 1e-9  # milliseconds that can be true
+SHORTEST, LONGEST = 1e-9, 1e12  # milliseconds, and images a second, that can be true
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def _numbers(values: Any) -> dict[str, float]:
 class Timing:
     """One net in one engine at one batch size: milliseconds for an image, with the quartiles.
 
+    shape: of an image, empty where it is not known.
     value: of the metric called ``metric`` on ``split`` of ``data``, where the run has one.
     """
 
@@ -97,6 +98,7 @@ class Timing:
     mode: str
     width: float | None
     bits: tuple[int, int] | None
+    shape: tuple[int, ...]
     net: str
     engine: str
     batch: int
@@ -145,7 +147,9 @@ def _bench(file: Path, notes: list[str]) -> Bench | None:
     read = [_timing(row) for row in rows] if isinstance(rows, list) else []
     timings = tuple(timing for timing in read if timing is not None)
     if len(timings) < len(read) or not read:
-        notes.append(f"{file}: {len(read) - len(timings)} of {len(read)} rows say no net, engine, batch and time.")
+        notes.append(
+            f"{file}: {len(read) - len(timings)} of {len(read)} rows lack a net, engine, batch or credible time."
+        )
     return Bench(
         path=str(file),
         machine=_machine(content),
@@ -166,24 +170,29 @@ def _timing(row: Any) -> Timing | None:
     if not isinstance(row, dict):
         return None
     names = {key: _text(row.get(key)) for key in ("run", "model", "rep", "mode", "net", "engine", "data")}
-    batch, median, rate = row.get("batch"), number(row.get("median_ms")), number(row.get("images_per_second"))
+    batch, median, rate = row.get("batch"), number(row.get("median_ms")), row.get("images_per_second")
     if not (
         names["net"]
         and names["engine"]
         and isinstance(batch, int)
         and 0 < batch < 10**6
-        and median
-        and median > SHORTEST
+        and _credible(median)
+        and (rate is None or _credible(number(rate)))
     ):
         return None
-    own = 1000 / rate if rate and 0 < rate < 1 / SHORTEST else median / batch  # for one image
-    low, high = ((number(row.get(name)) or median) * own / median for name in ("low_ms", "high_ms"))
+    assert median is not None
+    own = median / batch if rate is None else 1000 / rate  # for one image
+    ends = [number(row.get(name)) for name in ("low_ms", "high_ms")]
+    low, high = (own if end is None else end * own / median for end in ends)
+    if not all(map(_credible, (own, low, high))):
+        return None
     measured, bits = row.get("metric"), row.get("bits")
     metric = measured if isinstance(measured, dict) else {}
     return Timing(
         **names,
         width=number(row.get("width")),
         bits=(bits[0], bits[1]) if isinstance(bits, list) and [type(bit) for bit in bits] == [int, int] else None,
+        shape=_shape(row.get("input_shape")),
         batch=batch,
         milliseconds=own,
         low=min(low, own),
@@ -192,6 +201,17 @@ def _timing(row: Any) -> Timing | None:
         split=_text(metric.get("split")),
         value=number(metric.get("value")),
     )
+
+
+def _credible(value: float | None) -> bool:
+    return value is not None and SHORTEST <= value <= LONGEST
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    usable = (
+        isinstance(value, list) and len(value) == 3 and all(type(side) is int and 0 < side < 10**6 for side in value)
+    )
+    return tuple(value) if usable else ()
 
 
 def read_json(file: Path, notes: list[str]) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ BATCHES = 3  # panels beside each other
 NETS_OF_A_FIGURE = 6
 
 Bar = tuple[str, str]  # net and engine
+Key = tuple[str, tuple[int, ...], str]  # run, shape of images, and the network in words
 
 
 def speed(material: Material) -> Found:
@@ -36,14 +38,16 @@ def speed(material: Material) -> Found:
         if len(batches) > BATCHES:
             left_out = ", ".join(map(str, batches[BATCHES:]))
             notes.append(f"speed: of {bench.path}, batch {left_out} is left out for want of room.")
-        names = list(dict.fromkeys(net_name(timing) for timing in bench.timings))
+        names = names_of(bench.timings)
+        shown = list(names)
         if any(not _reference(bench.timings, timing) for timing in bench.timings):
             notes.append(
                 f"speed: {bench.path} does not hold the merged net in ONNX Runtime for all, so some bars lack a ratio."
             )
-        for start in range(0, len(names), NETS_OF_A_FIGURE):
+        for start in range(0, len(shown), NETS_OF_A_FIGURE):
+            own = {key: names[key] for key in shown[start : start + NETS_OF_A_FIGURE]}
             with styled():
-                drawings.append(_drawing(bench, names[start : start + NETS_OF_A_FIGURE], batches[:BATCHES]))
+                drawings.append(_drawing(bench, own, batches[:BATCHES]))
     return drawings, notes
 
 
@@ -53,6 +57,31 @@ def net_name(timing: Timing) -> str:
     bits = bits_label(Bits(*timing.bits)) if timing.bits else ""
     words = (f"{timing.model}{width}", timing.rep, mode_title(timing.mode), bits)
     return ", ".join(word for word in words if word)
+
+
+def names_of(timings: Sequence[Timing]) -> dict[Key, str]:
+    """The networks of a bench; those that words alone do not tell apart with their images' shape or their run."""
+    alike: dict[str, list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
+    for run, shape, name in dict.fromkeys(map(_key, timings)):
+        alike[name].append((run, shape))
+    names: dict[Key, str] = {}
+    for name, keys in alike.items():
+        runs, shapes = {run for run, _ in keys}, {shape for _, shape in keys}
+        folders = {Path(run).name for run in runs}
+        for run, shape in keys:
+            told = [shape_label(shape)] if len(shapes) > 1 else []
+            told += [Path(run).name if len(folders) == len(runs) else run] if len(runs) > 1 else []
+            names[run, shape, name] = ", ".join(word for word in (*told, name) if word)
+    return names
+
+
+def _key(timing: Timing) -> Key:
+    return timing.run, timing.shape, net_name(timing)
+
+
+def shape_label(shape: Sequence[int]) -> str:
+    """``3×224×224``."""
+    return "×".join(map(str, shape))
 
 
 def kind_name(net: str, engine: str) -> str:
@@ -71,13 +100,15 @@ def _order(kind: Bar) -> tuple[object, ...]:
 
 
 def _reference(timings: Sequence[Timing], own: Timing) -> Timing | None:
-    alike = (timing for timing in timings if (timing.run, timing.batch) == (own.run, own.batch))
+    alike = (
+        timing for timing in timings if (timing.run, timing.shape, timing.batch) == (own.run, own.shape, own.batch)
+    )
     return next((timing for timing in alike if (timing.net, timing.engine) == REFERENCE), None)
 
 
-def _drawing(bench: Bench, names: Sequence[str], batches: Sequence[int]) -> Drawing:
-    timings = [timing for timing in bench.timings if net_name(timing) in names]
-    bars = {name: sorted({(t.net, t.engine) for t in timings if net_name(t) == name}, key=_order) for name in names}
+def _drawing(bench: Bench, names: Mapping[Key, str], batches: Sequence[int]) -> Drawing:
+    named = [(names[key], timing) for timing in bench.timings if (key := _key(timing)) in names]
+    bars = {name: sorted({(t.net, t.engine) for own, t in named if own == name}, key=_order) for name in names.values()}
     rows = sum(len(own) + 1.4 for own in bars.values())
     left = 1.45
     width = (WIDE - left - 0.45 - 0.55 * (len(batches) - 1)) / max(len(batches), 2)
@@ -85,7 +116,7 @@ def _drawing(bench: Bench, names: Sequence[str], batches: Sequence[int]) -> Draw
         1, len(batches), (width, 0.16 * rows), left=left, right=0.45, gap_x=0.55, top=0.22
     )
     for axes, batch in zip(axes_of_batches, batches, strict=True):
-        own = {(net_name(t), t.net, t.engine): t for t in timings if t.batch == batch}
+        own = {(name, t.net, t.engine): t for name, t in named if t.batch == batch}
         _panel(axes, bars, own, bench.timings)
         axes.set_title(f"batch {batch}")
         scale = " (logarithmic)" if axes.get_xscale() == "log" else ""
