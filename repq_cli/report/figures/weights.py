@@ -163,8 +163,10 @@ def _branches(axes: Axes, layer: Layer) -> None:
     for index, (_, shares) in enumerate(shown):
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
         handles.append(_outline(axes, layer, shares, colour, line))
-    axes.set_title(plain(f"{layer.name}: branches"))
-    if shown:
+    axes.set_title(plain(f"{layer.name}: {'branches' if shown else 'no branches'}"))
+    if not shown:
+        axes.set_axis_off()
+    else:
         axes.legend(
             handles,
             [f" {plain(name, 16)}" for name, _ in shown],
