@@ -224,13 +224,30 @@ def about(mode: str, quant: str) -> dict[str, Any]:
     }
 
 
-def test_images_are_spread_over_a_sorted_split() -> None:
-    split = random_data(20).val
-    assert some_of(split, 20) is split
-    some = some_of(split, 6)
-    assert [int(target) for _, targets in some.batches(4) for target in targets] == [0, 3, 6, 0, 3, 6]
+def test_images_are_spread_over_a_sorted_split_and_mixed() -> None:
+    """A first batch, of which added batch norms take their statistics, is then a sample of all classes."""
+
+    def classes(count: int) -> list[int]:
+        return [int(target) for _, targets in some_of(random_data(20).val, count).batches(4) for target in targets]
+
+    assert sorted(classes(6)) == [0, 0, 3, 3, 6, 6] and classes(6) == classes(6) != sorted(classes(6))
+    assert sorted(classes(50)) == sorted([*range(10), *range(10)])
     pictures = random_pictures().val
-    assert [pair.name for pair in some_of(pictures, 2).pairs] == ["0.png", "1.png"]  # type: ignore[attr-defined]
+    assert sorted(pair.name for pair in some_of(pictures, 2).pairs) == ["0.png", "1.png"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("mode", "method", "said"),
+    [
+        ("repq", "sign", "quant.weight_method=sign are not meant to be used as they are"),
+        ("branchwise", "lsq", "try mode=auto"),
+    ],
+)
+def test_what_a_method_loses_by_design_is_no_fault_of_training(mode: str, method: str, said: str) -> None:
+    found = diagnosis(90.0, 10.0, 10.0, 10.0, 60.0)
+    found["mode"], found["quant"]["weight_method"] = mode, method
+    first, _ = advice(found)
+    assert said in first and "quant.weight_bits" not in first and "qarepvgg" not in first
 
 
 def diagnosis(fp: float, nothing: float, weights: float, activations: float, everything: float) -> dict[str, Any]:
@@ -257,7 +274,13 @@ def diagnosis(fp: float, nothing: float, weights: float, activations: float, eve
     network = {"fp": fp, "nothing": nothing}
     whole = {"weights": weights, "activations": activations, "everything": everything}
     return about("repq_bn", "w4a4") | {
-        "quant": {"weight_bits": 4, "act_bits": 4, "act_method": "lsq", "granularity": "channel"},
+        "quant": {
+            "weight_bits": 4,
+            "act_bits": 4,
+            "granularity": "channel",
+            "weight_method": "lsq",
+            "act_method": "lsq",
+        },
         "data": {"name": "noise", "images": 1000},
         "network": network | {key: setting(value) for key, value in whole.items()},
         "layers": [layer("first", 0.1), layer("second", nothing - everything)],
@@ -382,9 +405,9 @@ def test_a_run_of_super_resolution(
 def test_without_matplotlib_there_is_a_note_instead_of_the_figure(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["diagnose", f"run={finished}", "images=8"]) == 0
-    assert "No figure: This needs matplotlib.figure: pip install 'repq[plot]'." in capsys.readouterr().out
+    assert "No figure: This needs matplotlib: pip install 'repq[plot]'." in capsys.readouterr().out
     assert [path.name for path in (finished / "diagnose").iterdir()] == ["diagnosis.json"]
 
 

@@ -39,7 +39,10 @@ def diagnose_job(config: dict[str, Any]) -> None:
         raise ConfigError(f"run={run} is of quant=fp32, where nothing is quantized: name a run of fewer bits.")
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    device = pick_device(config["device"])
+    try:
+        device = pick_device(config["device"])
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("runtime.device", "device")) from error
     data, task = build.data(run_config), build.task(run_config)
     nets = trained_nets(run, run_config, build.network_maker(run_config, data.info), data.info.shape[0])
     net, mode = nets["fake"], run_config["mode"]["name"]
@@ -74,7 +77,7 @@ def _drawn(found: dict[str, Any], out: Path) -> list[Path]:
     """The files of the figure; none, and a note, without matplotlib."""
     try:
         with extra("plot"):
-            from matplotlib.figure import Figure  # noqa: F401
+            import matplotlib  # noqa: F401
     except DataError as error:
         print(f"No figure: {error}")
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -89,11 +90,15 @@ def _pictures(paths: Sequence[Path]) -> tuple[list[Picture], list[str]]:
 
 
 def _free_name() -> Path:
-    """``outputs/reports/<time>.html``, or with -2, -3, … where that is taken."""
+    """``outputs/reports/<time>.html``, or with -2, -3, … where that is taken; making it is what reserves it."""
     try:
         REPORTS.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{REPORTS} cannot be made ({error.strerror}): name a file with --out FILE.") from error
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    names = (f"{stamp}{suffix}.html" for suffix in ("", *map("-{}".format, range(2, 1000))))
-    return next(path for name in names if not (path := REPORTS / name).exists())
+    for suffix in ("", *map("-{}".format, range(2, 1000))):
+        path = REPORTS / f"{stamp}{suffix}.html"
+        with contextlib.suppress(FileExistsError):
+            path.touch(exist_ok=False)  # reserves it
+            return path
+    raise AssertionError("a thousand pages in one second")

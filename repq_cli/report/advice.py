@@ -16,6 +16,12 @@ MOST_OF_IT = 0.5  # of the whole drop: a layer that costs this much alone explai
 BEST = {1: 4.4, 2: 9.25, 3: 14.27, 4: 19.38, 5: 24.57, 6: 29.83, 7: 35.13, 8: 40.34}
 GROWN = 9.0  # dB below that: steps of more than twice the best size
 FEW = 0.001  # of the weights
+FEW_CODES = (
+    "sign",
+    "bwn",
+    "twn",
+)  # methods of one or two bits that have no wider form; their range is not in the codes
+WIDER_SYSTEM = "quant=w2a2"
 
 
 def advice(diagnosis: Numbers) -> list[str]:
@@ -30,6 +36,8 @@ def advice(diagnosis: Numbers) -> list[str]:
     missing = sign * (value["fp"] - value["everything"])
     drop = diagnosis["network"]["everything"]["drop"]
     least, unit = chance(diagnosis), diagnosis["metric"]["unit"]
+    if missing > least and (diagnosis["mode"] == "branchwise" or diagnosis["quant"]["weight_method"] in FEW_CODES):
+        return [_by_design(diagnosis, value), _noisiest(diagnosis)]
     if missing > least and drop < missing / 2 and diagnosis["mode"] != "ptq":
         fitted = is_fitted(diagnosis)
         return [_training(diagnosis, value, fitted), _spared(diagnosis, least) if fitted else _noisiest(diagnosis)]
@@ -41,6 +49,18 @@ def advice(diagnosis: Numbers) -> list[str]:
             _noisiest(diagnosis),
         ]
     return [_cause(diagnosis, drop, least), _where(diagnosis, drop, least)]
+
+
+def _by_design(diagnosis: Numbers, value: Numbers) -> str:
+    """What is lost by a method for which the network without codes says nothing."""
+    unit, method = diagnosis["metric"]["unit"], diagnosis["quant"]["weight_method"]
+    said = f"The FP net has {value['fp']:.2f} {unit} and the network with its codes {value['everything']:.2f} {unit}"
+    if diagnosis["mode"] == "branchwise":
+        return f"{said}, since merged kernels of quantized branches were quantized again: try mode=auto."
+    return (
+        f"{said}; weights behind codes of quant.weight_method={method} are not meant to be used as they are, so that "
+        f"the network without codes tells nothing: try more qat.epochs, or {WIDER_SYSTEM}."
+    )
 
 
 def _training(diagnosis: Numbers, value: Numbers, fitted: bool) -> str:
@@ -104,10 +124,9 @@ def _cause(diagnosis: Numbers, drop: float, least: float) -> str:
     key = _loudness if both else _loss
     worse = "activations" if key(activations) > key(weights) else "weights"
     less = "weights" if worse == "activations" else "activations"
-    said = (
-        f"Quantization costs {drop:.2f} {unit}, {worse} more than {less} ({network[worse]['drop']:.2f} {unit} against "
-        f"{network[less]['drop']:.2f} {unit} by themselves)"
-    )
+    lost = [f"{network[name]['drop']:.2f} {unit}" for name in (worse, less)]
+    which = f"{worse} and {less} alike" if lost[0] == lost[1] else f"{worse} more than {less}"
+    said = f"Quantization costs {drop:.2f} {unit}, {which} ({lost[0]} against {lost[1]} by themselves)"
     if diagnosis["mode"] == "ptq":
         return f"{said}, and mode=ptq trains nothing: try QAT, mode=auto."
     worst = by_harm(diagnosis)
@@ -125,6 +144,8 @@ def _loudness(found: Numbers) -> float:
 
 
 def _for_activations(quant: Numbers, worst: Sequence[Numbers]) -> str:
+    if quant["act_method"] in FEW_CODES:
+        return WIDER_SYSTEM
     offset = quant["act_method"] == "lsq" and any(
         layer["input"] and layer["input"]["signed"] for layer in worst[:WORST]
     )

@@ -25,10 +25,13 @@ Numbers = dict[str, Any]
 
 
 def some_of(split: Evaluation, count: int) -> Evaluation:
-    """At most ``count`` of the images, evenly spread over all of them: many splits are sorted by class."""
-    if count >= len(split):
-        return split
-    indices = torch.arange(count) * len(split) // count
+    """At most ``count`` of the images, evenly spread over all of them and in an order drawn once for all.
+
+    Many splits are sorted by class, and added batch norms take their statistics from the first batch.
+    """
+    count = min(count, len(split))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    indices = order * len(split) // count
     if isinstance(split, Split):
         return Split(Subset(split.images, indices), split.labels[indices], split.info)
     assert isinstance(split, Pictures)
@@ -137,9 +140,9 @@ def _layer(name: str, layer: QuantLayer, block: Block | None, edge: bool) -> Num
         return {"name": name, "edge": edge}
     weight, grid = layer.merged_weight(), layer.freeze().grid
     assert grid is not None
-    shared = grid.step.numel() > 1
+    per_channel = grid.step.numel() > 1
     kernels = branch_kernels(block) if block is not None else {}
-    ratios = {part: range_ratio(kernel, shared) for part, kernel in {**kernels, "merged": weight}.items()}
+    ratios = {part: range_ratio(kernel, per_channel) for part, kernel in {**kernels, "merged": weight}.items()}
     named = {part: None if ratio is None else ratio._asdict() for part, ratio in ratios.items()}
     return {
         "name": name,
