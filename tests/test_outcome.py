@@ -47,6 +47,12 @@ def test_a_run_says_what_was_chosen_and_what_came_of_it(finished: Path) -> None:
     assert events.Scalars("final/bops")[0].value == row["cost"]["bops"]
 
 
+def test_a_run_shows_its_figures(finished: Path) -> None:
+    events = events_of(finished)
+    assert {"Weights", "Step sizes", "Training: digits"} <= set(events.Tags()["images"])
+    assert all(events.Images(tag)[0].width > 500 for tag in events.Tags()["images"])
+
+
 def test_the_page_lists_every_run_under_its_folder_and_nothing_else(finished: Path, in_folder: Path) -> None:
     shutil.copytree(finished, in_folder / "outputs/train/one")
     shutil.copytree(finished, in_folder / "outputs/sweep/two/0")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
 from torch import Tensor, nn
 
 from repq_cli.files import write_atomically, write_json
-from repq_cli.images.files import write_png
+from repq_cli.images.files import pixels_of, write_png
 from repq_cli.modes.weights import blocks_behind, weight_histograms
 from repq_cli.report.row import Row
 
 WEIGHTS, CROPS = "weights.json", "crops"
 FORMAT = 1
+OWN_FIGURES = ("curves", "steps", "weights")
+DOTS = 110  # an inch, for screens
 
 
 def leave_weights(run_dir: Path, shipped: nn.Module, of_blocks: nn.Module) -> None:
@@ -27,6 +32,17 @@ def leave_weights(run_dir: Path, shipped: nn.Module, of_blocks: nn.Module) -> No
     if layers:
         lines = ",\n".join(json.dumps(layer, separators=(",", ":"), allow_nan=False) for layer in layers)
         write_atomically(run_dir / WEIGHTS, f'{{"format": {FORMAT}, "layers": [\n{lines}\n]}}\n'.encode())
+
+
+def own_figures(run_dir: Path) -> Iterator[tuple[str, Tensor]]:
+    """The figures of one run, by title, as pictures ``uint8 [3, H, W]``; none without matplotlib (extra ``plot``)."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from repq_cli.report.figures.catalogue import drawings
+
+    for drawing in drawings([run_dir], OWN_FIGURES)[0]:
+        with Image.open(io.BytesIO(drawing.png(DOTS))) as picture:
+            yield drawing.title, pixels_of(picture.convert("RGB"))
 
 
 def leave_crops(run_dir: Path, name: str, pictures: Mapping[str, Tensor], metrics: Sequence[Row]) -> None:

@@ -81,7 +81,7 @@ class RunLog:
         self.path = run_dir / "metrics.jsonl"
         self.tb_dir = run_dir / "tb"
         self.show_bar = sys.stderr is not None and sys.stderr.isatty() and not quiet
-        self._tensorboard = tensorboard
+        self.tensorboard = tensorboard
         self._writer: SummaryWriter | None = None
         self._last_line = 0.0
 
@@ -166,7 +166,7 @@ class RunLog:
                 self._writer.close()
 
     def _open_writer(self, purge_step: int | None = None) -> SummaryWriter | None:
-        if self._writer is None and self._tensorboard:
+        if self._writer is None and self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.tb_dir), purge_step=purge_step, max_queue=1000)

@@ -32,7 +32,7 @@ from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.environment import peak_memory_bytes
 from repq_cli.train.evaluation import crops, measure, value_of
 from repq_cli.train.experiment import Experiment
-from repq_cli.train.for_figures import leave_crops, leave_weights
+from repq_cli.train.for_figures import leave_crops, leave_weights, own_figures
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
 from repq_cli.train.options import StageOptions
@@ -106,6 +106,9 @@ class Run:
         around.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
         self.row["lineage"]["finished"] = now()
         write_row(self.run_dir, self.row)
+        if around.log.tensorboard:
+            for title, picture in own_figures(self.run_dir):
+                around.log.image(title, picture)
 
     def first_batches(self) -> Iterator[Tensor]:
         """The batches that QAT will start with: for statistics and steps."""
