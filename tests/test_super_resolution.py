@@ -77,7 +77,7 @@ def test_a_run_measures_everything_and_ships_what_was_trained(trained: Path) -> 
 
 def test_tensorboard_shows_crops_side_by_side(trained: Path) -> None:
     events = EventAccumulator(str(trained / "tb"), size_guidance={"images": 0}).Reload()
-    assert events.Tags()["images"] == ["random"]
+    assert "random" in events.Tags()["images"]
 
 
 def test_a_run_leaves_crops_of_every_set_with_their_quality(trained: Path) -> None:
