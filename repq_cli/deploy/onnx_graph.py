@@ -1,9 +1,10 @@
 """The deployed network as an ONNX graph in QDQ form: every tensor of codes between QuantizeLinear and DequantizeLinear.
 
-Activation codes are uint8 or int8; fewer bits, and the activation functions in front, are a clip of the codes, so that
-nothing stands between a convolution and its quantizer, and runtimes make one kernel of both. Weight codes of fewer bits
-are multiplied by a power of two. Biases are int32 in units of the sums, as runtimes' kernels have them, so that a code
-at the edge of two can fall to the other side of it. Needs the extra ``export``.
+Activation codes are uint8, signed ones moved by 128, since x86's kernels multiply uint8 by int8. Fewer bits, and the
+activation functions in front, are a clip of the codes, so that nothing stands between a convolution and its quantizer,
+and runtimes make one kernel of both. Weight codes of fewer bits are multiplied by a power of two. Biases are int32 in
+units of the sums, as runtimes' kernels have them, so that a code at the edge of two can fall to the other side of it.
+Needs the extra ``export``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.onnx_stem import group_pixels
 from repq_cli.errors import ConfigError
 
 OPSET = 17
@@ -46,9 +48,12 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
     outputs = ["images", last["shape"][0] if "weight" in last else channels, *answers]
     answer = helper.make_tensor_value_info(net.graph["output"], TensorProto.FLOAT, outputs)
     made = helper.make_graph(graph.nodes, "repq", [source], [answer], graph.constants)
+    if not float_biases and net.graph["task"] == "classification":
+        group_pixels(made, channels, columns)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     widths = sorted({node["bits"] for node in net.nodes if "bits" in node})
-    about = {"bits": ", ".join(map(str, widths)), "codes": "int8 or uint8; fewer bits by a tighter clip"}
+    about = {"bits": ", ".join(map(str, widths))}
+    about["codes"] = "uint8, signed ones moved by 128; fewer bits by a tighter clip"
     about |= {"deployed": net.digest(), "biases": "float" if float_biases else "int32"}
     about["weights"] = "from {} to {}".format(*graph.weights)
     about |= {key: str(net.graph[key]) for key in ("mean", "std", "classes") if key in net.graph}
@@ -102,19 +107,19 @@ class _Graph:
         """Quantize, clip where codes are fewer than the type's, dequantize."""
         name, source = node["name"], self.source(node)
         step = self.net.stored[node["step"]].double().view(())
-        zero_point = int(self.net.stored[node["zero_point"]]) if node["zero_point"] else 0
+        moved = _moved(node["low"], node["high"])
+        zero_point = moved + (int(self.net.stored[node["zero_point"]]) if node["zero_point"] else 0)
         if node["by_sign"]:
             zero = self.constant(f"{name}.zero", 0)
             high, low = (self.constant(f"{name}.{key}", node[key] * step) for key in ("high", "low"))
             positive = self.add_node("GreaterOrEqual", [source, zero], f"{name}.positive")
             source = self.add_node("Where", [positive, high, low], f"{name}.sign")
-        dtype = _dtype(node["low"], node["high"])
-        grid = [self.constant(f"{name}.step", step), self.constant(f"{name}.zero_point", zero_point, dtype)]
+        grid = [self.constant(f"{name}.step", step), self.constant(f"{name}.zero_point", zero_point, np.uint8)]
         codes = self.add_node("QuantizeLinear", [source, *grid], f"{name}.codes")
         ends = self._code_limits(node, step, zero_point)
-        if not node["by_sign"] and ends != (INT8 if dtype is np.int8 else UINT8):
+        if not node["by_sign"] and ends != UINT8:
             least, most = (
-                self.constant(f"{name}.{key}", end, dtype) for key, end in zip(("low", "high"), ends, strict=True)
+                self.constant(f"{name}.{key}", end, np.uint8) for key, end in zip(("low", "high"), ends, strict=True)
             )
             codes = self.add_node("Clip", [codes, least, most], f"{name}.clipped")
         self.add_node("DequantizeLinear", [codes, *grid], name)
@@ -124,7 +129,8 @@ class _Graph:
         limits = self.clipped(node["inputs"][0]) or (-math.inf, math.inf)
         # In float32, as the executor rounds.
         low, high = (zero_point + torch.tensor(limit).div(step.float()).round().item() for limit in limits)
-        return max(node["low"], low), min(node["high"], high)
+        moved = _moved(node["low"], node["high"])
+        return max(node["low"] + moved, low), min(node["high"] + moved, high)
 
     def conv(self, node: Node) -> None:
         """Convolution with its bias, a batch norm's multiplier where one is left, and its activation."""
@@ -254,8 +260,9 @@ class _Graph:
         self.add_node("Add", node["inputs"], node["name"])
 
     def flatten(self, node: Node) -> None:
-        """To ``[N, C]``."""
-        self.add_node("Flatten", node["inputs"], node["name"], axis=1)
+        """To ``[N, C]``; not by Flatten, across which runtimes do not move a quantizer to the pool in front."""
+        shape = self.constant(f"{node['name']}.shape", [0, -1], np.int64)
+        self.add_node("Reshape", [node["inputs"][0], shape], node["name"])
 
     def global_average_pool(self, node: Node) -> None:
         """To ``[N, C, 1, 1]``."""
@@ -277,10 +284,9 @@ class _Graph:
         self.add_node("Resize", [node["inputs"][0], "", scales], node["name"], **where)
 
 
-def _dtype(low: int, high: int) -> Any:
-    """The type of codes from ``low`` to ``high``."""
-    if low >= 0:
-        return np.uint8
-    if low < INT8[0] or high > INT8[1]:
-        raise ConfigError(f"Codes from {low} to {high} are no int8: ONNX has no type for them.")
-    return np.int8
+def _moved(low: int, high: int) -> int:
+    """What is added to codes from ``low`` to ``high`` to make them uint8."""
+    moved = 0 if low >= 0 else 128
+    if low + moved < UINT8[0] or high + moved > UINT8[1]:
+        raise ConfigError(f"Codes from {low} to {high} are no 8 bits: ONNX has no type for them.")
+    return moved

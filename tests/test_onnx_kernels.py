@@ -1,0 +1,96 @@
+"""What ONNX Runtime makes of an exported graph: int8 kernels, also of the convolution that reads the image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import helper
+from test_export import in_runtime
+from test_integer import NETS, frozen
+from torch.nn import functional as F
+
+from repq_cli.deploy import onnx_graph
+from repq_cli.deploy.onnx_graph import to_onnx
+from repq_cli.deploy.onnx_stem import grouped, groups
+
+
+def kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """How many nodes of each kind the optimised graph has."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3  # the file is for this machine, it would warn
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+@pytest.mark.parametrize("quant", ["w8a8", "w4a4", "int8_affine"])
+def test_every_convolution_and_the_pool_are_int8_kernels(quant: str, tmp_path: Path) -> None:
+    """Unsigned codes after ReLU, signed ones of the image."""
+    found = kernels(to_onnx(frozen(*NETS["repvgg"], f"quant={quant}")[0]), tmp_path)
+    assert found["QLinearConv"] == 5 and found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
+    assert found["Conv"] == found["FusedConv"] == found["DequantizeLinear"] == 0
+
+
+@pytest.mark.parametrize("quant", ["w8a8", "w4a4"])
+def test_signed_codes_that_two_nodes_read_are_int8_kernels_too(quant: str, tmp_path: Path) -> None:
+    """MobileNetV2's sums are read by the next layer and the next sum; what the sums read has no codes, and is float."""
+    deployed, _ = frozen(*NETS["mobilenet_v2"], "mode.plain_bn=folded", f"quant={quant}")
+    summed = {name for node in deployed.nodes if node["op"] == "add" for name in node["inputs"]}
+    convs = [node for node in deployed.nodes if node["op"] == "conv"]
+    found = kernels(to_onnx(deployed), tmp_path)
+    assert found["QLinearConv"] == sum(node["name"] not in summed for node in convs) > len(convs) / 2
+    assert found["Conv"] + found["FusedConv"] == sum(node["name"] in summed for node in convs)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (5, 1, 2), (7, 2, 3), (2, 2, 0), (4, 4, 0)]
+)
+def test_pixels_in_groups_give_the_same_sums(channels: int, size: int, stride: int, padding: int) -> None:
+    """Exactly, as integers are; a weight's zero-point is no weight."""
+    columns = 16
+    by = groups(channels, size, stride, padding, columns)
+    assert by is not None and by.pixels * channels % 4 == 0
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randint(-128, 128, (2, channels, columns, columns), generator=draw).double()
+    codes = torch.randint(-100, 100, (5, channels, size, size), generator=draw)
+    zero = torch.randint(-3, 4, (5,), generator=draw)
+    expected = F.conv2d(image, (codes - zero.view(-1, 1, 1, 1)).double(), stride=stride, padding=padding)
+    wide = torch.from_numpy(grouped(codes.numpy(), zero.numpy(), stride, padding, by))
+    wide = (wide - zero.repeat(by.outputs).view(-1, 1, 1, 1)).double()
+    rows = image.permute(0, 2, 3, 1).reshape(2, columns, columns // by.pixels, -1).permute(0, 3, 1, 2)
+    padded = F.pad(rows, (by.before, by.after, padding, padding))
+    found = F.conv2d(padded, wide, stride=(stride, 1)).permute(0, 2, 3, 1)
+    assert torch.equal(found.reshape(2, found.shape[1], -1, 5).permute(0, 3, 1, 2), expected)
+
+
+@pytest.mark.parametrize("case", [(4, 3, 2, 1, 16), (3, 3, 2, 1, 18), (3, 3, 2, 0, 16), (3, 3, 1, 0, 16)])
+def test_rows_that_do_not_fit_are_left(case: tuple[int, int, int, int, int]) -> None:
+    assert groups(*case) is None
+
+
+@pytest.mark.parametrize("net", ["repvgg", "resnet18", "resnet18 imagenet stem", "mobilenet_v2"])
+def test_grouping_changes_no_answer(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed, x = frozen(*NETS[net], "mode.plain_bn=folded", "quant=int8_affine", "quant.first_last=8")
+    found = in_runtime(deployed, tmp_path, float_biases=False)(x)
+    stem = next(node for node in to_onnx(deployed).graph.node if node.op_type == "Conv")
+    assert stem.input[0].endswith(".groups")
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_graph, "group_pixels", lambda *arguments: None)
+        plain = in_runtime(deployed, tmp_path, float_biases=False)(x)
+    assert torch.equal(found, plain)
+
+
+def test_what_has_no_codes_is_not_grouped() -> None:
+    for overrides in (["quant=w8a8", "quant.first_last=fp"], ["quant=bnn"], ["quant=w1a32"]):
+        model = to_onnx(frozen(*NETS["repvgg"], *overrides)[0])
+        assert not any(name.endswith(".groups") for node in model.graph.node for name in node.output)
+    unrounded = to_onnx(frozen(*NETS["repvgg"], "quant=w8a8")[0], float_biases=True)
+    conv = next(node for node in unrounded.graph.node if node.op_type == "Conv")
+    shape = next(helper.get_attribute_value(item) for item in conv.attribute if item.name == "kernel_shape")
+    assert list(shape) == [3, 3]
