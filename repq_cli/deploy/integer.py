@@ -34,21 +34,20 @@ class IntegerNet(nn.Module):
         refuse_raw_shortcuts(self.nodes)
         known: dict[str, Scaled | None] = {self.graph["input"]: None}  # None: still floating point
         for node in self.nodes:
-            constants, out = prepare(node, [known[name] for name in node["inputs"]], deployed, self.next_step)
+            constants, out = prepare(node, [known[name] for name in node["inputs"]], deployed, self.next_steps)
             self.constants[node["name"]] = constants
             known[node["name"]] = out
         self.known = known
 
-    def next_step(self, name: str) -> float | None:
-        """The step of the quantizer that a node's output reaches; None for an answer, or where only signs matter."""
+    def next_steps(self, name: str) -> list[float]:
+        """The steps of the quantizers that a node's output reaches; none for an answer, or where only signs matter."""
+        found: list[float] = []
         for node in self.nodes:
             if name in node["inputs"] and node["op"] == "quantize":
-                return None if node["by_sign"] else float(self.deployed.stored[node["step"]])
-            if name in node["inputs"]:
-                found = self.next_step(node["name"])
-                if found is not None:
-                    return found
-        return None
+                found += [] if node["by_sign"] else [float(self.deployed.stored[node["step"]])]
+            elif name in node["inputs"]:
+                found += self.next_steps(node["name"])
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         name = self.graph["output"]

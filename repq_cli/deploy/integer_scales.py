@@ -15,9 +15,9 @@ from repq_cli.errors import CheckError, ConfigError
 
 ADDEND_MAX = 2**30 - 1
 FRACTION_BITS = 16  # of sums of several tensors, below the next step; more where an int32 has room for them
+CODE_BITS = 9  # of codes, one more than they have
 
-
-NextStep = Callable[[str], float | None]
+NextSteps = Callable[[str], list[float]]
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def refuse_raw_shortcuts(nodes: list[Node]) -> None:
 
 
 def prepare(
-    node: Node, inputs: list[Scaled | None], deployed: DeployedNet, next_step: NextStep
+    node: Node, inputs: list[Scaled | None], deployed: DeployedNet, next_steps: NextSteps
 ) -> tuple[dict[str, Any], Scaled]:
     """A node's integer constants and what is known of its output.
 
-    next_step: the step of the quantizer that a node's output reaches, by the node's name.
+    next_steps: the steps of the quantizers that a node's output reaches, by the node's name.
     """
     stored = deployed.stored
     if node["op"] == "quantize":
@@ -63,9 +63,9 @@ def prepare(
         return _prepare_layer(node, known, deployed)
     given = known[0]
     if node["op"] == "add":
-        return _prepare_sum(known, next_step(node["name"]))
+        return _prepare_sum(known, next_steps(node["name"]))
     if node["op"] == "pixel_shuffle":
-        return _prepare_shuffle(given, next_step(node["name"]))
+        return _prepare_shuffle(given, next_steps(node["name"]))
     if node["op"] == "global_average_pool":
         left = int((INT32_MAX / given.bound.max()).log2().floor())
         return {"left": left}, Scaled(given.scale * 2.0**-left, given.bound * 2.0**left)
@@ -145,28 +145,38 @@ def _room_for_bias(weight: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor,
     return torch.where(units.view(-1, *[1] * (weight.dim() - 1)) > 1, coarse, weight), scale * units
 
 
-def _prepare_sum(known: list[Scaled], step: float | None) -> tuple[dict[str, Any], Scaled]:
+def _prepare_sum(known: list[Scaled], steps: list[float]) -> tuple[dict[str, Any], Scaled]:
     bound = sum((given.scale * given.bound).max().item() for given in known)
-    scale = torch.tensor([_fine_scale(bound, step)], dtype=torch.float64)
+    scale = torch.tensor([_fine_scale(bound, steps)], dtype=torch.float64)
     multipliers = [quantize_multiplier(given.scale / scale) for given in known]
     largest = (torch.tensor([bound], dtype=torch.float64) / scale).clamp(max=2 * ADDEND_MAX)
     return {"multipliers": multipliers}, Scaled(scale, largest)
 
 
-def _prepare_shuffle(given: Scaled, step: float | None) -> tuple[dict[str, Any], Scaled]:
+def _prepare_shuffle(given: Scaled, steps: list[float]) -> tuple[dict[str, Any], Scaled]:
     """Channels become pixels, and so have to have one scale."""
     bound = (given.scale * given.bound).max()
-    scale = torch.tensor([_fine_scale(bound.item(), step)], dtype=torch.float64)
+    scale = torch.tensor([_fine_scale(bound.item(), steps)], dtype=torch.float64)
     largest = (bound.view(1) / scale).clamp(max=ADDEND_MAX)
     return {"multiplier": quantize_multiplier(given.scale / scale)}, Scaled(scale, largest)
 
 
-def _fine_scale(bound: float, step: float | None) -> float:
+def _fine_scale(bound: float, steps: list[float]) -> float:
     """The finest that half of int32's range allows; ``FRACTION_BITS`` below the next step where that is finer still.
 
-    Only in the second case can sums saturate, far behind that step's last code.
+    Only in the second case can sums saturate, far behind the last code of every next step.
+
+    >>> _fine_scale(2.0**10, [2.0**-2]) == 2.0**-20  # 18 bits below the step: no sum saturates
+    True
+    >>> _fine_scale(2.0**20, [2.0**-2]) == 2.0**-18  # 16 bits
+    True
+    >>> _fine_scale(2.0**20, [2.0**-2, 2.0**6]) == 2.0**-15  # beyond, codes of the second step would saturate
+    True
     """
-    return bound / 2**30 if step is None else min(bound / 2**30, step * 2.0**-FRACTION_BITS)
+    finest = bound / 2**30
+    if not steps:
+        return finest
+    return min(finest, max(min(steps) * 2.0**-FRACTION_BITS, max(steps) * 2.0 ** (CODE_BITS - 30)))
 
 
 def _check(node: Node, bound: Tensor) -> None:
