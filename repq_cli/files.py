@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -11,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from repq_cli.errors import DataError
 
 POLL_SECONDS = 0.2
+OLD_SECONDS = 3600  # no file takes as long to be written
 
 
 @contextlib.contextmanager
@@ -25,7 +28,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 
     Raises DataError with the reason (full disk, read-only folder); the old file stays.
     """
-    temporary = path.parent / f".{path.name}.partial"  # one name: what a killed process left is written over
+    temporary = path.parent / f".{path.name}.{uuid4().hex[:12]}.partial"  # each process its own
+    _remove_left(path)
     try:
         try:
             yield temporary
@@ -37,6 +41,23 @@ def _replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         fix = "free some space or choose another folder" if error.errno == errno.ENOSPC else "choose another folder"
         raise DataError(f"{path} cannot be written ({error.strerror}): {fix}.") from error
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what killed processes left of attempts to write ``path``."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > OLD_SECONDS:
+                left.unlink()
+
+
+def make_folder(folder: Path, fix: str = "choose another folder") -> Path:
+    """Make a folder, and those it is in, where there is none yet. Raises DataError with the ``fix``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be made ({error.strerror}): {fix}.") from error
+    return folder
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY
 
 from repq_cli import __version__
-from repq_cli.cli import COMMANDS, main
+from repq_cli.cli import COMMANDS, Command, main
 
 Run = Callable[..., tuple[int, Path | None]]
 
@@ -243,6 +243,20 @@ def test_an_unwritable_output_folder_is_exit_3(in_folder: Path, capsys: pytest.C
 def test_missing_data_is_exit_3(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "data=cifar10", "data.root=nowhere"]) == 3
     assert "data.root=nowhere holds no intact CIFAR10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")]
+)
+def test_no_memory_left_is_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def grow(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(Command, "load", lambda command: grow)
+    assert main(["bench"]) == 1
+    assert capsys.readouterr().err.startswith("repq: Memory ran out: take fewer or smaller images at a time")
 
 
 def test_a_traceback_only_on_request(

@@ -314,8 +314,10 @@ def test_what_cannot_be_reported_or_written_is_said(in_folder: Path, capsys: pyt
     assert "There are no runs to report on" in complaint(capsys)
     assert "nowhere does not exist" in complaint(capsys, "nowhere")
     done(in_folder / "a", {}, 70.0, 71.0)
-    for out in ("none/page.html", ".", in_folder):
+    for out in (".", in_folder):
         assert "cannot be written" in complaint(capsys, "a", "--out", out)
+    assert main(["report", "a", "--out", "new/folder/page.html"]) == 0 and Path("new/folder/page.html").is_file()
+    assert "cannot be made" in complaint(capsys, "a", "--out", "new/folder/page.html/below.html")
     (in_folder / "outputs" / "reports").write_text("")
     assert "--out FILE" in complaint(capsys, "a")
     with pytest.raises(SystemExit) as stop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -161,6 +162,28 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_at_once_write_whole_files_and_what_a_killed_one_left_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    abandoned, recent = (tmp_path / f".file.{name}.partial" for name in ("abandoned", "recent"))
+    abandoned.write_bytes(b"ha")
+    os.utime(abandoned, (0, 0))
+    recent.write_bytes(b"of somebody who is at it")
+    flush = os.fsync
+
+    def meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr("os.fsync", flush)
+        write_atomically(path, b"theirs")
+        assert path.read_bytes() == b"theirs"
+        flush(descriptor)
+
+    monkeypatch.setattr("os.fsync", meanwhile)
+    write_atomically(path, b"ours")
+    assert path.read_bytes() == b"ours"
+    assert sorted(tmp_path.iterdir()) == [recent, path]
 
 
 def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,13 +85,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as interruption:
         return interruption.exit_code
     except KeyboardInterrupt:
-        print("repq: stopped before there was anything to keep.", file=sys.stderr)
+        print("repq: stopped; files that were written are whole.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return complain(error, 1)
+        return complain(in_words(error), 1)
+
+
+def in_words(error: Exception) -> Exception:
+    """What libraries raise where the machine, not the program, is at its end, as a sentence; else the error itself."""
+    if isinstance(error, MemoryError) or re.search("not enough memory|can't allocate memory|bad_alloc", str(error)):
+        return RepqError("Memory ran out: take fewer or smaller images at a time (data.batch_size, batch, size).")
+    return error
 
 
 def complain(error: Exception, exit_code: int) -> int:

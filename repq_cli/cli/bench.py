@@ -21,7 +21,7 @@ from repq_cli.cli.reserve import OUTPUTS, reserve
 from repq_cli.data.base import Inputs
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.files import write_json
+from repq_cli.files import make_folder, write_json
 from repq_cli.report.row import Row, now, prune
 from repq_cli.report.text import columns, milliseconds, times
 from repq_cli.schema import with_defaults
@@ -97,11 +97,7 @@ def _made(out: str | None) -> Path:
     """The folder to write to, made before anything is measured."""
     if out is None:
         return reserve(OUTPUTS / "bench", "infer", "out=DIR")
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
-    return Path(out)
+    return make_folder(Path(out))
 
 
 def _run(folder: Path, config: dict[str, Any], threads: int) -> list[Row]:

@@ -13,7 +13,7 @@ from repq_cli import build
 from repq_cli.cli.extras import extra
 from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.files import write_json
+from repq_cli.files import make_folder, write_json
 from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.weights import blocks_behind
 from repq_cli.quant.options import QuantOptions
@@ -49,12 +49,7 @@ def diagnose_job(config: dict[str, Any]) -> None:
     blocks = blocks_behind(nets["fp"] if mode in ("ptq", "merged") else net)
     if mode == "branchwise":
         net = requantize(net, quant.init)
-    out = Path(config["out"]) if config["out"] else run / "diagnose"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
-
+    out = make_folder(Path(config["out"]) if config["out"] else run / "diagnose")
     images = some_of(data.val, config["images"])
     show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
     found = {

@@ -21,7 +21,7 @@ from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.errors import CheckError, ConfigError, DataError
-from repq_cli.files import write_atomically
+from repq_cli.files import make_folder, write_atomically
 from repq_cli.report.quality import UNITS, quality_table
 from repq_cli.report.row import Row
 from repq_cli.schema import with_defaults
@@ -77,10 +77,9 @@ def export_job(config: dict[str, Any]) -> None:
 def _unproven(out: Path) -> Iterator[Path]:
     """A folder in ``out`` that is gone afterwards."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="unproven-", dir=out))
+        folder = Path(tempfile.mkdtemp(prefix="unproven-", dir=make_folder(out)))
     except OSError as error:
-        raise DataError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
+        raise DataError(f"{out} cannot be written ({error.strerror}): choose another folder.") from error
     try:
         yield folder
     finally:

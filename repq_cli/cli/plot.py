@@ -10,7 +10,7 @@ from repq_cli.cli.arguments import PATHS, known_names, outputs, with_notes
 from repq_cli.cli.extras import extra
 from repq_cli.cli.reserve import OUTPUTS, reserve
 from repq_cli.errors import DataError
-from repq_cli.files import write_atomically
+from repq_cli.files import make_folder, write_atomically
 from repq_cli.report.figures.catalogue import FIGURES, drawings
 from repq_cli.report.figures.drawing import Drawing
 
@@ -73,12 +73,7 @@ def save(drawing: Drawing, folder: Path, formats: Iterable[str] = FORMATS) -> li
 def _folder(named: str | None) -> Path:
     if named is None:
         return reserve(OUTPUTS / "plots", "", "--out DIR")
-    folder = Path(named)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"The folder {folder} cannot be made ({error.strerror}): name another with --out.") from error
-    return folder
+    return make_folder(Path(named), "name another with --out")
 
 
 def _print_notes(notes: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from repq_cli import __version__
 from repq_cli.cli.arguments import OUTPUTS, PATHS, outputs, with_notes
 from repq_cli.cli.extras import extra
 from repq_cli.errors import DataError
-from repq_cli.files import write_atomically
+from repq_cli.files import make_folder, write_atomically
 from repq_cli.report.page.page import Making, Picture, page_of
 from repq_cli.report.page.render import render
 from repq_cli.report.reading import find_runs
@@ -50,6 +50,7 @@ def report(arguments: list[str]) -> int:
     page = page_of(runs, notes, pictures, picture_notes, options.title, making)
     content = render(page).encode()
     out = Path(options.out) if options.out is not None else _free_name()
+    make_folder(out.parent)
     write_atomically(out, content)
     figures = f"{len(pictures)} figure{'s' * (len(pictures) != 1)}"
     _say(f"{out} ({file_size(len(content))}): {len(runs)} run{'s' * (len(runs) != 1)}, {figures}")
@@ -91,10 +92,7 @@ def _pictures(paths: Sequence[Path]) -> tuple[list[Picture], list[str]]:
 
 def _free_name() -> Path:
     """``outputs/reports/<time>.html``, or with -2, -3, … where that is taken; making it is what reserves it."""
-    try:
-        REPORTS.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{REPORTS} cannot be made ({error.strerror}): name a file with --out FILE.") from error
+    make_folder(REPORTS, "name a file with --out FILE")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *map("-{}".format, range(2, 1000))):
         path = REPORTS / f"{stamp}{suffix}.html"

@@ -20,6 +20,7 @@ from repq_cli.cli.plan import Job, Plan, same_jobs
 from repq_cli.cli.reserve import OUTPUTS, reserve
 from repq_cli.cli.sweep_job import RUNNING, STOP, row_of
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
+from repq_cli.files import make_folder
 from repq_cli.problems import report
 from repq_cli.report.row import PLAN
 from repq_cli.train.interrupt import stop_request
@@ -31,10 +32,7 @@ def start(line: CommandLine, typed: Sequence[str]) -> int:
     named = _named_folder(line)
     plan = plan_of(line, typed)
     folder = named or reserve(OUTPUTS / "sweep", "train")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made ({error.strerror}): choose another folder.") from error
+    make_folder(folder)
     with alone_in(folder):
         if (folder / PLAN).exists():
             raise ConfigError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from repq_cli.errors import ConfigError, DataError
+from repq_cli.files import make_folder
 from repq_cli.images.files import UNREADABLE, list_folder, pixels_of, write_png
 from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.tasks.super_resolution import SuperResolution
@@ -119,8 +120,5 @@ def _enlarged(image: Image.Image, net: Any, task: SuperResolution, device: torch
 
 
 def _write(target: Path, pixels: Tensor) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{target.parent} cannot be made ({error.strerror}): choose another folder.") from error
+    make_folder(target.parent)
     write_png(target, pixels)

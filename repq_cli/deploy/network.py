@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repq_cli.deploy.packing import unpack
 from repq_cli.errors import CheckError, DataError
-from repq_cli.files import write_atomically, write_json
+from repq_cli.files import make_folder, write_atomically, write_json
 
 TENSORS, GRAPH = "model.safetensors", "model.json"
 FORMAT = 2
@@ -174,10 +174,7 @@ class DeployedNet(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``model.json``: equal nets give equal bytes."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder} cannot be made ({error.strerror}): choose another folder.") from error
+        make_folder(folder)
         tensors = save(self.stored)
         write_atomically(folder / TENSORS, tensors)
         write_json(folder / GRAPH, self.graph | {"sha256": _digest(self.graph, tensors)})

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from repq_cli.errors import DataError
-from repq_cli.files import write_atomically
+from repq_cli.files import make_folder, write_atomically
 
 FORMAT = 1
 
@@ -71,10 +71,7 @@ class RunCheckpoints:
 
     def create(self) -> None:
         """Make the folder."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be made ({error.strerror}): choose another folder.") from error
+        make_folder(self.folder)
 
     def save_last(self, content: dict[str, Any]) -> None:
         """Write last.pt; the one before becomes previous.pt."""

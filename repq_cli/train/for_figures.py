@@ -12,7 +12,7 @@ from urllib.parse import quote
 from PIL import Image
 from torch import Tensor, nn
 
-from repq_cli.files import write_atomically, write_json
+from repq_cli.files import make_folder, write_atomically, write_json
 from repq_cli.images.files import pixels_of, write_png
 from repq_cli.modes.weights import blocks_behind, weight_histograms
 from repq_cli.report.row import Row
@@ -47,8 +47,7 @@ def own_figures(run_dir: Path) -> Iterator[tuple[str, Tensor]]:
 
 def leave_crops(run_dir: Path, name: str, pictures: Mapping[str, Tensor], metrics: Sequence[Row]) -> None:
     """Write the pictures of one set, and what the networks that made them reach on all of it."""
-    folder = run_dir / CROPS / _quoted(name)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(run_dir / CROPS / _quoted(name))
     shown = {"original" if label == "HR" else label: picture for label, picture in pictures.items() if label != "LR"}
     for label, picture in shown.items():
         write_png(folder / f"{label}.png", picture)
