@@ -137,6 +137,19 @@ def test_biases_are_not_rounded_where_that_changes_answers(
     assert re.search(r"answers differ, more than 1\.\nONNX .* float biases(.|\n)*100\.00 % of answers equal", shown)
 
 
+@pytest.mark.parametrize(
+    ("net", "overrides", "advice"),
+    [
+        ("resnet18", ["quant=w4a4"], "quant.int32_bias=true with batch norms folded"),
+        ("repvgg", ["quant=w4a4"], "; quant.int32_bias=true trains exact ones"),
+        ("repvgg", ["quant=w4a4", "quant.int32_bias=true"], ""),
+    ],
+)
+def test_the_way_to_fast_files_is_named(net: str, overrides: list[str], advice: str) -> None:
+    found = export._way_to_integers(frozen(*NETS[net], *overrides)[0])
+    assert advice in found and bool(found) == bool(advice)
+
+
 def test_a_file_that_does_not_agree_is_rejected(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,8 +69,18 @@ def export_job(config: dict[str, Any]) -> None:
         hint = " (biases=float may help)" if biases == "int32" else ""
         raise CheckError(f"{problem}{hint}: the file must not be shipped, and is named {files}.")
     if biases == "float":
-        print("Unrounded biases make kernels run in floating point, slowly; quant.int32_bias=true trains exact ones.")
+        print(f"Unrounded biases make kernels run in floating point, slowly{_way_to_integers(deployed)}.")
     print(f"written to {files}")
+
+
+def _way_to_integers(deployed: DeployedNet) -> str:
+    """How to train biases that are integers, where these are not."""
+    biased = [node for node in deployed.nodes if node.get("bias")]
+    if all(node["bias_step"] for node in biased):
+        return ""
+    behind = any(node["multiplier"] for node in biased)
+    fold = " with batch norms folded (mode.plain_bn=folded, mode.post_bn=false)" if behind else ""
+    return f"; quant.int32_bias=true{fold} trains exact ones"
 
 
 @contextmanager
