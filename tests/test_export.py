@@ -15,6 +15,7 @@ from test_integer import CASES, NETS, QUANTS, frozen
 from torch import Tensor
 
 from repq_cli.cli import export, main
+from repq_cli.cli.jobs import compose_plain
 from repq_cli.deploy import onnx_graph
 from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.deploy.onnx_graph import OPSET, to_onnx
@@ -110,7 +111,11 @@ def test_xnors_k_has_no_place_in_onnx() -> None:
 def test_export_writes_proves_and_compares(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", f"run={finished}", "biases=float"]) == 0
     shown = capsys.readouterr().out
-    assert f"opset {OPSET}" in shown and "codes of 4 bits are int8" in shown and "100.00 % of answers equal" in shown
+    assert (
+        f"opset {OPSET}" in shown
+        and "codes of 4 bits are those of 8 with a tighter clip" in shown
+        and "100.00 % of answers equal" in shown
+    )
     assert main(["eval", f"run={finished}", "engine=onnx"]) == 0
     assert "ONNX" in capsys.readouterr().out
     onnx.checker.check_model(str(finished / "export/model.onnx"), full_check=True)
@@ -137,17 +142,31 @@ def test_biases_are_not_rounded_where_that_changes_answers(
     assert re.search(r"answers differ, more than 1\.\nONNX .* float biases(.|\n)*100\.00 % of answers equal", shown)
 
 
+FOLDED = "mode.plain_bn=folded mode.post_bn=false"
+REINSERTED = "mode.plain_bn=folded mode.merged_bn=none mode.post_bn=false"
+
+
 @pytest.mark.parametrize(
-    ("net", "overrides", "advice"),
+    ("net", "overrides", "keys"),
     [
-        ("resnet18", ["quant=w4a4"], "quant.int32_bias=true with batch norms folded"),
-        ("repvgg", ["quant=w4a4"], "; quant.int32_bias=true trains exact ones"),
+        ("resnet18", ["quant=w4a4"], f"quant.int32_bias=true {FOLDED}"),
+        ("resnet18", ["quant=int8_affine", "mode.plain_bn=unfolded"], FOLDED),
+        ("resnet18", ["quant=twn", "quant.act_bits=8"], f"quant.int32_bias=true {FOLDED}"),
+        ("resnet18", ["quant=bnn"], ""),  # signs have a batch norm behind
+        ("resnet18", ["quant=w1a32"], ""),  # inputs are floating-point numbers
+        ("repvgg", ["quant=w4a4"], "quant.int32_bias=true"),
         ("repvgg", ["quant=w4a4", "quant.int32_bias=true"], ""),
+        ("repvgg", ["quant=w4a4", "quant.first_last=fp"], "quant.int32_bias=true"),
+        ("repvgg", ["quant=w4a4", "quant.int32_bias=true", "mode.merged_bn=reinsert"], REINSERTED),
     ],
 )
-def test_the_way_to_fast_files_is_named(net: str, overrides: list[str], advice: str) -> None:
-    found = export._way_to_integers(frozen(*NETS[net], *overrides)[0])
-    assert advice in found and bool(found) == bool(advice)
+def test_the_way_to_fast_files_is_named_and_leads_there(net: str, overrides: list[str], keys: str) -> None:
+    def advice(*keys: str) -> str:
+        arguments = [*NETS[net], *overrides, *keys]
+        return export._way_to_integers(frozen(*arguments)[0], compose_plain(arguments))
+
+    assert advice() == (f"; training with {keys} gives integers" if keys else "")
+    assert advice(*keys.split()) == ""
 
 
 def test_a_file_that_does_not_agree_is_rejected(

@@ -25,6 +25,7 @@ from repq_cli.errors import CheckError, ConfigError
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
+from repq_cli.modes.switch import with_reinserted_norms
 from repq_cli.quant.options import QuantOptions
 from repq_cli.tasks.classification import Classification
 
@@ -128,7 +129,8 @@ def frozen(*overrides: str, size: int = 16) -> tuple[DeployedNet, Tensor]:
     for _ in range(3):
         net.train()(x)  # running statistics
     mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
-    composed = compose(net.eval(), mode, quant)
+    start = with_reinserted_norms(net, [x]) if mode.merged_bn == "reinsert" else net.eval()
+    composed = compose(start, mode, quant)
     calibrate(composed, x, quant.init, net)
     return freeze(composed.eval(), {"task": config["task"], "input_shape": list(x.shape[1:])}), x
 
@@ -218,8 +220,31 @@ def test_sums_of_tensors_saturate_instead_of_overflowing() -> None:
     largest = torch.full((1, 1, 1, 1), INT32_MAX, dtype=torch.int32)
     tenfold = quantize_multiplier(torch.tensor([10.0], dtype=torch.float64))
     found = integers._add({}, {"multipliers": [tenfold, tenfold]}, largest, largest)
-    assert found.dtype == torch.int32 and found.item() == 2 * (2**30 - 1)
+    assert found.dtype == torch.int32 and found.item() == INT32_MAX
     assert integers.known[name].bound.max() <= INT32_MAX  # type: ignore[union-attr]
+    difference = integers._add({}, {"multipliers": [tenfold, tenfold]}, largest, 5 - largest)
+    assert difference.item() == 50  # though neither addend is an int32
+
+
+def test_a_sum_serves_the_finest_and_the_coarsest_of_its_quantizers() -> None:
+    """``fine(a + b) + coarse(a + b)``, the sum up to 2**18 where the finest step is 2**-4 and the coarsest 2**6."""
+    steps = {"a": 2.0**10, "b": 3 * 2.0**9, "fine": 2.0**-4, "coarse": 2.0**6}
+    grid = {"op": "quantize", "bits": 8, "low": -128, "high": 127, "by_sign": False, "zero_point": None}
+    reads = {"a": "x", "b": "x", "fine": "sum", "coarse": "sum"}
+    quantizers = {name: grid | {"name": name, "inputs": [reads[name]], "step": f"{name}.step"} for name in steps}
+    nodes = [
+        *(quantizers[name] for name in "ab"),
+        {"op": "add", "name": "sum", "inputs": ["a", "b"]},
+        *(quantizers[name] for name in ("fine", "coarse")),
+        {"op": "add", "name": "answer", "inputs": ["fine", "coarse"]},
+    ]
+    stored = {f"{name}.step": torch.tensor(step) for name, step in steps.items()}
+    deployed = DeployedNet({"input": "x", "output": "answer", "nodes": nodes}, stored)
+    integers = IntegerNet(deployed)
+    assert integers.next_steps("sum") == [2.0**-4, 2.0**6] and integers.next_steps("answer") == []
+    x = torch.linspace(-(2.0**18), 2.0**18, 4001).view(1, 1, 1, -1)
+    assert deployed(x).unique().numel() > 10
+    torch.testing.assert_close(integers(x), deployed(x), rtol=1e-8, atol=0)
 
 
 def test_eval_runs_the_integers_of_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

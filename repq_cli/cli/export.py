@@ -32,6 +32,8 @@ from repq_cli.train.reload import deployed_net, finished_row
 DIFFERENT = 0.001  # share of answers that may differ, at least one
 DECIBELS = 0.05  # by which PSNR may differ
 CPU = torch.device("cpu")
+# With these no batch norm stays behind a convolution; each value as the configuration and the command line have it.
+FOLDED = {"plain_bn": ("folded", "folded"), "merged_bn": ("none", "none"), "post_bn": (False, "false")}
 
 
 def export_job(config: dict[str, Any]) -> None:
@@ -69,18 +71,25 @@ def export_job(config: dict[str, Any]) -> None:
         hint = " (biases=float may help)" if biases == "int32" else ""
         raise CheckError(f"{problem}{hint}: the file must not be shipped, and is named {files}.")
     if biases == "float":
-        print(f"Unrounded biases make kernels run in floating point, slowly{_way_to_integers(deployed)}.")
+        print(f"Unrounded biases make kernels run in floating point, slowly{_way_to_integers(deployed, run_config)}.")
     print(f"written to {files}")
 
 
-def _way_to_integers(deployed: DeployedNet) -> str:
-    """How to train biases that are integers, where these are not."""
-    biased = [node for node in deployed.nodes if node.get("bias")]
-    if all(node["bias_step"] for node in biased):
+def _way_to_integers(deployed: DeployedNet, config: Mapping[str, Any]) -> str:
+    """With which keys biases would be integers, where a run of this configuration has none but could.
+
+    That takes weights and inputs of codes, and no batch norm behind, which layers of plain signs cannot be without.
+    """
+    quant, mode = config["quant"], config["mode"]
+    codes = {node["name"] for node in deployed.nodes if node["op"] == "quantize"}
+    layers = [node for node in deployed.nodes if node.get("bias") and node["bits"] < 32 and node["inputs"][0] in codes]
+    behind = any(node["multiplier"] for node in layers)
+    if all(node["bias_step"] for node in layers) or (behind and quant["weight_method"] == "sign"):
         return ""
-    behind = any(node["multiplier"] for node in biased)
-    fold = " with batch norms folded (mode.plain_bn=folded, mode.post_bn=false)" if behind else ""
-    return f"; quant.int32_bias=true{fold} trains exact ones"
+    keys = [] if quant["int32_bias"] else ["quant.int32_bias=true"]
+    if behind:
+        keys += [f"mode.{key}={word}" for key, (value, word) in FOLDED.items() if mode[key] != value]
+    return f"; training with {' '.join(keys)} gives integers" if keys else ""
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]
     write_atomically(path, model.SerializeToString())
     widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
     narrow = [str(bits) for bits in widths if bits < 8]
-    note = f"; codes of {', '.join(narrow)} bits are int8 with a tighter clip" if narrow else ""
+    note = f"; codes of {', '.join(narrow)} bits are those of 8 with a tighter clip" if narrow else ""
     if config["reduce_range"]:
         note += "; weights from -64 to 64, so that no sum of products saturates on a processor without VNNI"
         note += ": those of 8 bits lose one" if 8 in widths else ""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repq_cli.deploy.fixed_point import INT32_MAX, Multiplier, rescale
-from repq_cli.deploy.integer_scales import ADDEND_MAX, Scaled, prepare, refuse_raw_shortcuts
+from repq_cli.deploy.integer_scales import Scaled, prepare, refuse_raw_shortcuts
 from repq_cli.deploy.network import DeployedNet, Node
 
 
@@ -107,7 +107,7 @@ class IntegerNet(nn.Module):
 
     def _add(self, node: Node, constants: dict[str, Any], x: Tensor, y: Tensor) -> Tensor:
         first, second = constants["multipliers"]
-        return _saturated(_rescaled(x, first)) + _saturated(_rescaled(y, second))
+        return _saturated(_rescaled(x, first) + _rescaled(y, second))
 
     def _global_average_pool(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
         total = x.long().sum((2, 3), keepdim=True) << constants["left"]
@@ -145,8 +145,8 @@ class IntegerNet(nn.Module):
 
 
 def _saturated(x: Tensor) -> Tensor:
-    """Within half of int32's range, so that two of them can be added: 2**14 of the next steps, far behind any clip."""
-    return x.clamp(-ADDEND_MAX, ADDEND_MAX).to(torch.int32)
+    """To int32, of 64 bits: addends may be larger than their sum may. What saturates is behind every next last code."""
+    return x.clamp(-INT32_MAX, INT32_MAX).to(torch.int32)
 
 
 def _with_bias(sums: Tensor, constants: dict[str, Any]) -> Tensor:

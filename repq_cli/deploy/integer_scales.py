@@ -13,7 +13,6 @@ from repq_cli.deploy.fixed_point import INT32_MAX, quantize_multiplier
 from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.errors import CheckError, ConfigError
 
-ADDEND_MAX = 2**30 - 1
 FRACTION_BITS = 16  # of sums of several tensors, below the next step; more where an int32 has room for them
 CODE_BITS = 9  # of codes, one more than they have
 
@@ -149,7 +148,7 @@ def _prepare_sum(known: list[Scaled], steps: list[float]) -> tuple[dict[str, Any
     bound = sum((given.scale * given.bound).max().item() for given in known)
     scale = torch.tensor([_fine_scale(bound, steps)], dtype=torch.float64)
     multipliers = [quantize_multiplier(given.scale / scale) for given in known]
-    largest = (torch.tensor([bound], dtype=torch.float64) / scale).clamp(max=2 * ADDEND_MAX)
+    largest = (torch.tensor([bound], dtype=torch.float64) / scale).clamp(max=INT32_MAX)
     return {"multipliers": multipliers}, Scaled(scale, largest)
 
 
@@ -157,7 +156,7 @@ def _prepare_shuffle(given: Scaled, steps: list[float]) -> tuple[dict[str, Any],
     """Channels become pixels, and so have to have one scale."""
     bound = (given.scale * given.bound).max()
     scale = torch.tensor([_fine_scale(bound.item(), steps)], dtype=torch.float64)
-    largest = (bound.view(1) / scale).clamp(max=ADDEND_MAX)
+    largest = (bound.view(1) / scale).clamp(max=INT32_MAX)
     return {"multiplier": quantize_multiplier(given.scale / scale)}, Scaled(scale, largest)
 
 
