@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -246,7 +247,14 @@ def test_missing_data_is_exit_3(in_folder: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")]
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 4"),
+    ],
 )
 def test_no_memory_left_is_a_sentence(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -256,7 +264,10 @@ def test_no_memory_left_is_a_sentence(
 
     monkeypatch.setattr(Command, "load", lambda command: grow)
     assert main(["bench"]) == 1
-    assert capsys.readouterr().err.startswith("repq: Memory ran out: take fewer or smaller images at a time")
+    assert capsys.readouterr().err.startswith("repq: Memory ran out: take smaller batches")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert main(["bench"]) == 1
+    assert type(error).__name__ in capsys.readouterr().err  # with its traceback
 
 
 def test_a_traceback_only_on_request(

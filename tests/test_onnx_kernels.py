@@ -15,8 +15,10 @@ from test_integer import NETS, frozen
 from torch.nn import functional as F
 
 from repq_cli.deploy import onnx_graph
+from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_stem import grouped, groups
+from repq_cli.deploy.packing import pack
 
 
 def kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
@@ -51,7 +53,10 @@ def test_depthwise_layers_with_a_zero_point_per_channel_are_float(tmp_path: Path
     """ONNX Runtime has int8 for one zero-point of all channels only. (Weights in float32 it would round to int8.)"""
     deployed, x = frozen(*NETS["mobilenet_v2"], "mode.plain_bn=folded", "quant=int8_affine")
     depthwise = sum(node["op"] == "conv" and node["groups"] > 1 for node in deployed.nodes)
-    found = kernels(to_onnx(deployed), tmp_path)
+    model = to_onnx(deployed)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert len(metadata["float_layers"].split(", ")) == depthwise
+    found = kernels(model, tmp_path)
     summed = {name for node in deployed.nodes if node["op"] == "add" for name in node["inputs"]}
     in_sums = sum(node["op"] == "conv" and node["name"] in summed for node in deployed.nodes)
     assert found["Conv"] + found["FusedConv"] == depthwise + in_sums
@@ -99,11 +104,45 @@ def test_grouping_changes_no_answer(net: str, tmp_path: Path, monkeypatch: pytes
     assert torch.equal(found, plain)
 
 
+def group_names(model: onnx.ModelProto) -> set[str]:
+    return {name for node in model.graph.node for name in node.output if name.endswith(".groups")}
+
+
 def test_what_has_no_codes_is_not_grouped() -> None:
     for overrides in (["quant=w8a8", "quant.first_last=fp"], ["quant=bnn"], ["quant=w1a32"]):
-        model = to_onnx(frozen(*NETS["repvgg"], *overrides)[0])
-        assert not any(name.endswith(".groups") for node in model.graph.node for name in node.output)
+        assert not group_names(to_onnx(frozen(*NETS["repvgg"], *overrides)[0]))
     unrounded = to_onnx(frozen(*NETS["repvgg"], "quant=w8a8")[0], float_biases=True)
     conv = next(node for node in unrounded.graph.node if node.op_type == "Conv")
     shape = next(helper.get_attribute_value(item) for item in conv.attribute if item.name == "kernel_shape")
     assert list(shape) == [3, 3]
+
+
+def test_pictures_of_any_size_are_not_grouped() -> None:
+    assert not group_names(to_onnx(frozen(*NETS["ecbsr"], "quant=w8a8")[0]))
+
+
+@pytest.mark.parametrize("channel_groups", [1, 2])
+@pytest.mark.parametrize("float_biases", [False, True])
+def test_a_convolution_without_bias_and_one_of_groups(channel_groups: int, float_biases: bool, tmp_path: Path) -> None:
+    """By hand, since no model of the project begins with either."""
+    weight = torch.randint(-8, 8, (2, 2 // channel_groups, 3, 3), generator=torch.Generator().manual_seed(0))
+    shape = list(weight.shape)
+    signed = {"bits": 8, "low": -128, "high": 127, "by_sign": False, "zero_point": None, "step": "step"}
+    conv = {"op": "conv", "name": "conv", "inputs": ["codes"], "shape": shape, "activation": "none"} | {
+        "bits": 4, "low": -8, "high": 7, "by_sign": False, "weight": "weight", "weight_step": "weight_step",
+        "weight_zero_point": None, "bias": None, "bias_step": None, "multiplier": None, "stride": 1, "padding": 1,
+        "groups": channel_groups, "pad_value": 0, "input_scale": False,
+    }  # fmt: skip
+    nodes = [
+        signed | {"op": "quantize", "name": "codes", "inputs": ["x"]},
+        conv,
+        signed | {"op": "quantize", "name": "more codes", "inputs": ["conv"]},
+        {"op": "global_average_pool", "name": "pool", "inputs": ["more codes"]},
+        {"op": "flatten", "name": "answer", "inputs": ["pool"]},
+    ]
+    stored = {"step": torch.tensor(1.0), "weight_step": torch.tensor([0.125]), "weight": pack(weight, 4, -8)}
+    graph = {"task": "classification", "input_shape": [2, 8, 8], "input": "x", "output": "answer", "nodes": nodes}
+    deployed = DeployedNet(graph, stored)
+    assert bool(group_names(to_onnx(deployed, float_biases))) == (channel_groups == 1 and not float_biases)
+    x = torch.randint(-60, 60, (3, 2, 8, 8), generator=torch.Generator().manual_seed(1)).float()
+    torch.testing.assert_close(in_runtime(deployed, tmp_path, float_biases)(x), deployed(x), rtol=1e-6, atol=1e-6)

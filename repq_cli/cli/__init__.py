@@ -94,11 +94,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(in_words(error), 1)
 
 
+# What torch, ONNX Runtime, C++ and the system say.
+NO_MEMORY = re.compile(r"(can't|cannot|failed to) allocate memory|out of memory|not enough memory|bad_alloc", re.I)
+
+
 def in_words(error: Exception) -> Exception:
     """What libraries raise where the machine, not the program, is at its end, as a sentence; else the error itself."""
-    if isinstance(error, MemoryError) or re.search("not enough memory|can't allocate memory|bad_alloc", str(error)):
-        return RepqError("Memory ran out: take fewer or smaller images at a time (data.batch_size, batch, size).")
-    return error
+    if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
+        return error
+    sentence = RepqError(
+        "Memory ran out: take smaller batches, images or tiles (repq COMMAND --help lists the keys), or free some."
+    )
+    sentence.__cause__ = error
+    return sentence
 
 
 def complain(error: Exception, exit_code: int) -> int:

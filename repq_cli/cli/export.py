@@ -135,13 +135,17 @@ def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]
     if config["reduce_range"]:
         note += "; weights from -64 to 64, so that no sum of products saturates on a processor without VNNI"
         note += ": those of 8 bits lose one" if 8 in widths else ""
+    shipped = OnnxNet(path, deployed.halo, config["threads"])
+    if "float_layers" in shipped.about:
+        count = len(shipped.about["float_layers"].split(", "))
+        note += f"; {count} depthwise layers run in floating point, being slow in integers"
     print(f"ONNX opset {OPSET}, QDQ form, {biases} biases{note}")
     if not fast_int8():
         print(
             "This processor has no VNNI: kernels of uint8 times int8 saturate, and slower exact ones are used here. "
             "Where the file runs elsewhere without VNNI, reduce_range=true makes fast ones exact."
         )
-    return OnnxNet(path, deployed.halo, config["threads"])
+    return shipped
 
 
 @torch.no_grad()

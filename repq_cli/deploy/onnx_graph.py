@@ -35,6 +35,7 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
 
     float_biases: add biases behind the sums instead, unrounded, which runtimes do in floating point: exact and slow.
     reduce_range: weight codes from -64 to 64, for processors whose products saturate; those of 8 bits lose one.
+    The metadata say so, and as ``float_layers`` which layers have float biases all the same, being slow in integers.
     Raises ConfigError for XNOR-Net's K, which has no place in QDQ form.
     """
     graph = _Graph(net, float_biases, HALF if reduce_range else INT8)
@@ -56,6 +57,8 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
     about["codes"] = "uint8, signed ones moved by 128; fewer bits by a tighter clip"
     about |= {"deployed": net.digest(), "biases": "float" if float_biases else "int32"}
     about["weights"] = "from {} to {}".format(*graph.weights)
+    if graph.float_layers and not float_biases:
+        about["float_layers"] = ", ".join(graph.float_layers)
     about |= {key: str(net.graph[key]) for key in ("mean", "std", "classes") if key in net.graph}
     helper.set_model_props(model, about)
     onnx.checker.check_model(model, full_check=True)
@@ -71,6 +74,7 @@ class _Graph:
         self.constants: list[onnx.TensorProto] = []
         self.by_name = {node["name"]: node for node in net.nodes}
         self.readers = {name: [node for node in net.nodes if name in node["inputs"]] for name in self.by_name}
+        self.float_layers = [node["name"] for node in net.nodes if "weight" in node and self._is_slow_in_int8(node)]
 
     def add_node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """One ONNX node; the name of its output."""
@@ -164,7 +168,7 @@ class _Graph:
         folds = multiplier is None or bool((multiplier > 0).all())
         scale = None if multiplier is None or not folds else multiplier
         inputs = [source, self._weight(node, scale)]
-        in_float = self.float_biases or self._is_slow_in_int8(node)
+        in_float = self.float_biases or name in self.float_layers
         inside = bias is not None and folds and not in_float
         if bias is not None and inside:
             inputs.append(self._bias_constant(node, bias, scale))
