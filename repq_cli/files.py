@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
+import functools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from repq_cli.errors import DataError
 
 POLL_SECONDS = 0.2
 OLD_SECONDS = 3600  # no file takes as long to be written
+LEFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -29,7 +31,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     Raises DataError with the reason (full disk, read-only folder); the old file stays.
     """
     temporary = path.parent / f".{path.name}.{uuid4().hex[:12]}.partial"  # each process its own
-    _remove_left(path)
+    _remove_left(path.parent)
     try:
         try:
             yield temporary
@@ -43,11 +45,12 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise DataError(f"{path} cannot be written ({error.strerror}): {fix}.") from error
 
 
-def _remove_left(path: Path) -> None:
-    """Remove what killed processes left of attempts to write ``path``."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+@functools.cache
+def _remove_left(folder: Path) -> None:
+    """Remove what killed processes left of attempts to write here; once is enough."""
+    for left in folder.glob(".*.partial"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > OLD_SECONDS:
+            if LEFT.fullmatch(left.name) and time.time() - left.stat().st_mtime > OLD_SECONDS:
                 left.unlink()
 
 

@@ -168,10 +168,13 @@ def test_two_at_once_write_whole_files_and_what_a_killed_one_left_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
-    abandoned, recent = (tmp_path / f".file.{name}.partial" for name in ("abandoned", "recent"))
+    names = (".file.00aa11bb22cc.partial", ".file.0123456789ab.partial", ".file.mine.partial")
+    abandoned, recent, other = (tmp_path / name for name in names)
     abandoned.write_bytes(b"ha")
-    os.utime(abandoned, (0, 0))
     recent.write_bytes(b"of somebody who is at it")
+    other.write_bytes(b"not of this project")
+    os.utime(abandoned, (0, 0))
+    os.utime(other, (0, 0))
     flush = os.fsync
 
     def meanwhile(descriptor: int) -> None:
@@ -183,7 +186,7 @@ def test_two_at_once_write_whole_files_and_what_a_killed_one_left_goes(
     monkeypatch.setattr("os.fsync", meanwhile)
     write_atomically(path, b"ours")
     assert path.read_bytes() == b"ours"
-    assert sorted(tmp_path.iterdir()) == [recent, path]
+    assert sorted(tmp_path.iterdir()) == [recent, other, path]
 
 
 def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not() -> None:

@@ -45,12 +45,13 @@ def report(arguments: list[str]) -> int:
         raise DataError(
             with_notes("There are no runs to report on: train some, or name a folder that holds some.", notes)
         )
+    if options.out is not None:
+        make_folder(Path(options.out).parent)  # before the work
     pictures, picture_notes = _pictures(paths)
     making = Making(shlex.join(["repq", "report", *arguments]), __version__, moment(now()))
     page = page_of(runs, notes, pictures, picture_notes, options.title, making)
     content = render(page).encode()
     out = Path(options.out) if options.out is not None else _free_name()
-    make_folder(out.parent)
     write_atomically(out, content)
     figures = f"{len(pictures)} figure{'s' * (len(pictures) != 1)}"
     _say(f"{out} ({file_size(len(content))}): {len(runs)} run{'s' * (len(runs) != 1)}, {figures}")
