@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import struct
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision.transforms import CenterCrop, Resize
 
 from repq_cli.data import digits, image_folder, imagenet, torchvision_sets
@@ -38,6 +40,23 @@ def test_digits_are_split_by_class_the_same_way_every_time() -> None:
         assert counts.max() - counts.min() <= 0.1 * counts.max() + 1
     assert first.info.shape == (1, 32, 32)
     assert first.info.num_classes == 10
+
+
+def test_digits_are_scikit_learns_read_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_digits()
+    monkeypatch.delitem(sys.modules, "sklearn")
+    data = digits.load(size=8)
+    assert "sklearn" not in sys.modules
+    found = [
+        (label, image.numpy().tobytes())
+        for part in (data.train, data.val, data.tests["test"])
+        for image, label in zip(part.images.images, part.labels.tolist(), strict=True)
+    ]
+    images = np.rint(expected.images / 16 * 255).astype(np.uint8)
+    assert sorted(found) == sorted(
+        (label, image.tobytes()) for image, label in zip(images, expected.target, strict=True)
+    )
+    assert data.info.classes == tuple(str(name) for name in expected.target_names)
 
 
 def test_digit_splits_share_no_image() -> None:

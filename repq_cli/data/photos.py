@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 from repq_cli.bounds import Range
 from repq_cli.data.base import Data, Evaluation, Inputs
+from repq_cli.data.packaged import packaged
 from repq_cli.data.pictures import Pair, Patches, PictureInfo, Pictures, Upscaling, pair_of
-from repq_cli.errors import DataError
 from repq_cli.images.files import read_rgb
 
 SKIMAGE, SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
@@ -52,10 +51,4 @@ def _pairs(names: dict[str, tuple[str, str]], upscaling: Upscaling) -> list[Pair
 
 
 def _path(name: str, package: str, folder: str) -> Path:
-    path = Path(str(files(package))) / folder / name
-    if not path.is_file():
-        raise DataError(
-            f"{path} is missing from the installed {package}: install it anew, or use data=sr_folder with photographs "
-            f"of your own."
-        )
-    return path
+    return packaged(package, f"{folder}/{name}", "data=sr_folder with photographs of your own")
