@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -34,6 +35,17 @@ TINY = [
     "runtime.threads=1",
     "runtime.tensorboard=false",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries complain of what is left at the end."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
