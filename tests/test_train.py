@@ -13,6 +13,7 @@ import torch
 from conftest import tiny_net
 from torch import nn
 
+from repq_cli.devices import pick_device
 from repq_cli.errors import CheckError, ConfigError, DataError, Interrupted
 from repq_cli.files import write_atomically
 from repq_cli.modes.calibrate import calibrate
@@ -24,7 +25,6 @@ from repq_cli.tasks.classification import Classification
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import RunCheckpoints
 from repq_cli.train.engine import EpochTotals, training_step
-from repq_cli.train.environment import pick_device
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
 from repq_cli.train.optim import learning_rate, make_optimizer, parameter_groups, patterns_without_match

@@ -12,6 +12,7 @@ import torch
 from repq_cli import build
 from repq_cli.cli.extras import extra
 from repq_cli.cli.jobs import checked, stored_config
+from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import make_folder, write_json
 from repq_cli.modes.branchwise import requantize
@@ -22,7 +23,6 @@ from repq_cli.report.diagnosis import LEGEND, layer_table, summary
 from repq_cli.report.row import prune
 from repq_cli.schema import with_defaults
 from repq_cli.train.diagnosis import diagnose, some_of
-from repq_cli.train.environment import pick_device
 from repq_cli.train.reload import finished_row, trained_nets
 
 FORMAT = 1
@@ -39,10 +39,7 @@ def diagnose_job(config: dict[str, Any]) -> None:
         raise ConfigError(f"run={run} is of quant=fp32, where nothing is quantized: name a run of fewer bits.")
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    try:
-        device = pick_device(config["device"])
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("runtime.device", "device")) from error
+    device = use_device(config["device"], "device")
     data, task = build.data(run_config), build.task(run_config)
     nets = trained_nets(run, run_config, build.network_maker(run_config, data.info), data.info.shape[0])
     net, mode = nets["fake"], run_config["mode"]["name"]

@@ -17,12 +17,12 @@ from repq_cli.data.base import Evaluation, Inputs, Split
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.report.quality import quality_table
 from repq_cli.report.row import Row, merge_metrics, read_row, write_row
 from repq_cli.schema import with_defaults
 from repq_cli.train.engine import EVAL_BATCH
-from repq_cli.train.environment import pick_device
 from repq_cli.train.evaluation import measure
 from repq_cli.train.reload import deployed_net, finished_row, trained_nets
 from repq_cli.train.runner import alone_in
@@ -38,7 +38,7 @@ def eval_job(config: dict[str, Any]) -> None:
     deployed = deployed_net(folder)
     if config["runtime"]["threads"] is not None:
         torch.set_num_threads(config["runtime"]["threads"])
-    device = pick_device(config["runtime"]["device"])
+    device = use_device(config["runtime"]["device"])
 
     asked = _with_data(run_config, config)
     sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(asked).items()}

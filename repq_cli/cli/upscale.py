@@ -12,12 +12,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import make_folder
 from repq_cli.images.files import UNREADABLE, list_folder, pixels_of, write_png
 from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.tasks.super_resolution import SuperResolution
-from repq_cli.train.environment import pick_device
 from repq_cli.train.reload import deployed_net, finished_row
 
 NAMED = 5  # images that a message names
@@ -33,7 +33,7 @@ def upscale_job(config: dict[str, Any]) -> None:
     targets = _targets(config["in"], Path(config["out"]), config["overwrite"])
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    device = pick_device(config["device"])
+    device = use_device(config["device"], "device")
     net = net.to(device)
     task = SuperResolution(net.graph["scale"], net.graph["colour"])
     started, refused = time.perf_counter(), []

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from repq_cli.devices import CPU, to_device
 from repq_cli.errors import ConfigError
 from repq_cli.seeds import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-CPU = torch.device("cpu")
 
 
 class Inputs(NamedTuple):
@@ -123,8 +123,7 @@ class Split:
 
     def __init__(self, images: Images, labels: Tensor, info: DataInfo, augment: Augment | None = None) -> None:
         self.images, self.labels, self.info, self.augment = images, labels, info, augment
-        self.mean = torch.tensor(info.mean).view(-1, 1, 1)
-        self.std = torch.tensor(info.std).view(-1, 1, 1)
+        self._statistics = torch.tensor([info.mean, info.std]).view(2, -1, 1, 1)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -151,22 +150,23 @@ class Split:
             if self.augment is not None:
                 generator = torch.Generator().manual_seed(derive_seed(seed, step))
                 images = self.augment(images, generator)
-            yield self._normalise(images, device), self.labels[indices].to(device)
+            yield self._normalise(images, device), to_device(self.labels[indices], device)
 
     def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """Every image once, in order, as it is."""
         batches = torch.arange(len(self)).split(batch_size)
         for indices, images in zip(batches, self.images.read(batches), strict=True):
-            yield self._normalise(images, device), self.labels[indices].to(device)
+            yield self._normalise(images, device), to_device(self.labels[indices], device)
 
     def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Split:
         """The same images for a network that was trained with other statistics."""
         return Split(self.images, self.labels, replace(self.info, mean=tuple(mean), std=tuple(std)), self.augment)
 
     def _normalise(self, images: Tensor, device: torch.device) -> Tensor:
-        """Bytes travel to the device, from pinned memory without waiting for them; floats are made there."""
-        images = images.to(device, non_blocking=True)
-        return images.float().div_(255).sub_(self.mean.to(device)).div_(self.std.to(device))
+        """Bytes travel to the device; floats are made there."""
+        self._statistics = self._statistics.to(device)
+        mean, std = self._statistics
+        return to_device(images, device).float().div_(255).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from repq_cli.data.base import CPU, Batch, Inputs
+from repq_cli.data.base import Batch, Inputs
+from repq_cli.devices import CPU, to_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.images.colour import luma
 from repq_cli.images.resize import shrink, to_bytes
@@ -113,7 +114,7 @@ class Pictures:
         """One pair a batch, whatever ``batch_size``, since sizes differ."""
         for pair in self.pairs:
             low, high = (in_colour(pixels, self.upscaling.colour) for pixels in (pair.low, pair.high))
-            yield low.unsqueeze(0).to(device).float(), high.unsqueeze(0).to(device).float()
+            yield to_device(low.unsqueeze(0), device).float(), to_device(high.unsqueeze(0), device).float()
 
 
 class Patches:
@@ -149,7 +150,7 @@ class Patches:
         """The batches of one epoch from ``start`` on; each is drawn from a seed of its own."""
         for step in range(start, self.steps(batch_size)):
             low, high = self._batch(batch_size, np.random.default_rng(derive_seed(seed, step)))
-            yield low.to(device).float(), high.to(device).float()
+            yield to_device(low, device).float(), to_device(high, device).float()
 
     def _batch(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         patch, scale = self.patch, self.scale

@@ -66,14 +66,18 @@ class DeployedNet(nn.Module):
     def _weight_value(self, node: Node) -> Tensor:
         if node["bits"] == 32:
             return self.stored[node["weight"]]
-        codes = self.codes(node).float()
+        step = self.stored[node["weight_step"]]
+        codes = self.codes(node).to(step.dtype)
         if node["weight_zero_point"]:
             codes -= self.stored[node["weight_zero_point"]]
-        return codes * self.stored[node["weight_step"]]
+        return codes * step
 
     def _bias_value(self, node: Node) -> Tensor:
         bias = self.stored[node["bias"]]
-        return bias.float() * self.stored[node["bias_step"]] if node["bias_step"] else bias
+        if not node["bias_step"]:
+            return bias
+        step = self.stored[node["bias_step"]]
+        return bias.to(step.dtype) * step
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)[self.graph["output"]]

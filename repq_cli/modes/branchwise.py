@@ -33,7 +33,7 @@ class BranchwiseKernel(BranchKernel):
         self.quant, self.edge = quant, edge
         self.quantizers: list[Quantizer] = []  # a plain list: they are modules of their convolutions
         for conv in [module for module in block.modules() if isinstance(module, nn.Conv2d)]:
-            quantizer = weight_quantizer(quant, conv.weight.shape, edge, block.geometry.depthwise)
+            quantizer = weight_quantizer(quant, conv.weight.shape, edge, block.geometry.depthwise).to(conv.weight)
             parametrize.register_parametrization(conv, "weight", quantizer)
             self.quantizers.append(quantizer)
 
@@ -67,7 +67,7 @@ def merged_bits(net: nn.Module) -> dict[str, MergedBits]:
     for name, layer in net.named_modules():
         kernel = layer.kernel if isinstance(layer, QuantConv) else None
         if isinstance(kernel, BranchwiseKernel) and kernel.block.kind != "conv":  # an ordinary one merges with nothing
-            weight, _ = copy.deepcopy(kernel).double().inference()
+            weight, _ = copy.deepcopy(kernel).cpu().double().inference()
             found[name] = MergedBits(levels(weight), table_bits(weight), uniform_bits(weight))
     return found
 
@@ -82,6 +82,6 @@ def requantize(net: nn.Module, initialiser: Initialiser) -> nn.Module:
             depthwise = kernel.block.geometry.depthwise
             conv = kernel.block.to_conv()
             quantizer = weight_quantizer(kernel.quant, conv.weight.shape, kernel.edge, depthwise)
-            layer.kernel, layer.quantizer = FixedKernel(conv), quantizer.to(conv.weight.device)
+            layer.kernel, layer.quantizer = FixedKernel(conv), quantizer.to(conv.weight)
             layer.calibrate(initialiser)
     return net.eval()

@@ -34,12 +34,13 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
     refuse_signs_behind_relu(net, quant)
     net = copy.deepcopy(net)
     edges = net.edges()  # type: ignore[operator]
+    like = next(net.parameters())
     for name, module in list(net.named_modules()):
         edge = name in edges
         if isinstance(module, Block):
             net.set_submodule(name, compose_block(module, mode, quant, edge))
         elif isinstance(module, Tap):
-            net.set_submodule(name, _tap_quantizer(module, quant, edge))
+            net.set_submodule(name, _tap_quantizer(module, quant, edge).to(like))
         elif isinstance(module, Shortcut):
             module.reads_raw = quant.residual == "fp"
         elif isinstance(module, nn.Linear):
@@ -95,7 +96,7 @@ def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bo
         branch = _only_branch(block)
         kernel, norm = FixedKernel(branch.conv), branch.norm
     if post_bn and norm is None:
-        norm = PostNorm2d(geometry.out_channels).to(next(block.parameters()).device)
+        norm = PostNorm2d(geometry.out_channels)
     reads_signs = quant.method("act", quant.bits("act", edge)) == "sign"
     return QuantConv(
         kernel,
@@ -108,14 +109,14 @@ def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bo
         pad_value=quant.pad_value if reads_signs else 0,
         input_scale=quant.input_scale and reads_signs,
         int32_bias=quant.int32_bias,
-    )
+    ).to(next(block.parameters()))
 
 
 def _compose_linear(linear: nn.Linear, quant: QuantOptions, edge: bool) -> QuantLinear:
     """A classifier; one without a scale gets a batch norm, as BNN's last layer has (arXiv 1602.02830)."""
     quantizer = weight_quantizer(quant, linear.weight.shape, edge)
-    norm = PostNorm1d(linear.out_features).to(linear.weight.device) if quantizer.scale_free else None
-    return QuantLinear(linear, quantizer, norm, int32_bias=quant.int32_bias)
+    norm = PostNorm1d(linear.out_features) if quantizer.scale_free else None
+    return QuantLinear(linear, quantizer, norm, int32_bias=quant.int32_bias).to(linear.weight)
 
 
 def _only_branch(block: Block) -> ConvBranch:

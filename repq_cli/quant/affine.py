@@ -74,15 +74,16 @@ class AffineActivation(Quantizer):
         return nudged_grid(self.low, self.high, self.codes)
 
     def forward(self, values: Tensor) -> Tensor:
-        if self.training and self._observe(values) <= self.delay:
-            return values
+        if self.training:
+            self._observe(values)
+            if self.delay and int(self.steps_seen) <= self.delay:
+                return values
         return affine_fake_quantize(values, self.grid(values), self.codes)
 
     @torch.no_grad()
-    def _observe(self, values: Tensor) -> int:
-        """Move the average; the number of training steps seen."""
+    def _observe(self, values: Tensor) -> None:
+        """Move the average and count the training step."""
         low, high = values.aminmax()
         self.low.lerp_(low, 1 - self.momentum)
         self.high.lerp_(high, 1 - self.momentum)
         self.steps_seen += 1
-        return int(self.steps_seen)

@@ -46,7 +46,7 @@ class SignWeight(_Sign):
 
     def grid(self, values: Tensor) -> Grid:
         """Step 1."""
-        return Grid(torch.ones((), device=values.device))
+        return Grid(values.new_ones(()))
 
     def forward(self, values: Tensor) -> Tensor:
         draws = self.stochastic and self.training
@@ -67,7 +67,7 @@ class SignActivation(_Sign):
 
     def grid(self, values: Tensor) -> Grid:
         """Step 1."""
-        return Grid(torch.ones((), device=values.device))
+        return Grid(values.new_ones(()))
 
     def forward(self, values: Tensor) -> Tensor:
         return binary_fake_quantize(values, bound=1.0, certain=1.0 if self.stochastic and self.training else None)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from repq_cli.devices import in_float64
 from repq_cli.quant.functional import Grid
 from repq_cli.quant.quantizer import Quantizer
 
@@ -73,8 +74,8 @@ def quantization_noise(
     rounded = (values / grid.step).round_() + zero
     beyond = (rounded < quantizer.codes.low) | (rounded > quantizer.codes.high)
     return Noise(
-        values.square().sum(dtype=torch.float64).item(),
-        (values - left).square().sum(dtype=torch.float64).item(),
+        in_float64(values).square().sum().item(),
+        in_float64(values - left).square().sum().item(),
         None if quantizer.by_sign else int(beyond.sum()),
         int((codes == zero).sum()),
         values.numel(),
@@ -97,7 +98,7 @@ def range_ratio(weight: Tensor, per_channel: bool) -> RangeRatio | None:
     be smaller than its frame. None for a tensor of zeros.
     """
     rows = weight.flatten(1) if per_channel else weight.flatten().unsqueeze(0)
-    rows = rows.double()
+    rows = in_float64(rows)
     counts = (rows != 0).sum(1)
     live = counts > 0
     if not live.any():

@@ -8,6 +8,7 @@ are constants; batch statistics run the convolution (RepQ-BN); estimated ones ne
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -139,9 +140,10 @@ class EstimatedStatistics(_Observed):
         return torch.stack([mean, square]).view(2, -1, 1, 1).expand(2, -1, size, size)
 
     def _tap_table(self, geometry: Geometry) -> Tensor:
-        sizes = geometry.out_size(self.x)
+        sizes, sums = geometry.out_size(self.x), self._sums
         rows, columns = (
-            _windows(geometry, extent, count, self._sums) for extent, count in zip(self.x.shape[2:], sizes, strict=True)
+            _windows(geometry.kernel_size, geometry.stride, geometry.padding, extent, count, sums.dtype, sums.device)
+            for extent, count in zip(self.x.shape[2:], sizes, strict=True)
         )
         return rows @ self._sums @ columns.T / (self.x.shape[0] * sizes[0] * sizes[1])
 
@@ -152,8 +154,15 @@ def _centred(table: Tensor, weight: Tensor) -> Tensor:
     return table[:, rows : rows + weight.shape[2], columns : columns + weight.shape[3]]
 
 
-def _windows(geometry: Geometry, extent: int, count: int, like: Tensor) -> Tensor:
-    """``[k, extent]``: how often tap ``a`` reads position ``y = stride * out + a - padding`` of the input."""
-    taps = torch.arange(geometry.kernel_size).view(-1, 1, 1)
-    read = geometry.stride * torch.arange(count).view(1, -1, 1) + taps - geometry.padding
-    return (read == torch.arange(extent)).sum(1).to(like)
+@functools.lru_cache(maxsize=512)
+def _windows(
+    kernel_size: int, stride: int, padding: int, extent: int, count: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """``[k, extent]``: how often tap ``a`` reads position ``y = stride * out + a - padding`` of the input.
+
+    Kept, since it is the same at every step and a GPU would have to be waited for.
+    """
+    with torch.inference_mode(False):  # what is kept from there could not take part in training
+        taps = torch.arange(kernel_size, device=device).view(-1, 1, 1)
+        read = stride * torch.arange(count, device=device).view(1, -1, 1) + taps - padding
+        return (read == torch.arange(extent, device=device)).sum(1).to(dtype)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from repq_cli.data.base import Batch, Evaluation, Split
 from repq_cli.data.image_folder import Subset
 from repq_cli.data.pictures import Pictures
+from repq_cli.devices import in_float64
 from repq_cli.modes.sensitivity import only
 from repq_cli.modes.weights import branch_kernels
 from repq_cli.quant.layers import QuantLayer, quant_layers, quantizers_in_layers
@@ -95,16 +96,16 @@ class _Measured:
             value, outputs = _score(self.net, self.batches, self.task)
         self.done()
         pairs = list(zip(outputs, self.outputs, strict=True))
-        signal = sum(expected.square().sum(dtype=torch.float64).item() for _, expected in pairs)
-        noise = sum((y - expected).square().sum(dtype=torch.float64).item() for y, expected in pairs)
+        signal = sum(in_float64(expected).square().sum().item() for _, expected in pairs)
+        noise = sum(in_float64(y - expected).square().sum().item() for y, expected in pairs)
         drop = self.reference - value if self.task.higher_is_better else value - self.reference
         return {"value": value, "drop": drop, "output_sqnr": decibels(signal, noise)}
 
 
 def _score(net: nn.Module, batches: Sequence[Batch], task: Task) -> tuple[float, list[Tensor]]:
     outputs = [net(x) for x, _ in batches]
-    scores = [task.scores(y, targets).double() for y, (_, targets) in zip(outputs, batches, strict=True)]
-    return torch.cat(scores).mean().item(), outputs
+    scores = [task.scores(y, targets) for y, (_, targets) in zip(outputs, batches, strict=True)]
+    return in_float64(torch.cat(scores)).mean().item(), outputs
 
 
 def _tensor_noise(net: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Noise]:

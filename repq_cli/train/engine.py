@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.data.base import Batch, Evaluation
+from repq_cli.devices import in_float64
 from repq_cli.errors import CheckError
 from repq_cli.quant.layers import QuantLayer, clip_latent_weights
 
@@ -95,11 +97,13 @@ def training_step(
         group["lr"] = lr * group.get("lr_factor", 1.0)
     outputs = net(x)
     loss = task.loss(outputs, targets)
-    value = loss.item()
     objective = loss if penalty is None else loss + penalty()
-    if not torch.isfinite(objective):
+    score = task.scores(outputs.detach(), targets).mean()
+    # One transfer for all: a GPU has to be waited for.
+    value, minimised, mean_score = torch.stack([part.detach().float() for part in (loss, objective, score)]).tolist()
+    if not math.isfinite(minimised):
         raise CheckError(
-            f"The loss became {objective.item()}: {first_non_finite(net, x)}. The last good checkpoint is kept; "
+            f"The loss became {minimised}: {first_non_finite(net, x)}. The last good checkpoint is kept; "
             f"a lower learning rate or optim.clip_norm usually helps."
         )
     optimizer.zero_grad(set_to_none=True)
@@ -108,8 +112,7 @@ def training_step(
         nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
     optimizer.step()
     clip_latent_weights(net)
-    with torch.no_grad():
-        return value, task.scores(outputs.detach(), targets).mean().item()
+    return value, mean_score
 
 
 @torch.no_grad()
@@ -117,9 +120,9 @@ def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device
     """The task's metric over a whole split, in eval mode."""
     was_training = net.training
     net.eval()
-    scores = [task.scores(net(x), targets).double() for x, targets in split.batches(EVAL_BATCH, device)]
+    scores = [task.scores(net(x), targets) for x, targets in split.batches(EVAL_BATCH, device)]
     net.train(was_training)
-    return torch.cat(scores).mean().item()
+    return in_float64(torch.cat(scores)).mean().item()
 
 
 @torch.no_grad()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from repq_cli.errors import ConfigError
 
 PACKAGES = (
     "repq",
@@ -65,24 +61,3 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is an accelerator if there is one, else the CPU. Raises ConfigError for a device that is not there."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"runtime.device={name} is not available here: use runtime.device=auto or cpu.") from error
-    return device
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that the process (CPU) or the device (CUDA) has held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -39,7 +39,7 @@ def measure(
             with bar:
                 for scores in task.measurements(net.eval(), split, device, tile):
                     for metric, score in scores.items():
-                        values.setdefault(metric, []).append(score.double().cpu())
+                        values.setdefault(metric, []).append(score.cpu().double())
                     bar.update(len(next(iter(scores.values()))))
             rows += [
                 {

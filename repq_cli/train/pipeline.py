@@ -16,6 +16,7 @@ from repq_cli.deploy.check import Agreement, compare
 from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, size_on_disk
+from repq_cli.devices import peak_memory_bytes
 from repq_cli.errors import CheckError
 from repq_cli.images.panel import side_by_side
 from repq_cli.modes.branchwise import merged_bits, requantize
@@ -29,7 +30,6 @@ from repq_cli.report.quality import ENGINES
 from repq_cli.report.row import Row, now, write_row
 from repq_cli.seeds import derive_seed
 from repq_cli.train.engine import EVAL_BATCH
-from repq_cli.train.environment import peak_memory_bytes
 from repq_cli.train.evaluation import crops, measure, value_of
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.for_figures import leave_crops, leave_weights, own_figures

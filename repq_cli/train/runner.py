@@ -13,13 +13,14 @@ from typing import Any
 import torch
 import yaml
 
+from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError, Interrupted
 from repq_cli.files import Taken, locked, write_atomically, write_json
 from repq_cli.quant.options import QuantOptions
 from repq_cli.report.closing import closing_table
 from repq_cli.report.row import Row, failure, now, read_row, write_row
 from repq_cli.train.checkpoint import RunCheckpoints
-from repq_cli.train.environment import environment, pick_device
+from repq_cli.train.environment import environment
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
@@ -105,10 +106,8 @@ def _prepare(experiment: Experiment, run_dir: Path) -> torch.device:
     """Device and threads."""
     if experiment.runtime.threads is not None:
         torch.set_num_threads(experiment.runtime.threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
     RunCheckpoints(run_dir).create()
-    return pick_device(experiment.runtime.device)
+    return use_device(experiment.runtime.device)
 
 
 def _refuse_used(run_dir: Path) -> None:

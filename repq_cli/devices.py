@@ -1,0 +1,90 @@
+"""Where tensors live: the device that a user names, and what makes its arithmetic repeatable."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repq_cli.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def pick_device(name: str, key: str = "runtime.device") -> torch.device:
+    """``auto`` is an accelerator if there is one, else the CPU. Raises ConfigError for a device that is not there.
+
+    key: of the configuration, for the error.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or CPU
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"{key}={name} is not available here: use {key}=auto or cpu.") from error
+    return device
+
+
+def use_device(name: str, key: str = "runtime.device") -> torch.device:
+    """``pick_device``, with the same algorithms at every call and float32 that is not rounded to TF32 from now on.
+
+    On CUDA some operations have no repeatable form; torch then warns by name and goes on. Random numbers need no care:
+    every training step seeds all devices anew.
+    """
+    device = pick_device(name, key)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix products are first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    _set_precisions(["ieee"] * 3)
+    return device
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 products and convolutions without TF32 inside: what a proof of equality, or a code, rests on."""
+    before = [place.fp32_precision for place in _precisions()]
+    _set_precisions(["ieee"] * len(before))
+    try:
+        yield
+    finally:
+        _set_precisions(before)
+
+
+def _set_precisions(values: list[str]) -> None:
+    for place, value in zip(_precisions(), values, strict=True):
+        place.fp32_precision = value
+
+
+def _precisions() -> list[Any]:
+    """All places together: torch refuses to tell its older flag where convolutions and recurrent layers differ."""
+    cudnn: Any = torch.backends.cudnn
+    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on the device; to a GPU from pinned memory, so that nobody waits for it."""
+    if device.type == "cuda" and not tensor.is_cuda and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """``tensor`` in float64, on the CPU where its device has none (MPS)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that the process (CPU) or the device (CUDA) has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
