@@ -108,10 +108,10 @@ def legal(make: MakeAnyBlock, geometry: Geometry) -> bool:
     return True
 
 
-def cases(blocks: dict[str, MakeAnyBlock]) -> list[tuple[str, Geometry]]:
-    """Every block with every geometry that it can have."""
-    return [(name, geometry) for name, make in blocks.items() for geometry in GEOMETRIES if legal(make, geometry)]
+def cases(blocks: dict[str, MakeAnyBlock], geometries: list[Geometry]) -> dict[str, list[Geometry]]:
+    """By block the geometries that it can have."""
+    return {name: [geometry for geometry in geometries if legal(make, geometry)] for name, make in blocks.items()}
 
 
-CASES = cases(BLOCKS)
-BARE_CASES = [(name, geometry) for name, geometry in cases(BARE) if geometry.kernel_size == 3]
+CASES = cases(BLOCKS, GEOMETRIES)
+BARE_CASES = cases(BARE, [geometry for geometry in GEOMETRIES if geometry.kernel_size == 3])

@@ -36,7 +36,7 @@ from repq_cli.reparam.statistics import RunningStatistics
 
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
-BRANCHES = [(kind, geometry) for geometry in GEOMETRIES for kind in branches(geometry)]
+every_block = pytest.mark.parametrize("name", BLOCKS)
 
 
 def run_merged(block: Block, x: Tensor) -> Tensor:
@@ -58,37 +58,46 @@ def check_merge(block: Block, size: tuple[int, int]) -> None:
     torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("kind", "geometry"), BRANCHES, ids=str)
-def test_every_branch_merges_with_all_gradients(kind: str, geometry: Geometry) -> None:
-    block = randomise(Block(geometry, {kind: branches(geometry)[kind]})).double().eval()
-    for size in [(9, 11), (8, 8)]:
-        check_merge(block, size)
+@pytest.mark.parametrize("kind", sorted({kind for geometry in GEOMETRIES for kind in branches(geometry)}))
+def test_every_branch_merges_with_all_gradients(kind: str, subtests: pytest.Subtests) -> None:
+    for geometry in GEOMETRIES:
+        if kind in (legal := branches(geometry)):
+            with subtests.test(geometry=str(geometry)):
+                block = randomise(Block(geometry, {kind: legal[kind]})).double().eval()
+                for size in [(9, 11), (8, 8)]:
+                    check_merge(block, size)
 
 
-@pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
-def test_every_block_merges_with_all_gradients(name: str, geometry: Geometry) -> None:
-    block = randomise(BLOCKS[name](geometry)).double().eval()
-    for size in [(9, 11), (8, 8)]:
-        check_merge(block, size)
+@every_block
+def test_every_block_merges_with_all_gradients(name: str, subtests: pytest.Subtests) -> None:
+    for geometry in CASES[name]:
+        with subtests.test(geometry=str(geometry)):
+            block = randomise(BLOCKS[name](geometry)).double().eval()
+            for size in [(9, 11), (8, 8)]:
+                check_merge(block, size)
 
 
-@pytest.mark.parametrize(("name", "geometry"), BARE_CASES, ids=str)
-def test_every_block_without_batch_norm_merges_with_all_gradients(name: str, geometry: Geometry) -> None:
-    block = BARE[name](geometry).double()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, 0.0, 0.3)
-    for size in [(9, 11), (8, 8)]:
-        check_merge(block, size)
+@pytest.mark.parametrize("name", BARE)
+def test_every_block_without_batch_norm_merges_with_all_gradients(name: str, subtests: pytest.Subtests) -> None:
+    for geometry in BARE_CASES[name]:
+        with subtests.test(geometry=str(geometry)):
+            block = BARE[name](geometry).double()
+            for parameter in block.parameters():
+                nn.init.normal_(parameter, 0.0, 0.3)
+            for size in [(9, 11), (8, 8)]:
+                check_merge(block, size)
 
 
-@pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
-def test_to_conv_is_a_new_module_equal_in_float32(name: str, geometry: Geometry) -> None:
-    block = randomise(BLOCKS[name](geometry, nn.ReLU())).eval()
-    before = {key: value.clone() for key, value in block.state_dict().items()}
-    conv = block.to_conv()
-    x = torch.randn(2, geometry.in_channels, 7, 9)
-    torch.testing.assert_close(F.relu(conv(x)), block(x), atol=2e-5, rtol=2e-5)
-    assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
+@every_block
+def test_to_conv_is_a_new_module_equal_in_float32(name: str, subtests: pytest.Subtests) -> None:
+    for geometry in CASES[name]:
+        with subtests.test(geometry=str(geometry)):
+            block = randomise(BLOCKS[name](geometry, nn.ReLU())).eval()
+            before = {key: value.clone() for key, value in block.state_dict().items()}
+            conv = block.to_conv()
+            x = torch.randn(2, geometry.in_channels, 7, 9)
+            torch.testing.assert_close(F.relu(conv(x)), block(x), atol=2e-5, rtol=2e-5)
+            assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
 
 
 def run_every_branch(module: nn.Module, x: Tensor) -> Tensor:
@@ -107,18 +116,20 @@ def run_every_branch(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-@pytest.mark.parametrize("geometry", [geometry for name, geometry in CASES if name == "orepa"], ids=str)
-def test_merging_before_the_convolution_is_running_every_branch(geometry: Geometry) -> None:
+def test_merging_before_the_convolution_is_running_every_branch(subtests: pytest.Subtests) -> None:
     """OREPA trains as one convolution; its branches run one by one give the same outputs and gradients."""
-    block = randomise(orepa_block(geometry)).double().train()
-    (branch,) = block.branches.values()
-    x = torch.randn(3, geometry.in_channels, 9, 11, dtype=torch.float64, requires_grad=True)
-    inputs = [x, *block.parameters()]
-    expected, got = run_every_branch(branch, x), block(x)
-    direction = torch.randn_like(expected)
-    torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
-    wanted = torch.autograd.grad((expected * direction).sum(), inputs)
-    torch.testing.assert_close(torch.autograd.grad((got * direction).sum(), inputs), wanted, atol=1e-9, rtol=1e-9)
+    for geometry in CASES["orepa"]:
+        with subtests.test(geometry=str(geometry)):
+            block = randomise(orepa_block(geometry)).double().train()
+            (branch,) = block.branches.values()
+            x = torch.randn(3, geometry.in_channels, 9, 11, dtype=torch.float64, requires_grad=True)
+            inputs = [x, *block.parameters()]
+            expected, got = run_every_branch(branch, x), block(x)
+            direction = torch.randn_like(expected)
+            torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+            wanted = torch.autograd.grad((expected * direction).sum(), inputs)
+            given = torch.autograd.grad((got * direction).sum(), inputs)
+            torch.testing.assert_close(given, wanted, atol=1e-9, rtol=1e-9)
 
 
 def test_identity_branches_say_why_they_cannot_be() -> None:

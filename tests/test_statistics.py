@@ -16,70 +16,63 @@ from repq_cli.reparam.branch import without_bias
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Moments, RunningStatistics
 
+every_block = pytest.mark.parametrize("name", BLOCKS)
+
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
 
-@pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
-def test_repq_bn_without_quantization_is_train_mode_batch_norm(name: str, geometry: Geometry) -> None:
+@every_block
+def test_repq_bn_without_quantization_is_train_mode_batch_norm(name: str, subtests: pytest.Subtests) -> None:
     """Outputs, gradients of the input and of every parameter, and the running statistics (arXiv 2311.05317, Alg. 1).
 
     Nested batch norms included: the outer one sees the statistics of what the inner ones make of the batch.
     """
-    block = randomise(BLOCKS[name](geometry)).double().train()
-    reference = copy.deepcopy(block)
-    x = torch.randn(5, geometry.in_channels, 9, 11, dtype=torch.float64, requires_grad=True)
-    expected = reference(x)
-    direction = torch.randn_like(expected)
-    wanted = torch.autograd.grad((expected * direction).sum(), [x, *reference.parameters()])
+    for geometry in CASES[name]:
+        with subtests.test(geometry=str(geometry)):
+            block = randomise(BLOCKS[name](geometry)).double().train()
+            reference = copy.deepcopy(block)
+            x = torch.randn(5, geometry.in_channels, 9, 11, dtype=torch.float64, requires_grad=True)
+            expected = reference(x)
+            direction = torch.randn_like(expected)
+            wanted = torch.autograd.grad((expected * direction).sum(), [x, *reference.parameters()])
 
-    statistics = BatchStatistics(x)
-    weight, bias = block.merged(statistics)
-    y = F.conv2d(x, weight, bias, geometry.stride, geometry.padding, 1, geometry.groups)
-    got = torch.autograd.grad((y * direction).sum(), [x, *block.parameters()])
-    statistics.update_running()
+            statistics = BatchStatistics(x)
+            weight, bias = block.merged(statistics)
+            y = F.conv2d(x, weight, bias, geometry.stride, geometry.padding, 1, geometry.groups)
+            got = torch.autograd.grad((y * direction).sum(), [x, *block.parameters()])
+            statistics.update_running()
 
-    torch.testing.assert_close(y, expected, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(got, wanted, atol=1e-8, rtol=1e-8)
-    torch.testing.assert_close(dict(block.named_buffers()), dict(reference.named_buffers()), atol=1e-10, rtol=1e-10)
+            torch.testing.assert_close(y, expected, atol=1e-9, rtol=1e-9)
+            torch.testing.assert_close(got, wanted, atol=1e-8, rtol=1e-8)
+            torch.testing.assert_close(
+                dict(block.named_buffers()), dict(reference.named_buffers()), atol=1e-10, rtol=1e-10
+            )
 
 
-@pytest.mark.parametrize(("name", "geometry"), CASES, ids=str)
-def test_estimated_mean_is_exact_in_every_block(name: str, geometry: Geometry) -> None:
+@every_block
+def test_estimated_mean_is_exact_in_every_block(name: str, subtests: pytest.Subtests) -> None:
     """Where no estimated variance comes in between: every first batch norm, and all of them for frozen inner ones."""
-    block = randomise(BLOCKS[name](geometry)).double()
-    x = torch.randn(3, geometry.in_channels, 9, 8, dtype=torch.float64) + 2
-
-    class Probe:
-        """Records exact and estimated means of the running kernels."""
-
-        def __init__(self) -> None:
-            self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-            self.sources = BatchStatistics(x), EstimatedStatistics(x)
-
-        def __call__(self, norm: torch.nn.BatchNorm2d, kernel: Kernel | None, of: Geometry) -> Moments:
-            exact, estimated = (source(norm, kernel, of) for source in self.sources)
-            self.pairs.append((estimated.mean, exact.mean))
-            return RunningStatistics()(norm, kernel, of)
-
-    probe = Probe()
-    block.merged(probe)
-    assert len(probe.pairs) == len(norms(block))
-    for estimated, exact in probe.pairs:
-        torch.testing.assert_close(estimated, exact, atol=1e-10, rtol=1e-10)
+    for geometry in CASES[name]:
+        with subtests.test(geometry=str(geometry)):
+            block = randomise(BLOCKS[name](geometry)).double()
+            probe = Probe(torch.randn(3, geometry.in_channels, 9, 8, dtype=torch.float64) + 2)
+            block.merged(probe)
+            assert len(probe.pairs) == len(norms(block))
+            for estimated, exact in probe.pairs:
+                torch.testing.assert_close(estimated, exact, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_offset_estimate_of_the_mean_is_exact(stride: int, padding: int, groups: int) -> None:
-    geometry = Geometry(4, 4, stride=stride, padding=padding, groups=groups)
-    block = repvgg_block(geometry).double()
-    x = torch.randn(3, 4, 9, 8, dtype=torch.float64) + 2
-    exact, estimated = BatchStatistics(x), EstimatedStatistics(x)
-    block.merged(exact)
-    block.merged(estimated)
-    for (_, true), (_, estimate) in zip(exact.seen, estimated.seen, strict=True):
-        torch.testing.assert_close(estimate.mean, true.mean, atol=1e-12, rtol=1e-12)
+class Probe:
+    """Records exact and estimated means of the running kernels."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.sources = BatchStatistics(x), EstimatedStatistics(x)
+
+    def __call__(self, norm: torch.nn.BatchNorm2d, kernel: Kernel | None, of: Geometry) -> Moments:
+        exact, estimated = (source(norm, kernel, of) for source in self.sources)
+        self.pairs.append((estimated.mean, exact.mean))
+        return RunningStatistics()(norm, kernel, of)
 
 
 def test_estimated_variance_is_exact_for_an_identity_and_for_uncorrelated_inputs() -> None:
