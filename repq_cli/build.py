@@ -11,6 +11,7 @@ from typing import Any
 
 from repq_cli import schema
 from repq_cli.errors import ConfigError
+from repq_cli.modes.catalogue import has_branches
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
@@ -78,14 +79,14 @@ def _call(section: str, config: dict[str, Any], known: Any, **provided: Any) -> 
 
 
 def network_maker(config: dict[str, Any], info: Any) -> Callable[[], Any]:
-    """A function that builds the FP network afresh; Plain builds ordinary convolutions whatever ``rep`` says."""
+    """A function that builds the FP network afresh."""
     from repq_cli.reparam.plain import only_kernels, plain_block
 
-    plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
+    branches = has_branches(config)
     # A block's ValueError passes through the model, which adds the layer's name.
     block = _bound("rep", config, schema.RepSection)
     ordinary = functools.partial(plain_block, batch_norm=config["rep"]["batch_norm"])
-    make_block = ordinary if plain else only_kernels(config["rep"]["kernels"], block, ordinary)
+    make_block = only_kernels(config["rep"]["kernels"], block, ordinary) if branches else ordinary
 
     classes = config["model"].get("num_classes") or info.num_classes
     if classes < info.num_classes:
@@ -99,7 +100,7 @@ def network_maker(config: dict[str, Any], info: Any) -> Callable[[], Any]:
         net = _call(
             "model", config, schema.ModelSection, make_block=make_block, in_channels=channels, num_classes=classes
         )
-        if not plain:
+        if branches:
             _require_blocks(net, config["rep"])
         return net
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from repq_cli.modes.catalogue import has_branches, mode_named
+from repq_cli.modes.mode import Mode
 from repq_cli.problems import Problem
-from repq_cli.quant.options import METHOD_BITS
+from repq_cli.quant.options import METHOD_BITS, signs_of_activations, signs_of_weights
 
 
 def _mode_fits_block(config: dict[str, Any]) -> Iterator[Problem]:
-    mode, rep = config["mode"]["name"], config["rep"]
-    if mode == "merged" and rep["name"] == "none":
-        yield Problem("mode", mode, "has nothing to merge with rep=none; use mode=plain, or a block such as rep=repvgg")
-    if mode == "branchwise" and rep["name"] == "none":
-        yield Problem(
-            "mode", mode, "has no branches to quantize with rep=none; use mode=plain, or a block such as rep=repvgg"
-        )
-    if mode in ("repq_bn", "repq_bnest") and not rep["batch_norm"]:
-        yield Problem("mode", mode, f"needs batch norm, which rep={rep['name']} has none of; use mode=repq")
+    mode = mode_named(config["mode"]["name"])
+    yield from _misfit(mode, mode.misfit_of_block(config["rep"]))
 
 
-def _branches_are_quantized(config: dict[str, Any]) -> Iterator[Problem]:
-    if config["mode"]["name"] == "branchwise" and config["quant"]["weight_bits"] == 32:
-        yield Problem("mode", "branchwise", "has nothing to quantize at quant.weight_bits=32; use 8 or less")
+def _mode_fits_quantizer(config: dict[str, Any]) -> Iterator[Problem]:
+    mode = mode_named(config["mode"]["name"])
+    yield from _misfit(mode, mode.misfit_of_quantizer(config["quant"]))
+
+
+def _misfit(mode: Mode, said: str | None) -> Iterator[Problem]:
+    if said is not None:
+        yield Problem("mode", mode.name, said)
 
 
 def _penalty_fits_block(config: dict[str, Any]) -> Iterator[Problem]:
     rep = config["rep"]
-    fits = rep["name"] == "repvgg" and rep["batch_norm"] and config["mode"]["name"] != "plain"
+    fits = rep["name"] == "repvgg" and rep["batch_norm"] and has_branches(config)
     if config["optim"].get("custom_l2") and not fits:
         yield Problem(
             "optim.custom_l2",
@@ -110,20 +110,12 @@ def _quant_keys_have_effect(config: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 f"quant.{key}", quant[key], "is for activations of -1 and 1; it needs quant.act_method=sign, act_bits=1"
             )
-    if quant["stochastic"] and not signs and not _signs_of_weights(quant):
+    if quant["stochastic"] and not signs and not signs_of_weights(quant):
         yield Problem("quant.stochastic", True, "is for signs; it needs weight_method=sign or act_method=sign")
-    if quant["latent_range"] != "auto" and not _signs_of_weights(quant):
+    if quant["latent_range"] != "auto" and not signs_of_weights(quant):
         yield Problem("quant.latent_range", quant["latent_range"], "is for signs; it needs quant.weight_method=sign")
     if quant["symmetric"] and quant["weight_method"] != "lsq":
         yield Problem("quant.symmetric", True, "is for quant.weight_method=lsq; the other methods are symmetric")
-
-
-def signs_of_activations(quant: dict[str, Any]) -> bool:
-    return bool(quant["act_method"] == "sign" and quant["act_bits"] == 1)
-
-
-def _signs_of_weights(quant: dict[str, Any]) -> bool:
-    return bool(quant["weight_method"] == "sign" and quant["weight_bits"] == 1)
 
 
 def _signs_have_two_values(config: dict[str, Any]) -> Iterator[Problem]:
@@ -137,20 +129,10 @@ def _signs_have_two_values(config: dict[str, Any]) -> Iterator[Problem]:
         )
 
 
-def _branches_have_steps(config: dict[str, Any]) -> Iterator[Problem]:
-    if config["mode"]["name"] == "branchwise" and _signs_of_weights(config["quant"]):
-        yield Problem(
-            "mode",
-            "branchwise",
-            "merges branches by their scales, which quant.weight_method=sign has none of; use weight_method=bwn or lsq",
-        )
-
-
 # Rules over several sections, each checked where those sections are sound in themselves.
 COMBINATIONS: list[tuple[set[str], Callable[[dict[str, Any]], Iterator[Problem]]]] = [
     ({"mode", "rep"}, _mode_fits_block),
-    ({"mode", "quant"}, _branches_are_quantized),
-    ({"mode", "quant"}, _branches_have_steps),
+    ({"mode", "quant"}, _mode_fits_quantizer),
     ({"quant"}, _methods_have_their_bits),
     ({"quant"}, _quant_keys_have_effect),
     ({"quant", "model"}, _signs_have_two_values),

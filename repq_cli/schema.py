@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from repq_cli.bounds import Range
-from repq_cli.combinations import COMBINATIONS, signs_of_activations
+from repq_cli.combinations import COMBINATIONS
 from repq_cli.errors import ConfigError
-from repq_cli.modes.options import ModeOptions, resolve_mode
+from repq_cli.modes.auto import resolve_mode
+from repq_cli.modes.options import ModeOptions
 from repq_cli.problems import Problem
-from repq_cli.quant.options import QuantOptions
+from repq_cli.quant.options import QuantOptions, signs_of_activations
 from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
 from repq_cli.typecheck import annotations_of, mistake, nearest
 

@@ -27,6 +27,8 @@ ALLOWED = {
     "bench": {"bench", "deploy", "modes", "quant", "reparam"},
     "train": {"train", "data", "models", "modes", "quant", "reparam", "tasks", "deploy", "report", "images"},
 }
+# What a mode is, without torch: every room may ask.
+SAYS_WHAT_MODES_ARE = ("repq_cli.modes.catalogue", "repq_cli.modes.mode.")
 HYDRA_ROOMS = {"cli", "schema", "build"}
 
 
@@ -54,7 +56,8 @@ def test_import_rules(subtests: pytest.Subtests) -> None:
 
 def check_import_rules(path: Path) -> None:
     names = imports(path)
-    ours = {name.split(".")[1] for name in names if name.startswith("repq_cli.")}
+    asked = {name for name in names if name.startswith("repq_cli.") and not name.startswith(SAYS_WHAT_MODES_ARE)}
+    ours = {name.split(".")[1] for name in asked}
     if room(path) in ALLOWED:
         assert ours <= ALLOWED[room(path)] | SHARED
     if room(path) in ("reparam", "quant", "tasks"):

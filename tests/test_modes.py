@@ -13,10 +13,11 @@ from conftest import randomise, tiny_net
 from torch import Tensor, nn
 
 from repq_cli.models.tap import Tap
+from repq_cli.modes.auto import resolve_mode
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose, compose_block, freeze_statistics
 from repq_cli.modes.kernels import BranchKernel
-from repq_cli.modes.options import ModeOptions, resolve_mode
+from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
 from repq_cli.quant.layers import QuantConv, QuantLayer
 from repq_cli.quant.lsq import LSQ

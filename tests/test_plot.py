@@ -18,9 +18,10 @@ from synthetic_plots import bench_rows, named, sweep, texts, write_bench, write_
 from synthetic_runs import SUPER_RESOLUTION, done, mode_and_bits
 
 from repq_cli.cli import main
+from repq_cli.modes.catalogue import MODES
 from repq_cli.report.figures.catalogue import FIGURES, NEEDS, Drawing, drawings
 from repq_cli.report.figures.labels import Box, around, place
-from repq_cli.report.figures.style import MODE_MARKS, collapsed_below, log_ticks, plain
+from repq_cli.report.figures.style import collapsed_below, log_ticks, plain
 
 SIZES = st.tuples(st.floats(1, 40), st.floats(1, 10))
 POINTS = st.tuples(st.floats(0, 200), st.floats(0, 200))
@@ -66,8 +67,8 @@ def test_bits_shows_means_over_seeds_of_each_mode(tmp_path: Path) -> None:
     (drawing,), _ = drawings([sweep(tmp_path)], ["bits"])
     (axes,) = drawing.figure.axes
     heights = {container[0].get_color(): list(container[0].get_ydata()) for container in axes.containers}
-    assert heights[MODE_MARKS["repq_bn"].colour] == pytest.approx([90.15, 92.15])
-    assert heights[MODE_MARKS["plain"].colour] == pytest.approx([88.15, 90.15])
+    assert heights[MODES["repq_bn"].mark.colour] == pytest.approx([90.15, 92.15])
+    assert heights[MODES["plain"].mark.colour] == pytest.approx([88.15, 90.15])
     bars = axes.containers[0][2][0].get_segments()
     assert bars[0][1][1] - bars[0][0][1] == pytest.approx(2 * 0.3 / math.sqrt(2))
 
@@ -201,7 +202,7 @@ def test_speed_tells_runs_of_one_net_apart(tmp_path: Path) -> None:
 
 
 def test_modes_differ_in_colour_marker_and_line() -> None:
-    marks = list(MODE_MARKS.values())
+    marks = [mode.mark for mode in MODES.values()]
     assert all(len({mark[field] for mark in marks}) == len(marks) for field in range(3))
 
 

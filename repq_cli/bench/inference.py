@@ -15,9 +15,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.errors import CheckError, ConfigError
-from repq_cli.modes.compose import compose
-from repq_cli.modes.options import ModeOptions
-from repq_cli.quant.options import QuantOptions
+from repq_cli.modes.compose import merge_blocks
 from repq_cli.reparam.block import Block
 
 TORCH, RUNTIME, XNOR = "torch", "onnxruntime", "xnor"
@@ -49,9 +47,7 @@ def candidates(
     """
     keys = ("task", "input_shape", "classes")
     description = {key: deployed.graph[key] for key in keys if key in deployed.graph}
-    merged = freeze(
-        compose(fp, ModeOptions(name="ptq"), QuantOptions(weight_bits=32, act_bits=32, first_last="fp")), description
-    )
+    merged = freeze(merge_blocks(fp), description)
     found = [
         Candidate(_training_graph(fp), TORCH, fp, True),
         Candidate(MERGED, TORCH, merged, True),

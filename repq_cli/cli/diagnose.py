@@ -15,7 +15,7 @@ from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import make_folder, write_json
-from repq_cli.modes.branchwise import requantize
+from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.weights import blocks_behind
 from repq_cli.quant.options import QuantOptions
 from repq_cli.report.advice import advice
@@ -42,10 +42,9 @@ def diagnose_job(config: dict[str, Any]) -> None:
     device = use_device(config["device"], "device")
     data, task = build.data(run_config), build.task(run_config)
     nets = trained_nets(run, run_config, build.network_maker(run_config, data.info), data.info.shape[0])
-    net, mode = nets["fake"], run_config["mode"]["name"]
-    blocks = blocks_behind(nets["fp"] if mode in ("ptq", "merged") else net)
-    if mode == "branchwise":
-        net = requantize(net, quant.init)
+    mode = ModeOptions(**run_config["mode"]).rule
+    blocks = blocks_behind(nets["fp"] if mode.merges_first else nets["fake"])
+    net = mode.shipped_net(nets["fake"], quant.init)
     out = make_folder(Path(config["out"]) if config["out"] else run / "diagnose")
     images = some_of(data.val, config["images"])
     show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 
 from repq_cli.cli.reserve import OUTPUTS, reserve
-from repq_cli.modes.options import resolve_mode
+from repq_cli.modes.auto import resolve_mode
 from repq_cli.quant.options import QuantOptions
 
 

@@ -15,7 +15,6 @@ from repq_cli.deploy.cost import cost, layer_bytes, layer_costs, layer_parameter
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.errors import DataError
-from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.layers import quantizers_in_layers
@@ -41,8 +40,7 @@ def info_job(config: dict[str, Any]) -> None:
     mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
     net = build.network_maker(config, inputs)()
     quantized = compose(net, mode, quant)
-    shipped = requantize(quantized, "lsq") if mode.name == "branchwise" else quantized
-    deployed = freeze(shipped, {"input_shape": list(inputs.shape)})
+    deployed = freeze(mode.rule.shipped_net(quantized, "lsq"), {"input_shape": list(inputs.shape)})
 
     print(f"{config['model']['name']}, rep {config['rep']['name']}, mode {mode.name}, {quant.label}")
     asked = " (input_shape)" if config.get("input_shape") else ""

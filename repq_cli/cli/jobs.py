@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_module
 from repq_cli import build
 from repq_cli.cli.hydra_app import CONFIGS, plain
 from repq_cli.errors import DataError
+from repq_cli.modes.catalogue import mode_named, used_rep
 from repq_cli.problems import report
 from repq_cli.report.row import failure, write_row
 from repq_cli.schema import resolved, validate, with_defaults
@@ -90,10 +91,10 @@ def same_run(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def run_key(config: dict[str, Any]) -> str:
-    """A hash of what determines a run's result; Plain, which does not use ``rep``, has one for all blocks."""
+    """A hash of what determines a run's result; modes that use no branches have one for all blocks."""
     relevant = _relevant(config)
-    if config["mode"]["name"] == "plain":
-        relevant["rep"] = {"batch_norm": config["rep"]["batch_norm"]}
+    if not mode_named(config["mode"]["name"]).uses_branches:
+        relevant["rep"] = used_rep(config)
     return hashlib.sha256(_canonical(relevant).encode()).hexdigest()[:16]
 
 

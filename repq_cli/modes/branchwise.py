@@ -1,21 +1,20 @@
-"""The option that RepQ argues against: quantize every layer of every branch, merge afterwards, quantize again."""
+"""Kernels of branches that are quantized one by one, the bits that merging them needs, and quantizing that again."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn.utils import parametrize
 
 from repq_cli.modes.kernels import BranchKernel, FixedKernel
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.bits import levels, table_bits, uniform_bits
-from repq_cli.quant.build import weight_quantizer
 from repq_cli.quant.init import Initialiser
 from repq_cli.quant.layers import QuantConv
-from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.block import Block
 
@@ -28,12 +27,12 @@ class BranchwiseKernel(BranchKernel):
     branches have no common multiple. Source: arXiv 2311.05317, section 3.1 (the option it rejects).
     """
 
-    def __init__(self, block: Block, mode: ModeOptions, quant: QuantOptions, edge: bool) -> None:
-        super().__init__(block, "batch" if block.has_batch_norm else "running", mode)
-        self.quant, self.edge = quant, edge
+    def __init__(self, block: Block, options: ModeOptions, make_quantizer: Callable[[Size], Quantizer]) -> None:
+        super().__init__(block, "batch" if block.has_batch_norm else "running", options)
+        self.make_quantizer = make_quantizer
         self.quantizers: list[Quantizer] = []  # a plain list: they are modules of their convolutions
         for conv in [module for module in block.modules() if isinstance(module, nn.Conv2d)]:
-            quantizer = weight_quantizer(quant, conv.weight.shape, edge, block.geometry.depthwise).to(conv.weight)
+            quantizer = make_quantizer(conv.weight.shape).to(conv.weight)
             parametrize.register_parametrization(conv, "weight", quantizer)
             self.quantizers.append(quantizer)
 
@@ -78,10 +77,8 @@ def requantize(net: nn.Module, initialiser: Initialiser) -> nn.Module:
     net = copy.deepcopy(net)
     for layer in net.modules():
         if isinstance(layer, QuantConv) and isinstance(layer.kernel, BranchwiseKernel):
-            kernel = layer.kernel
-            depthwise = kernel.block.geometry.depthwise
-            conv = kernel.block.to_conv()
-            quantizer = weight_quantizer(kernel.quant, conv.weight.shape, kernel.edge, depthwise)
+            conv = layer.kernel.block.to_conv()
+            quantizer = layer.kernel.make_quantizer(conv.weight.shape)
             layer.kernel, layer.quantizer = FixedKernel(conv), quantizer.to(conv.weight)
             layer.calibrate(initialiser)
     return net.eval()

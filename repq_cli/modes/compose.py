@@ -1,28 +1,27 @@
-"""From a trained network of blocks to its quantization-aware form: one rule per mode."""
+"""From a trained network of blocks to its quantization-aware form: by the rule of its mode."""
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 from torch import nn
 
 from repq_cli.errors import ConfigError
 from repq_cli.models.tap import Shortcut, Tap
-from repq_cli.modes.branchwise import BranchwiseKernel
-from repq_cli.modes.kernels import BranchKernel, FixedKernel, Source
+from repq_cli.modes.catalogue.merged import PTQ
+from repq_cli.modes.kernels import BranchKernel
+from repq_cli.modes.mode import Site
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.binary import SignActivation
 from repq_cli.quant.build import activation_quantizer, weight_quantizer
-from repq_cli.quant.layers import KernelSource, QuantConv, QuantLayer, QuantLinear
+from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.pixels import PixelQuantizer
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
 from repq_cli.quant.wiring import link_inputs
 from repq_cli.reparam.block import Block
-from repq_cli.reparam.branch import ConvBranch
-
-STATISTICS: dict[str, Source] = {"repq": "running", "repq_bn": "batch", "repq_bnest": "estimated"}
 
 
 def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module:
@@ -48,6 +47,11 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module
     if quant.int32_bias:
         link_inputs(net)
     return net
+
+
+def merge_blocks(net: nn.Module) -> nn.Module:
+    """A copy of ``net``, in eval mode, with every block merged into one convolution and nothing quantized."""
+    return compose(net, ModeOptions(PTQ.name), QuantOptions(weight_bits=32, act_bits=32)).eval()
 
 
 def refuse_signs_behind_relu(net: nn.Module, quant: QuantOptions) -> None:
@@ -79,22 +83,11 @@ def _tap_quantizer(tap: Tap, quant: QuantOptions, edge: bool) -> Quantizer:
 
 def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bool) -> QuantConv:
     """One block as a quantized convolution."""
-    kernel: KernelSource
     geometry = block.geometry
-    quantizer = weight_quantizer(quant, geometry.weight_shape, edge, geometry.depthwise)
+    make_quantizer = partial(weight_quantizer, quant, edge=edge, depthwise=geometry.depthwise)
+    quantizer = make_quantizer(geometry.weight_shape) if mode.rule.quantizes_merged else NoQuantizer()
     post_bn = quantizer.scale_free or mode.has_post_bn(quantizer.bits)
-    norm: nn.BatchNorm2d | None = None
-    if mode.name in STATISTICS:
-        kernel = BranchKernel(block, STATISTICS[mode.name], mode, post_bn)
-    elif mode.name == "plain" and mode.plain_bn == "folded":
-        kernel = BranchKernel(block, "batch", mode, post_bn)
-    elif mode.name == "ptq" or (mode.name == "merged" and mode.merged_bn == "none"):
-        kernel = FixedKernel(block.to_conv())
-    elif mode.name == "branchwise":
-        kernel, quantizer = BranchwiseKernel(block, mode, quant, edge), NoQuantizer()
-    else:
-        branch = _only_branch(block)
-        kernel, norm = FixedKernel(branch.conv), branch.norm
+    kernel, norm = mode.rule.kernel(Site(block, mode, post_bn, make_quantizer))
     if post_bn and norm is None:
         norm = PostNorm2d(geometry.out_channels)
     reads_signs = quant.method("act", quant.bits("act", edge)) == "sign"
@@ -117,12 +110,6 @@ def _compose_linear(linear: nn.Linear, quant: QuantOptions, edge: bool) -> Quant
     quantizer = weight_quantizer(quant, linear.weight.shape, edge)
     norm = PostNorm1d(linear.out_features) if quantizer.scale_free else None
     return QuantLinear(linear, quantizer, norm, int32_bias=quant.int32_bias).to(linear.weight)
-
-
-def _only_branch(block: Block) -> ConvBranch:
-    (branch,) = block.branches.values()
-    assert isinstance(branch, ConvBranch), "a plain block has one convolution"
-    return branch
 
 
 def freeze_statistics(net: nn.Module) -> None:

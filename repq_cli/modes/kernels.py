@@ -10,6 +10,7 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.layers import KernelSource
 from repq_cli.reparam.algebra import Kernel
 from repq_cli.reparam.block import Block
+from repq_cli.reparam.branch import ConvBranch
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, RunningStatistics
 
 Source = Literal["running", "batch", "estimated"]
@@ -28,6 +29,13 @@ class FixedKernel(KernelSource):
     def inference(self) -> tuple[Tensor, Tensor | None]:
         """The same kernel."""
         return self.weight, self.bias
+
+
+def unfolded_kernel(block: Block) -> tuple[FixedKernel, nn.BatchNorm2d | None]:
+    """The convolution of a block without branches, and the batch norm behind it."""
+    (branch,) = block.branches.values()
+    assert isinstance(branch, ConvBranch), "a plain block has one convolution"
+    return FixedKernel(branch.conv), branch.norm
 
 
 class BranchKernel(KernelSource):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.diagnosis import SETTINGS, Numbers, by_harm, chance, drop_text, gain, gap_unit, is_fitted, value_of
 
 WIDER = {1: 2, 2: 4, 3: 4, 4: 8}  # the next width worth trying
@@ -36,9 +37,10 @@ def advice(diagnosis: Numbers) -> list[str]:
     missing = sign * (value["fp"] - value["everything"])
     drop = diagnosis["network"]["everything"]["drop"]
     least, unit = chance(diagnosis), diagnosis["metric"]["unit"]
-    if missing > least and (diagnosis["mode"] == "branchwise" or diagnosis["quant"]["weight_method"] in FEW_CODES):
+    mode = mode_named(diagnosis["mode"])
+    if missing > least and (mode.known_loss or diagnosis["quant"]["weight_method"] in FEW_CODES):
         return [_by_design(diagnosis, value), _noisiest(diagnosis)]
-    if missing > least and drop < missing / 2 and diagnosis["mode"] != "ptq":
+    if missing > least and drop < missing / 2 and mode.trains:
         fitted = is_fitted(diagnosis)
         return [_training(diagnosis, value, fitted), _spared(diagnosis, least) if fitted else _noisiest(diagnosis)]
     if drop <= least:
@@ -55,8 +57,8 @@ def _by_design(diagnosis: Numbers, value: Numbers) -> str:
     """What is lost by a method for which the network without codes says nothing."""
     unit, method = diagnosis["metric"]["unit"], diagnosis["quant"]["weight_method"]
     said = f"The FP net has {value['fp']:.2f} {unit} and the network with its codes {value['everything']:.2f} {unit}"
-    if diagnosis["mode"] == "branchwise":
-        return f"{said}, since merged kernels of quantized branches were quantized again: try mode=auto."
+    if reason := mode_named(diagnosis["mode"]).known_loss:
+        return f"{said}, since {reason}: try mode=auto."
     return (
         f"{said}; weights behind codes of quant.weight_method={method} are not meant to be used as they are, so that "
         f"the network without codes tells nothing: try more qat.epochs, or {WIDER_SYSTEM}."
@@ -127,8 +129,9 @@ def _cause(diagnosis: Numbers, drop: float, least: float) -> str:
     lost = [f"{network[name]['drop']:.2f} {unit}" for name in (worse, less)]
     which = f"{worse} and {less} alike" if lost[0] == lost[1] else f"{worse} more than {less}"
     said = f"Quantization costs {drop:.2f} {unit}, {which} ({lost[0]} against {lost[1]} by themselves)"
-    if diagnosis["mode"] == "ptq":
-        return f"{said}, and mode=ptq trains nothing: try QAT, mode=auto."
+    mode = mode_named(diagnosis["mode"])
+    if not mode.trains:
+        return f"{said}, and mode={mode.name} trains nothing: try QAT, mode=auto."
     worst = by_harm(diagnosis)
     return (
         f"{said}: try {_for_activations(quant, worst) if worse == 'activations' else _for_weights(diagnosis, worst)}."
@@ -167,7 +170,8 @@ def _for_range(diagnosis: Numbers, layers: Sequence[Numbers]) -> str | None:
     if excess(worst) <= UGLY:
         return None
     merged = worst["range_ratio"]["merged"]["largest"]
-    remedies = ["mode=auto, which keeps the branches in QAT,"] if diagnosis["mode"] == "merged" else []
+    merges_first = mode_named(diagnosis["mode"]).merges_first
+    remedies = ["mode=auto, which keeps the branches in QAT,"] if merges_first else []
     remedies += ["rep=qarepvgg"] if diagnosis["rep"] == "repvgg" else []
     remedies += [] if len(remedies) == 2 else ["more qat.epochs"]
     return (

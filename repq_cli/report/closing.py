@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from repq_cli.modes.catalogue import mode_named
+from repq_cli.modes.mode import Mode
 from repq_cli.report.quality import ENGINES, UNITS, number
 from repq_cli.report.row import Row
 from repq_cli.report.text import file_size, scaled
@@ -9,20 +11,19 @@ from repq_cli.report.text import file_size, scaled
 
 def closing_table(row: Row) -> str:
     """FP, QAT and deployed metric, size, cost and time of a finished run, as text."""
-    size, cost = row["size"], row["cost"]
+    mode, size, cost = mode_named(row["mode"]), row["size"], row["cost"]
     quant = row["quant"]
     bits = f"weights {_bits(quant['weight_bits'])}, activations {_bits(quant['act_bits'])}"
     lines = [
         ("net", f"{row['model']}, rep {row['rep']}, mode {row['mode']}, {bits}"),
-        *_qualities(row),
+        *_qualities(row, mode),
         ("size", f"{file_size(size['bytes_packed'])} deployed, {file_size(size['bytes_fp32'])} in float32"),
         ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
         ("cost", f"{scaled(cost['macs'])}MACs, {scaled(cost['bops'])}BOPs for one image"),
         ("time", _time(row)),
-        (f"deployed = {'requantized' if 'branchwise' in row else 'trained'}", _proof(row["checks"])),
+        (f"deployed = {mode.ships}", _proof(row["checks"])),
     ]
-    if "branchwise" in row:
-        lines.insert(2, ("merging would need", _merging(row["branchwise"])))
+    lines[2:2] = mode.closing_lines(row)
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
 
@@ -31,9 +32,9 @@ def _bits(bits: int) -> str:
     return "float" if bits == 32 else f"{bits} bit"
 
 
-def _qualities(row: Row) -> list[tuple[str, str]]:
+def _qualities(row: Row, mode: Mode) -> list[tuple[str, str]]:
     """The run's metric by every engine, a line for each evaluation set."""
-    metric, engines = row["metric"]["name"], ENGINES | ({"fake": "PTQ"} if row["mode"] == "ptq" else {})
+    metric, engines = row["metric"]["name"], ENGINES | ({} if mode.trains else {"fake": mode.title})
     lines: dict[str, list[str]] = {}
     for found in row["metrics"]:
         if found["name"] == metric and "value" in found:
@@ -41,10 +42,6 @@ def _qualities(row: Row) -> list[tuple[str, str]]:
             name = found["set"] if "scale" in found else found["set"].rpartition("/")[2]
             lines.setdefault(name, []).append(word)
     return [(f"{metric} ({name})", "   ".join(words)) for name, words in lines.items()]
-
-
-def _merging(needs: Row) -> str:
-    return f"{needs['table_bits']} bits with a look-up table, {needs.get('uniform_bits') or 'more than 24'} as integers"
 
 
 def _time(row: Row) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from repq_cli.modes.catalogue import AUTO
 from repq_cli.report.notes import notes_on, notes_on_failures
 from repq_cli.report.runs import Run
 from repq_cli.report.sections import Section, sections_of
@@ -54,7 +55,7 @@ class Document:
 def document(runs: Sequence[Run], notes: Sequence[str], names: Sequence[str], published: bool) -> Document:
     """The tables called ``names``, or if there are none, those for which there is something to show."""
     runs = sorted(runs, key=lambda run: run.folder)
-    usable = [run for run in runs if run.mode != "auto"]  # a job that failed before its mode was decided
+    usable = [run for run in runs if run.mode != AUTO]  # a job that failed before its mode was decided
     chapters = []
     for section in sections_of(usable):
         wanted = names or [name for name in TABLES if name != "survey" or compares_methods(section)]

@@ -11,20 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from repq_cli.modes.catalogue import REP_WITHOUT_BRANCHES, mode_named
+from repq_cli.report.lines import FLOAT, NO_CONFIG, NOT_SET, Line, Options, Setting, method, rep_order
 from repq_cli.report.runs import Run
-from repq_cli.report.settings import (
-    FLOAT,
-    NO_CONFIG,
-    NOT_SET,
-    PLAIN,
-    Line,
-    Options,
-    Setting,
-    method,
-    rep_order,
-)
-
-OF_BRANCHES = {"fp.merged_training", "mode.estimator", "mode.bnest_init", "mode.merged_bn"}  # without effect on Plain
 
 
 def lines_of(runs: Sequence[Run]) -> list[Line]:
@@ -68,10 +57,12 @@ def _used_options(run: Run, keys: set[str]) -> Options:
 
 
 def _matters(key: str, run: Run) -> bool:
-    section = key.partition(".")[0]
-    if run.mode == PLAIN and (section == "rep" or key in OF_BRANCHES):
-        return key == "rep.batch_norm"
-    if run.mode == "ptq" and section == "qat":
+    mode, (section, _, name) = mode_named(run.mode), key.partition(".")
+    if not mode.uses_branches:
+        used = {"rep": REP_WITHOUT_BRANCHES, "mode": mode.options}
+        if key == "fp.merged_training" or (section in used and name not in used[section]):
+            return False
+    if not mode.trains and section == "qat":
         return False
     return not (run.bits == FLOAT and section == "quant")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+from repq_cli.modes.catalogue import mode_named
+from repq_cli.report.lines import NO_CONFIG, Line, method, settle, value_text
 from repq_cli.report.runs import Run, bits_label
 from repq_cli.report.sections import UNKNOWN, Section
-from repq_cli.report.settings import NO_CONFIG, PLAIN, Line, method, mode_title, settle, value_text
 
 NAMED = 4  # lines or runs that a note names before it says how many more there are
 MOST = 8  # notes of one kind
@@ -93,7 +94,7 @@ def _partial(lines: Sequence[Line]) -> Iterator[str]:
                 what = ", ".join(f"seed {run.seed} {FATES[run.status]}" for run in lost)
                 kept = len(entry.seeds) - len(lost)
                 yield (
-                    f"{line.name}, {mode_title(entry.mode)}, {bits_label(entry.bits)}: the mean is over "
+                    f"{line.name}, {mode_named(entry.mode).title}, {bits_label(entry.bits)}: the mean is over "
                     f"{kept} of {len(entry.seeds)} seeds; {what}."
                 )
 
@@ -135,7 +136,7 @@ def _fp_given(lines: Sequence[Line]) -> Iterator[str]:
 def _counting(line: Line, plain: bool) -> Iterator[tuple[int | None, Run]]:
     """The runs that count, Plain's or all others, with their seeds."""
     for setting in line.settings:
-        if (setting.mode == PLAIN) == plain:
+        if setting.uses_branches != plain:
             yield from settle(setting.runs).items()
 
 

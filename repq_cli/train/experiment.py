@@ -19,7 +19,7 @@ OWN_ACTIVATION = "null"  # as in the configuration: the one of the model's paper
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a run needs, built from the configuration. ``rep`` is what was asked for; Plain does not use it."""
+    """Everything a run needs, built from the configuration. ``rep`` is what was asked for; not all modes use it."""
 
     config: dict[str, Any]
     data_name: str
@@ -43,7 +43,7 @@ class Experiment:
     @property
     def signature(self) -> dict[str, str]:
         """What a checkpoint's net must agree in to be loaded here."""
-        rep = "none" if self.mode.name == "plain" else self.rep
+        rep = self.rep if self.mode.rule.uses_branches else "none"
         shape = "x".join(map(str, self.data.info.shape))
         scale = self.config["model"].get("scale")
         identity = rep != "none" and self.config["rep"].get("identity", False)

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from repq_cli.modes.catalogue import used_rep
+
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = (
     "reparam",
@@ -28,13 +30,12 @@ SECTIONS = ("model", "data", "task", "psnr_rounding", "optim", "schedule", "seed
 def fp_key(config: dict[str, Any], data_fingerprint: str = "") -> str:
     """A hash of the FP stage's part of a configuration, of the data's files, and of the sources that carry it out.
 
-    Modes and bits share it, but for Plain, whose net has no branches.
+    Modes and bits share it, but for modes that use no branches.
     """
     parts: dict[str, Any] = {key: config[key] for key in SECTIONS}
     if _is_ours(config["data"]):
         parts["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
-    plain = config["mode"]["name"] == "plain" or config["rep"]["name"] == "none"
-    parts["rep"] = {"batch_norm": config["rep"]["batch_norm"]} if plain else config["rep"]
+    parts["rep"] = used_rep(config)
     parts["fp"] = {key: value for key, value in config["fp"].items() if key not in ("checkpoint", "format", "reuse")}
     digest = hashlib.sha256(json.dumps([parts, data_fingerprint, metadata.version("torch")], sort_keys=True).encode())
     for path in sorted(_source_files()):

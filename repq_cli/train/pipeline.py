@@ -19,12 +19,8 @@ from repq_cli.deploy.network import DeployedNet, size_on_disk
 from repq_cli.devices import peak_memory_bytes
 from repq_cli.errors import CheckError
 from repq_cli.images.panel import side_by_side
-from repq_cli.modes.branchwise import merged_bits, requantize
 from repq_cli.modes.calibrate import calibrate
-from repq_cli.modes.compose import compose, freeze_statistics
-from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
-from repq_cli.quant.options import QuantOptions
+from repq_cli.modes.compose import compose, freeze_statistics, merge_blocks
 from repq_cli.reparam.block import merge_first
 from repq_cli.report.quality import ENGINES
 from repq_cli.report.row import Row, now, write_row
@@ -46,7 +42,7 @@ MERGE_TOLERANCE = 1e-4  # of float32 merging, relative to the largest output
 @torch.no_grad()
 def _merging_changes(fp_net: nn.Module, x: Tensor) -> tuple[float, float]:
     """The largest difference of the outputs before and after merging, and the largest output, at least 1."""
-    merged = compose(fp_net, ModeOptions("merged"), QuantOptions(weight_bits=32, act_bits=32)).eval()
+    merged = merge_blocks(fp_net)
     branches = copy.deepcopy(fp_net).eval()
     merge_first(branches, False)
     expected = branches(x)
@@ -63,9 +59,9 @@ class Run:
 
     @property
     def qat(self) -> StageOptions:
-        """The second stage; ``mode=ptq`` trains nothing."""
+        """The second stage; some modes train nothing in it."""
         qat = self.experiment.qat
-        return replace(qat, epochs=0) if self.experiment.mode.name == "ptq" else qat
+        return qat if self.experiment.mode.rule.trains else replace(qat, epochs=0)
 
     @property
     def fp_steps(self) -> int:
@@ -92,8 +88,9 @@ class Run:
         self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
         qat_net = self.qat_stage(fp_net, saved)
         around.stop.check()
-        branchwise = self.experiment.mode.name == "branchwise"
-        shipped = self.requantized(qat_net) if branchwise else qat_net
+        mode, quant = self.experiment.mode.rule, self.experiment.quant
+        self.row |= mode.findings(qat_net, quant)
+        shipped = mode.shipped_net(qat_net, quant.init)
         deployed, agreement = self.deploy(shipped)
         self.row["checks"] |= {
             "freeze_max_lsb": agreement.max_lsb,
@@ -102,7 +99,7 @@ class Run:
         }
         around.stop.check()
         self.measure(fp_net, qat_net, deployed)
-        leave_weights(self.run_dir, shipped, fp_net if self.experiment.mode.name == "ptq" else qat_net)
+        leave_weights(self.run_dir, shipped, qat_net if mode.trains else fp_net)
         around.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
         self.row["lineage"]["finished"] = now()
         write_row(self.run_dir, self.row)
@@ -145,11 +142,7 @@ class Run:
         experiment = self.experiment
         mode, quant = experiment.mode, experiment.quant
         torch.manual_seed(derive_seed(experiment.seed, "qat"))
-        start = fp_net
-        if mode.name == "repq_bnest" and mode.bnest_init == "rescale":
-            start = to_estimated_statistics(fp_net, self.first_batches(), mode.estimator)
-        elif mode.name == "merged" and mode.merged_bn == "reinsert":
-            start = with_reinserted_norms(fp_net, self.first_batches())
+        start = mode.rule.starting_net(fp_net, self.first_batches(), mode)
         net = compose(start, mode, quant)
         calibrate(net, next(self.first_batches()), quant.init, start)
         steps = "nothing is quantized" if quant.label == "fp32" else f"steps initialised by {quant.init}"
@@ -163,27 +156,6 @@ class Run:
         stage = Stage("qat", self.qat, around.checkpoints.best, self.fp_steps, on_epoch)
         train_stage(stage, net, around, experiment.signature, self.time, saved)
         return net
-
-    def requantized(self, net: nn.Module) -> nn.Module:
-        """``mode=branchwise``: what ships, and in the row the bits that the merged kernels would have needed."""
-        layers = merged_bits(net)
-        tables = max(bits.table_bits for bits in layers.values())
-        uniform = [bits.uniform_bits for bits in layers.values()]
-        self.row["branchwise"] = {
-            "table_bits": tables,
-            "uniform_bits": max((bits for bits in uniform if bits), default=None) if all(uniform) else None,
-            "layers": {name: bits._asdict() for name, bits in layers.items()},
-        }
-        logger.info(
-            "Merged from quantized branches, the kernels hold up to %d different values in a channel (%d bits with a "
-            "look-up table), and %d of %d lie on no integer grid of 24 bits. They are quantized to %s again.",
-            max(bits.levels for bits in layers.values()),
-            tables,
-            uniform.count(None),
-            len(uniform),
-            self.experiment.quant.label,
-        )
-        return requantize(net, self.experiment.quant.init)
 
     def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:
         """Freeze to files, read them back, and prove them equal on the validation split."""

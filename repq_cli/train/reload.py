@@ -13,7 +13,6 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import DataError
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.switch import with_reinserted_norms
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.block import merge_first
 from repq_cli.report.row import Row, read_row
@@ -57,10 +56,7 @@ def trained_nets(
     fp = make_net()
     _load(fp, files.fp)
     merge_first(fp, config["fp"]["merged_training"] is True)
-    start = fp
-    if mode.name == "merged" and mode.merged_bn == "reinsert":
-        start = with_reinserted_norms(fp, [torch.zeros(2, channels, SIDE, SIDE)])
-    fake = compose(start, mode, quant)
+    fake = compose(mode.rule.shaped_net(fp, [torch.zeros(2, channels, SIDE, SIDE)], mode), mode, quant)
     _load(fake, files.best)
     return {"fp": fp.eval(), "fake": fake.eval()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.cells import over_seeds
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.labels import Label, annotate
@@ -18,15 +19,14 @@ from repq_cli.report.figures.style import (
     key_rows,
     line_handle,
     mode_handle,
-    mode_mark,
     panels,
     plain,
     stem,
     styled,
 )
+from repq_cli.report.lines import Entry, Line, entries_of, settle
 from repq_cli.report.runs import Bits, bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import Entry, Line, entries_of, mode_order, mode_title, settle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def _drawing(section: Section, rows: Sequence[Sequence[Shown]]) -> Drawing:
     lines = [shown for row in rows for shown in row]
     modes = sorted({entry.mode for _, own in lines for entry in own}, key=mode_order)
     kinds = [plain_fp for plain_fp in (False, True) if any(_fp(line, plain_fp) is not None for line, _ in lines)]
-    handles = [(mode_handle(mode), mode_title(mode)) for mode in modes]
+    handles = [(mode_handle(mode), mode_named(mode).title) for mode in modes]
     handles += [(line_handle(FP_LINES[kind][1], width=0.8), FP_LINES[kind][0]) for kind in kinds]
     across = max(columns, 2)
     width = min(2.4, (WIDE - 0.65 - 0.15 * (across - 1)) / across)
@@ -125,7 +125,7 @@ def _panel(axes: Axes, section: Section, line: Line, entries: Sequence[Entry]) -
         if value is not None:
             axes.axhline(value, color=GREY, linestyle=dashes, linewidth=0.8, zorder=1)
     for place, mode in enumerate(modes):
-        mark = mode_mark(mode)
+        mark = mode_named(mode).mark
         own = {entry.bits: over_seeds(entry.seeds, "metric.deployed") for entry in entries if entry.mode == mode}
         aside = 0.055 * (place - (len(modes) - 1) / 2)  # so that bars of equal values stand beside each other
         found = [(index + aside, own[width]) for index, width in enumerate(widths) if width in own]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from repq_cli.modes.catalogue import AUTO
 from repq_cli.report.figures.bits import bits
 from repq_cli.report.figures.crops import crops
 from repq_cli.report.figures.curves import curves
@@ -53,7 +54,7 @@ def drawings(paths: Sequence[Path], names: Sequence[str] = ()) -> tuple[list[Dra
     """
     benches, notes = find_benches(paths)
     found, said = find_runs([path for path in paths if not _is_bench(path)])
-    runs = sorted((run for run in found if run.mode != "auto"), key=lambda run: run.folder)
+    runs = sorted((run for run in found if run.mode != AUTO), key=lambda run: run.folder)
     material = Material(sections_of(runs), benches)
     drawn: list[Drawing] = []
     for name in FIGURES:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.reading import number, read_json
 from repq_cli.report.figures.style import SMALL, panels, plain, stem, styled
 from repq_cli.report.quality import number as metric_text
 from repq_cli.report.runs import Run, bits_label
-from repq_cli.report.settings import mode_order, mode_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ def _pictures(found: Sequence[tuple[Run, Path, dict[str, Any]]]) -> list[Crop]:
     shared = (("original", "original"), ("bicubic", "bicubic"), ("fp", "FP"))
     pictures = [Crop(folder / f"{name}.png", title, _psnr(values, name)) for name, title in shared]
     for run, own, own_values in found:
-        title = f"{mode_title(run.mode)}, {bits_label(run.bits)}"
+        title = f"{mode_named(run.mode).title}, {bits_label(run.bits)}"
         pictures.append(Crop(own / "deployed.png", title, _psnr(own_values, "deployed")))
     return pictures
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from repq_cli.modes.catalogue import mode_named, mode_order
+from repq_cli.modes.catalogue.plain import Plain
+from repq_cli.modes.mode import Mark
 from repq_cli.report.cells import Cell, Seeds, mean_cell
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.material import Found, Material, line_title
@@ -15,22 +18,20 @@ from repq_cli.report.figures.style import (
     GREY,
     LINES,
     WIDE,
-    Mark,
     keep_to_percent,
     key,
     key_rows,
     line_handle,
     log_axis,
     mode_handle,
-    mode_mark,
     panels,
     plain,
     stem,
     styled,
 )
+from repq_cli.report.lines import Line, entries_of, settle, widths
 from repq_cli.report.runs import Bits, bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import PLAIN, Line, entries_of, mode_order, mode_title, settle, widths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,12 +102,12 @@ def _row(material: Material, section: Section, line: Line, dashes: Mapping[Bits,
     for kind in (True, False) if line.rep != "none" or not line.runs(True) else (True,):
         epochs = logged(settle(line.runs(kind)), "fp")
         if epochs:
-            fp[kind] = Curve(mode_mark(PLAIN) if kind else RE_PARAM, "solid", epochs)
+            fp[kind] = Curve(Plain.mark if kind else RE_PARAM, "solid", epochs)
     qat = {}
     for entry in line.entries():
         epochs = logged(entry.seeds, "qat")
         if epochs:
-            qat[entry.mode, entry.bits] = Curve(mode_mark(entry.mode), dashes[entry.bits], epochs)
+            qat[entry.mode, entry.bits] = Curve(mode_named(entry.mode).mark, dashes[entry.bits], epochs)
     modes, bits = frozenset(mode for mode, _ in qat), frozenset(width for _, width in qat)
     return Row(line, tuple(fp.values()), tuple(qat.values()), modes, bits, frozenset(fp))
 
@@ -139,12 +140,12 @@ def _handles(rows: Sequence[Row], dashes: Mapping[Bits, Any]) -> list[tuple[Line
     modes = sorted({mode for row in rows for mode in row.modes}, key=mode_order)
     bits = sorted({width for row in rows for width in row.bits}, reverse=True)
     kinds = {kind for row in rows for kind in row.fp_kinds}
-    handles = [(mode_handle(mode, "solid"), mode_title(mode)) for mode in modes]
+    handles = [(mode_handle(mode, "solid"), mode_named(mode).title) for mode in modes]
     handles += [(line_handle(dashes[width], GREY), bits_label(width)) for width in bits]
-    if False in kinds and modes != [PLAIN]:
+    if False in kinds and modes != [Plain.name]:
         handles.append((_marked(RE_PARAM), "FP, Re-param"))
-    if True in kinds and PLAIN not in modes:
-        handles.append((mode_handle(PLAIN, "solid"), "FP, Plain"))
+    if True in kinds and Plain.name not in modes:
+        handles.append((mode_handle(Plain.name, "solid"), "FP, Plain"))
     return handles
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.labels import Label, annotate
 from repq_cli.report.figures.material import Found, Material
@@ -25,7 +26,6 @@ from repq_cli.report.figures.style import (
 )
 from repq_cli.report.quality import UNITS
 from repq_cli.report.runs import Bits, bits_label
-from repq_cli.report.settings import mode_title
 
 BESIDE = 1.6  # inches to the right of the axes, for names of lines
 SHIPPED = ("merged", "int8", "binary")  # a net of branches reaches what the merged one does
@@ -136,7 +136,7 @@ def _drawing(place: Place, timings: Sequence[Timing]) -> tuple[Drawing, list[str
 
 def _name(series: Series, differs: Sequence[bool]) -> str:
     """What tells the line from the others, at least net and engine."""
-    words = (series.family, series.rep, mode_title(series.mode))
+    words = (series.family, series.rep, mode_named(series.mode).title)
     told = " ".join(word for word, told in zip(words, differs, strict=False) if told and word)
     bits = bits_label(Bits(*series.bits)) if series.bits and differs[-1] else ""
     return ", ".join(word for word in (told, bits, kind_name(series.net, series.engine)) if word)

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from repq_cli.modes.catalogue import MODES, mode_named
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.reading import Bench, Log, read_log
 from repq_cli.report.figures.style import plain
+from repq_cli.report.lines import Line
 from repq_cli.report.runs import Run, bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import Line, mode_title
 
 FEW = 3  # runs of which each gets a figure of its own
 MOST = 6  # figures of single runs
-TELLING = ("repq_bnest", "repq_bn", "repq", "branchwise", "merged", "ptq", "plain")  # modes, the first one first
 
 Found = tuple[list[Drawing], list[str]]  # drawings, and notes on what they leave out
 
@@ -65,14 +65,15 @@ def telling_runs(runs: Sequence[Run], has: Callable[[Run], bool], figure: str) -
 
 
 def _order(run: Run) -> tuple[object, ...]:
-    mode = TELLING.index(run.mode) if run.mode in TELLING else len(TELLING)
-    return run.status != "done", mode, run.rep == "none", run.seed is None, run.seed, run.folder
+    mode = mode_named(run.mode)  # whose branches are at work in QAT tell most, later ones more
+    less = run.mode not in MODES, not mode.uses_branches, mode.merges_first, not mode.trains, bool(mode.known_loss)
+    return run.status != "done", less, -mode.order, run.rep == "none", run.seed is None, run.seed, run.folder
 
 
 def run_title(run: Run) -> str:
     """What ran, in words."""
     seed = "" if run.seed is None else f", seed {run.seed}"
-    return f"{run.model}, {run.rep}, {mode_title(run.mode)}, {bits_label(run.bits)}{seed}"
+    return f"{run.model}, {run.rep}, {mode_named(run.mode).title}, {bits_label(run.bits)}{seed}"
 
 
 def line_title(line: Line, limit: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
+from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.cells import Cell, over_seeds
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.labels import Label, annotate, head
@@ -19,15 +20,14 @@ from repq_cli.report.figures.style import (
     log_axis,
     lower_top,
     mode_handle,
-    mode_mark,
     panels,
     plain,
     stem,
     styled,
 )
+from repq_cli.report.lines import Entry, entries_of
 from repq_cli.report.runs import bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import Entry, entries_of, mode_order, mode_title
 from repq_cli.report.tables.bops import pareto_front
 from repq_cli.report.text import short
 
@@ -96,7 +96,7 @@ def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
     axes.set_ylim(low - margin, max(values) + margin)
     keep_to_percent(axes, section.unit)
     for net in nets:
-        mark = mode_mark(net.entry.mode)
+        mark = mode_named(net.entry.mode).mark
         face = mark.colour if net in front else "white"
         shown = max(net.value, axes.get_ylim()[0])
         axes.plot(
@@ -106,7 +106,7 @@ def _drawing(section: Section, nets: list[Net]) -> tuple[Drawing, int]:
     log_axis(axes, "x", short, [net.bops for net in nets], room=0.12)
     axes.set_xlabel("bit operations for one image")
     axes.set_ylabel(plain(f"{section.data}: {metric_label(section)}"))
-    key(figure, [(mode_handle(mode, "none"), mode_title(mode)) for mode in modes])
+    key(figure, [(mode_handle(mode, "none"), mode_named(mode).title) for mode in modes])
     name = stem("pareto", section.data, section.metric.name, section.metric.split)
     labels = _labels(nets, front, section, axes.get_ylim()[0])
     points = [(net.bops, max(net.value, axes.get_ylim()[0])) for net in nets]

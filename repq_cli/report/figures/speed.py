@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.reading import Bench, Timing
 from repq_cli.report.figures.style import GREY, WIDE, log_axis, panels, plain, stem, styled
 from repq_cli.report.runs import Bits, bits_label
-from repq_cli.report.settings import mode_title
 from repq_cli.report.text import milliseconds
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def net_name(timing: Timing) -> str:
     """The network that was timed, in words."""
     width = "" if timing.width in (None, 1.0) else f" ×{timing.width:g}"
     bits = bits_label(Bits(*timing.bits)) if timing.bits else ""
-    words = (f"{timing.model}{width}", timing.rep, mode_title(timing.mode), bits)
+    words = (f"{timing.model}{width}", timing.rep, mode_named(timing.mode).title, bits)
     return ", ".join(word for word in words if word)
 
 

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
+
+from repq_cli.modes.catalogue import mode_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,33 +55,9 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
-class Mark(NamedTuple):
-    """What tells one of several lines or points from the others, in colour and in grey."""
-
-    colour: str
-    marker: str
-    line: Any
-
-
-# Colours of Okabe and Ito, which the colour-blind can tell apart.
-MODE_MARKS = {
-    "plain": Mark("#4d4d4d", "s", (0, (4, 1.5))),
-    "merged": Mark("#d55e00", "v", (0, (5, 1.2, 1, 1.2))),
-    "repq": Mark("#e69f00", "D", (0, (1, 1))),
-    "repq_bn": Mark("#009e73", "o", (0, (8, 1.5))),
-    "repq_bnest": Mark("#0072b2", "^", "solid"),
-    "ptq": Mark("#cc79a7", "X", (0, (2, 1))),
-    "branchwise": Mark("#56b4e9", "P", (0, (3, 1, 1, 1, 1, 1))),
-}
-UNKNOWN_MODE = Mark("#000000", "*", (0, (1, 2)))
 LINES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.2, 1, 1.2)))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
-def mode_mark(mode: str) -> Mark:
-    """The mode's colour, marker and line, the same in every figure."""
-    return MODE_MARKS.get(mode, UNKNOWN_MODE)
 
 
 @contextmanager
@@ -178,7 +156,7 @@ def mode_handle(mode: str, line: Any = None) -> Line2D:
     """An entry of a legend."""
     from matplotlib.lines import Line2D
 
-    mark = mode_mark(mode)
+    mark = mode_named(mode).mark
     return Line2D([], [], color=mark.colour, marker=mark.marker, linestyle=line or mark.line)
 
 

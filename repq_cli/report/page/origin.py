@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.grouping import lines_of
+from repq_cli.report.lines import NO_CONFIG, NOT_SET, Setting, rep_order, value_text
 from repq_cli.report.page.grid import Entry, Grid, Heading
 from repq_cli.report.runs import Run, bits_label
-from repq_cli.report.settings import NO_CONFIG, NOT_SET, Setting, mode_order, mode_title, rep_order, value_text
 from repq_cli.report.text import moment
 
 NAMES = {
@@ -64,7 +65,7 @@ def _users(runs: Sequence[Run]) -> tuple[Entry, ...]:
     found = (
         sorted({run.model for run in runs}),
         sorted({run.rep for run in runs}, key=rep_order),
-        [mode_title(mode) for mode in sorted({run.mode for run in runs}, key=mode_order)],
+        [mode_named(mode).title for mode in sorted({run.mode for run in runs}, key=mode_order)],
         [bits_label(bits) for bits in sorted({run.bits for run in runs}, reverse=True)],
     )
     return (Entry(str(len(runs)), len(runs)), *(Entry(", ".join(names)) for names in found))

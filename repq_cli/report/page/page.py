@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from repq_cli.modes.catalogue import AUTO
 from repq_cli.report.document import document
 from repq_cli.report.page.grid import Grid, grid_of
 from repq_cli.report.page.origin import configurations, environments
@@ -83,7 +84,7 @@ def page_of(
 ) -> Page:
     """The page on ``runs``, of which there is at least one; ``notes``: what reading them said."""
     runs = sorted(runs, key=lambda run: run.folder)
-    known = [run for run in runs if run.mode != "auto"]  # without jobs that failed before their mode was decided
+    known = [run for run in runs if run.mode != AUTO]  # without jobs that failed before their mode was decided
     content = document(runs, notes, [], published=False)
     best = [(section.title, tuple(best_results(section))) for section in sections_of(known)]
     return Page(

@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.page.grid import Entry, Grid, Heading, spans
 from repq_cli.report.quality import UNITS, number
 from repq_cli.report.row import PLAN
 from repq_cli.report.runs import Run, bits_label
-from repq_cli.report.settings import mode_title
 
 AGREEMENTS = ("checks.freeze_top1_agreement", "checks.freeze_pixel_agreement")
 CHECKS = (
@@ -76,7 +76,7 @@ def _columns(above: str) -> list[RunColumn]:
         ("", Heading("Folder"), lambda run: _folder(run, above)),
         ("", Heading("Model"), lambda run: Entry(run.model)),
         ("", Heading("Rep"), lambda run: Entry(run.rep)),
-        ("", Heading("Mode"), lambda run: Entry(mode_title(run.mode))),
+        ("", Heading("Mode"), lambda run: Entry(mode_named(run.mode).title)),
         ("", Heading("Bits"), lambda run: Entry(bits_label(run.bits))),
         ("", Heading("Seed", True), lambda run: Entry("" if run.seed is None else str(run.seed), run.seed)),
         ("", Heading("Data"), lambda run: Entry(run.data or "")),

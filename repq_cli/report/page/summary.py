@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
+from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.cells import result
+from repq_cli.report.lines import Entry, entries_of, rep_order
 from repq_cli.report.runs import Bits, Run, Status, bits_label
 from repq_cli.report.sections import UNKNOWN, Section
-from repq_cli.report.settings import Entry, entries_of, mode_order, mode_title, rep_order
 from repq_cli.report.table import Column, entry_text
 from repq_cli.report.tables.overview import difference_to_fp
 
@@ -35,7 +36,7 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("Runs", ", ".join(f"{fates[fate]} {fate}" for fate in FATES if fates[fate])),
         ("Models", _listed(sorted({run.model for run in runs}))),
         ("Blocks", _listed(sorted({run.rep for run in runs}, key=rep_order))),
-        ("Modes", _listed(mode_title(mode) for mode in sorted({run.mode for run in runs}, key=mode_order))),
+        ("Modes", _listed(mode_named(mode).title for mode in sorted({run.mode for run in runs}, key=mode_order))),
         ("Widths", _listed(map(bits_label, sorted({run.bits for run in runs}, reverse=True)))),
         ("Data", _listed(sorted({run.data for run in runs if run.data is not None}))),
         ("Seeds", _listed(map(str, seeds))),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repq_cli.report.cells import over_seeds
+from repq_cli.report.lines import entries_of
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import entries_of
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.text import short
 

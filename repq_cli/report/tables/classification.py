@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from repq_cli.modes.catalogue import mode_named
+from repq_cli.modes.catalogue.merged import Merged
 from repq_cli.report.cells import NONE, Cell, over_seeds, result, with_best
+from repq_cli.report.lines import Line, modes, settle, widths
 from repq_cli.report.published import PUBLISHED, Figure, figures
 from repq_cli.report.runs import Bits, bits_label
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import Line, mode_title, modes, settle, widths
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 
 QAREPVGG = "QARepVGG"  # the block of that name, merged and then trained, as in its paper, beside RepVGG's modes
@@ -25,7 +27,7 @@ def classification(section: Section) -> list[Table]:
     columns += [_column(section, "FP", name) for name in ("Plain", "Re-param")]
     groups = [(bits, [*modes(lines), QAREPVGG]) for bits in widths(lines)]
     for bits, names in groups:
-        columns += [_column(section, bits_label(bits), mode_title(name)) for name in names]
+        columns += [_column(section, bits_label(bits), mode_named(name).title) for name in names]
     models = {line.model for line in lines}
     published = [figure for figure in figures("classification", section.data) if figure.model in models]
     rows = [_line(section, line, lines, groups) for line in lines]
@@ -55,7 +57,7 @@ def _cell(line: Line, name: str, bits: Bits, lines: Sequence[Line]) -> Cell:
     if line.rep != "repvgg":
         return NONE
     others = (other for other in lines if other.rep == "qarepvgg" and other.model == line.model)
-    alike = (other.seeds("merged", bits) for other in others if _without_block(other) == _without_block(line))
+    alike = (other.seeds(Merged.name, bits) for other in others if _without_block(other) == _without_block(line))
     return result(next(alike, {}), "metric.deployed")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from repq_cli.modes.catalogue.plain import Plain
 from repq_cli.report.cells import NONE, Cell, over_seeds, paired_difference, ratio, result, values_of
+from repq_cli.report.lines import Entry, entries_of
 from repq_cli.report.quality import signed
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import PLAIN, Entry, entries_of
 from repq_cli.report.table import Column, Table, TableLine, with_best_in_column, without_empty_columns
 from repq_cli.report.text import file_size, short, times
 
@@ -51,7 +52,7 @@ def _line(entry: Entry) -> TableLine:
         over_seeds(entry.seeds, "metric.fp"),
         result(entry.seeds, "metric.deployed"),
         difference_to_fp(entry),
-        NONE if entry.mode == PLAIN else difference_to_plain(entry),
+        NONE if entry.mode == Plain.name else difference_to_plain(entry),
         size,
         ratio(over_seeds(entry.seeds, "size.bytes_fp32"), size),
         over_seeds(entry.seeds, "cost.bops"),

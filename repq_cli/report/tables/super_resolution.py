@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from repq_cli.report.cells import Cell, Seeds, over_seeds, result
+from repq_cli.report.lines import Line, entries_of, settle
 from repq_cli.report.quality import UNITS, number
 from repq_cli.report.runs import Measured, Run
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import Line, entries_of, settle
 from repq_cli.report.table import Column, Table, TableLine, with_best_in_column, without_empty_columns
 from repq_cli.report.tables.overview import BEST
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from repq_cli.report.cells import NONE, Cell, over_seeds, ratio, result
+from repq_cli.report.lines import FLOAT, Entry, entries_of, variant_of
 from repq_cli.report.published import PUBLISHED, Figure, figures
 from repq_cli.report.quality import signed
 from repq_cli.report.runs import Bits
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import FLOAT, Entry, entries_of, variant_of
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.tables.overview import difference_to_fp
 from repq_cli.report.tables.published import width_text

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from repq_cli.report.cells import NONE, Cell, median_cell, ratio
+from repq_cli.report.lines import Line, entries_of, rep_order
 from repq_cli.report.runs import Run
 from repq_cli.report.sections import Section
-from repq_cli.report.settings import Line, entries_of, rep_order
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.text import milliseconds, relative
 

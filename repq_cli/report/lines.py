@@ -10,20 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from repq_cli.modes.catalogue import mode_named, mode_order
+from repq_cli.modes.catalogue.plain import Plain
 from repq_cli.report.cells import Seeds
 from repq_cli.report.runs import Bits, Run, bits_label
 
-PLAIN = "plain"
 FLOAT = Bits(32, 32)
-MODES = {
-    PLAIN: "Plain",
-    "merged": "Merged",
-    "repq": "RepQ",
-    "repq_bn": "RepQ-BN",
-    "repq_bnest": "RepQ-BNEst",
-    "ptq": "PTQ",
-    "branchwise": "Branchwise",
-}
 REPS = ("none", "acnet", "dbb", "orepa", "ecb", "repvgg", "qarepvgg")
 NOT_SET = "not set"  # a key that other runs of the model have
 NO_CONFIG = {"config.yaml": "missing"}
@@ -40,6 +32,11 @@ class Setting:
     bits: Bits
     options: Options
     runs: tuple[Run, ...]
+
+    @property
+    def uses_branches(self) -> bool:
+        """Whether its FP net is that of the block."""
+        return mode_named(self.mode).uses_branches
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Line:
 
     def runs(self, plain: bool) -> list[Run]:
         """All runs of Plain, or all others: those that start from the same kind of FP net."""
-        return [run for setting in self.settings if (setting.mode == PLAIN) == plain for run in setting.runs]
+        return [run for setting in self.settings if setting.uses_branches != plain for run in setting.runs]
 
     def seeds(self, mode: str, bits: Bits) -> Seeds:
         """The runs that count for a mode at a width."""
@@ -100,25 +97,24 @@ class Entry:
     @property
     def plain(self) -> Seeds:
         """The runs of Plain at the same width."""
-        return self.line.seeds(PLAIN, self.bits)
+        return self.line.seeds(Plain.name, self.bits)
 
     @property
     def texts(self) -> tuple[str, str, str, str, str]:
         """Model, rep, bits, mode and variant."""
         variant = variant_of(self.options, self.line.varying)
-        mode = mode_title(self.mode)
-        return self.line.model, self.line.rep, bits_label(self.bits), mode, variant
+        return self.line.model, self.line.rep, bits_label(self.bits), mode_named(self.mode).title, variant
 
     @property
     def texts_of_net(self) -> tuple[str, str, str, str, str]:
-        """The same where Plain stands once for all blocks: its net has none."""
+        """The same where a mode without branches stands once for all blocks."""
         model, rep, bits, mode, variant = self.texts
-        return model, "none" if self.mode == PLAIN else rep, bits, mode, variant
+        return model, rep if mode_named(self.mode).uses_branches else "none", bits, mode, variant
 
     @property
     def is_beside_others(self) -> bool:
-        """Whether the line has another mode than Plain at this width."""
-        return any(setting.bits == self.bits and setting.mode != PLAIN for setting in self.line.settings)
+        """Whether the line has a mode of its block's branches at this width."""
+        return any(setting.bits == self.bits and setting.uses_branches for setting in self.line.settings)
 
 
 def settle(runs: Iterable[Run]) -> Seeds:
@@ -138,16 +134,6 @@ def modes(lines: Iterable[Line]) -> list[str]:
     return sorted({setting.mode for line in lines for setting in line.settings}, key=mode_order)
 
 
-def mode_title(mode: str) -> str:
-    """The papers' name of a mode."""
-    return MODES.get(mode, mode)
-
-
-def mode_order(mode: str) -> tuple[int, str]:
-    """What sorts modes in the papers' order."""
-    return (list(MODES).index(mode) if mode in MODES else len(MODES), mode)
-
-
 def entries_of(lines: Sequence[Line], share_plain: bool) -> list[Entry]:
     """The entries of all lines, those of a model and block together, wide before narrow.
 
@@ -158,7 +144,7 @@ def entries_of(lines: Sequence[Line], share_plain: bool) -> list[Entry]:
     found: dict[object, Entry] = {}
     for entry in sorted(entries, key=_entry_order):
         if entry.is_beside_others or entry.folders not in baselines:
-            once = entry.mode == PLAIN and (share_plain or not entry.is_beside_others)
+            once = not mode_named(entry.mode).uses_branches and (share_plain or not entry.is_beside_others)
             rep = "" if once else entry.line.rep
             found.setdefault((entry.line.model, rep, entry.mode, entry.bits, entry.folders), entry)
     return list(found.values())
