@@ -28,7 +28,6 @@ from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.plain import plain_block
 from repq_cli.tasks.classification import Classification
@@ -58,13 +57,6 @@ QUANTS = {
 accelerator = pytest.mark.accelerator
 
 
-def started(net: nn.Module, mode: ModeOptions, batch: torch.Tensor) -> nn.Module:
-    """The FP net as QAT starts from it."""
-    if mode.name == "repq_bnest":
-        return to_estimated_statistics(net, [batch], mode.estimator)
-    return with_reinserted_norms(net, [batch]) if mode.merged_bn == "reinsert" else net
-
-
 def tensors(net: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
     yield from itertools.chain(net.named_parameters(), net.named_buffers())
 
@@ -84,7 +76,7 @@ def test_what_composition_makes_lives_where_the_net_lives(mode: ModeOptions) -> 
         for device in ("cpu", "meta"):
             with torch.device(device):
                 net, x = tiny_net(make_block), torch.zeros(shape)
-            start = net if device == "cpu" and mode.merged_bn != "reinsert" else started(net, mode, x)
+            start = net if device == "cpu" and mode.merged_bn != "reinsert" else mode.rule.starting_net(net, [x], mode)
             composed = compose(start, mode, quant).train()
             if quant.act_delay and device == "meta":
                 continue  # how many steps were seen is a number, and meta holds none
@@ -100,7 +92,7 @@ def test_a_float64_net_stays_one_and_freezes_exactly(mode: ModeOptions, tmp_path
     make_block = plain_block if mode.name == "plain" else BLOCKS["repvgg"]
     for index, (name, quant) in enumerate(QUANTS.items()):
         net, x = tiny_net(make_block).double(), torch.randn(8, 3, 12, 11, dtype=torch.float64)
-        start = started(net, mode, x)
+        start = mode.rule.starting_net(net, [x], mode)
         composed = compose(start, mode, quant)
         calibrate(composed, x, quant.init, start)
         composed.train()(x).sum().backward()
