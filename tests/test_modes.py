@@ -13,6 +13,7 @@ from conftest import randomise, tiny_net
 from torch import Tensor, nn
 
 from repq_cli.models.tap import Tap
+from repq_cli.modes import catalogue
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose, compose_block, freeze_statistics
@@ -40,14 +41,14 @@ def images(count: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def net_for(mode: str, block: str = "repvgg") -> nn.Module:
-    return tiny_net(plain_block if mode == "plain" else BLOCKS[block])
+    return tiny_net(BLOCKS[block] if catalogue.MODES[mode].uses_branches else plain_block)
 
 
 every_block = pytest.mark.parametrize("block", [name for name in BLOCKS if name != "plain"])
 
 
 @every_block
-@pytest.mark.parametrize("mode", ["plain", *MODES, "ptq", "branchwise"])
+@pytest.mark.parametrize("mode", catalogue.MODES)
 def test_without_quantization_eval_mode_is_the_fp_network(mode: str, block: str) -> None:
     net = net_for(mode, block).double().eval()
     composed = compose(net, ModeOptions(mode), FP32).eval()
