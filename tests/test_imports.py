@@ -13,7 +13,7 @@ PACKAGE = Path(repq_cli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A package (or file) and the packages of ours that it may import, beside the files every part may use.
-SHARED = {"errors", "files", "seeds", "bounds", "typecheck", "devices"}
+SHARED = {"batch_norm", "errors", "files", "seeds", "bounds", "typecheck", "devices"}
 ALLOWED = {
     "reparam": {"reparam"},
     "quant": {"quant"},

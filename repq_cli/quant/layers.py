@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repq_cli.batch_norm import norm_multiplier
 from repq_cli.quant.frozen import FrozenWeight, Inference, Memo
 from repq_cli.quant.functional import input_scale
 from repq_cli.quant.init import Initialiser
@@ -68,7 +69,7 @@ class QuantLayer(nn.Module):
             return weight, None, bias
         norm = self.norm
         assert norm.running_var is not None and norm.running_mean is not None
-        multiplier = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        multiplier = norm_multiplier(norm.weight, norm.running_var, norm.eps)
         shift = norm.running_mean if bias is None else norm.running_mean - bias
         return weight, multiplier, norm.bias - shift * multiplier
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repq_cli.batch_norm import norm_multiplier
+
 
 class Kernel(NamedTuple):
     """A convolution's parameters: weight ``[O, I/g, kh, kw]`` and bias ``[O]``."""
@@ -76,7 +78,7 @@ def fold_batch_norm(kernel: Kernel, gamma: Tensor, beta: Tensor, mean: Tensor, v
     Shapes: ``gamma, beta, mean, var: [O]``; ``mean`` and ``var`` describe the convolution's output *with* its bias.
     Source: arXiv 2101.03697, eq. 3.
     """
-    multiplier = gamma / torch.sqrt(var + eps)
+    multiplier = norm_multiplier(gamma, var, eps)
     weight = kernel.weight * multiplier.view(-1, 1, 1, 1)
     return Kernel(weight, beta + (kernel.bias - mean) * multiplier)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from repq_cli.batch_norm import norm_multiplier
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch
@@ -58,7 +59,7 @@ def repvgg_block(geometry: Geometry, activation: nn.Module | None = None, batch_
 def _weight_and_multiplier(branch: ConvBranch) -> tuple[Tensor, Tensor]:
     norm = branch.norm
     assert norm is not None and norm.running_var is not None
-    multiplier = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    multiplier = norm_multiplier(norm.weight, norm.running_var, norm.eps)
     return branch.conv.weight, multiplier.detach().view(-1, 1, 1, 1)
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from repq_cli.batch_norm import norm_multiplier
 from repq_cli.reparam.algebra import (
     Geometry,
     Kernel,
@@ -107,7 +108,7 @@ def _image_of_zero(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
     else:
         assert norm.running_mean is not None and norm.running_var is not None
         mean, var = norm.running_mean, norm.running_var
-    return (norm.bias - mean * norm.weight / torch.sqrt(var + norm.eps)).view(-1, 1, 1)
+    return (norm.bias - mean * norm_multiplier(norm.weight, var, norm.eps)).view(-1, 1, 1)
 
 
 class PointConvBranch(PointFirst):

@@ -18,6 +18,7 @@ SOURCES = (
     "data",
     "images",
     "tasks",
+    "batch_norm.py",
     "seeds.py",
     "train/engine.py",
     "train/stage.py",
