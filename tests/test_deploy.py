@@ -23,7 +23,7 @@ from repq_cli.models.repvgg import repvgg
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.switch import with_reinserted_norms
+from repq_cli.modes.restated_norms import with_reinserted_norms
 from repq_cli.quant.functional import integer_range
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.plain import plain_block

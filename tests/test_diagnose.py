@@ -21,7 +21,7 @@ from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.sensitivity import only
+from repq_cli.modes.partly_quantized import quantizing_only
 from repq_cli.modes.weights import blocks_behind
 from repq_cli.quant.affine import AffineActivation
 from repq_cli.quant.binary import SignWeight
@@ -135,14 +135,14 @@ def test_afterwards_the_network_is_what_it_was(quant: str) -> None:
     net, _, x = quantized(ModeOptions("repq"), QUANTS[quant])
     before, state = net(x), copy.deepcopy(net.state_dict())
     names = list(net.state_dict())
-    with only(net, (), x):
+    with quantizing_only(net, (), x):
         assert quantizers(net) == {} and not torch.equal(net(x), before)
-    with pytest.raises(ZeroDivisionError), only(net, list(quantizers(net))[:1], x):
+    with pytest.raises(ZeroDivisionError), quantizing_only(net, list(quantizers(net))[:1], x):
         raise ZeroDivisionError
     assert torch.equal(net(x), before) and list(net.state_dict()) == names
     same = [torch.equal(state[name], tensor) for name, tensor in net.state_dict().items()]
     assert all(same)
-    with only(net, list(quantizers(net)), x):
+    with quantizing_only(net, list(quantizers(net)), x):
         assert torch.equal(net(x), before)
 
 
@@ -151,7 +151,7 @@ def test_afterwards_the_network_is_what_it_was(quant: str) -> None:
 def test_nothing_quantized_is_the_float_network(mode: str) -> None:
     net, fp, x = quantized(ModeOptions(mode), QUANTS["w4a4"])  # type: ignore[arg-type]
     expected = fp(x)
-    with only(net, (), x):
+    with quantizing_only(net, (), x):
         assert torch.allclose(net(x), expected, atol=1e-4 * expected.abs().max().item())
 
 
@@ -161,9 +161,9 @@ def test_added_batch_norms_follow_what_is_not_quantized(quant: str) -> None:
     """Up to the floor under their variance, the network without codes is again the float one on these images."""
     net, fp, x = quantized(ModeOptions("repq"), QUANTS[quant])
     expected = fp(x)
-    with only(net, (), x):
+    with quantizing_only(net, (), x):
         without = (net(x) - expected).norm() / expected.norm()
-    with only(net, list(quantizers(net)), x):
+    with quantizing_only(net, list(quantizers(net)), x):
         codes = (net(x) - expected).norm() / expected.norm()
     assert without < 0.01 and codes > 0.03
 
@@ -180,7 +180,7 @@ def test_one_kind_alone_is_the_network_composed_that_way(tensors: str) -> None:
     other.load_state_dict(net.state_dict(), strict=False)
     of_weights = {name for name, quantizer in quantizers(net).items() if quantizer in quantizers_in_layers(net)}
     kept = of_weights if tensors == "weights" else set(quantizers(net)) - of_weights
-    with only(net, kept, x):
+    with quantizing_only(net, kept, x):
         assert torch.equal(net(x), other(x))
 
 

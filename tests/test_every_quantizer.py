@@ -27,7 +27,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.switch import to_estimated_statistics
+from repq_cli.modes.restated_norms import to_estimated_statistics
 from repq_cli.quant.options import QuantOptions
 from repq_cli.tasks.classification import Classification
 from repq_cli.train.engine import evaluate, training_step

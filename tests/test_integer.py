@@ -25,7 +25,7 @@ from repq_cli.errors import CheckError, ConfigError
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.switch import with_reinserted_norms
+from repq_cli.modes.restated_norms import with_reinserted_norms
 from repq_cli.quant.options import QuantOptions
 from repq_cli.tasks.classification import Classification
 

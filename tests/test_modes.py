@@ -19,7 +19,7 @@ from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose, compose_block, freeze_statistics
 from repq_cli.modes.kernels import BranchKernel
 from repq_cli.modes.options import ModeOptions
-from repq_cli.modes.switch import to_estimated_statistics, with_reinserted_norms
+from repq_cli.modes.restated_norms import to_estimated_statistics, with_reinserted_norms
 from repq_cli.quant.layers import QuantConv, QuantLayer
 from repq_cli.quant.lsq import LSQ
 from repq_cli.quant.options import QuantOptions

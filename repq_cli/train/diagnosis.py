@@ -13,7 +13,7 @@ from repq_cli.data.base import Batch, Evaluation, Split
 from repq_cli.data.image_folder import Subset
 from repq_cli.data.pictures import Pictures
 from repq_cli.devices import in_float64
-from repq_cli.modes.sensitivity import only
+from repq_cli.modes.partly_quantized import quantizing_only
 from repq_cli.modes.weights import branch_kernels
 from repq_cli.quant.layers import QuantLayer, quant_layers, quantizers_in_layers
 from repq_cli.quant.measures import Noise, decibels, quantization_noise, range_ratio
@@ -87,12 +87,12 @@ class _Measured:
 
     def __init__(self, net: nn.Module, batches: Sequence[Batch], task: Task, done: Callable[[], object]) -> None:
         self.net, self.batches, self.task, self.done = net, batches, task, done
-        with only(net, (), batches[0][0]):
+        with quantizing_only(net, (), batches[0][0]):
             self.reference, self.outputs = _score(net, batches, task)
 
     def with_only(self, kept: set[str]) -> Numbers:
         """``value`` of the metric; ``drop`` from that without quantization; ``output_sqnr`` against its outputs, dB."""
-        with only(self.net, kept, self.batches[0][0]):
+        with quantizing_only(self.net, kept, self.batches[0][0]):
             value, outputs = _score(self.net, self.batches, self.task)
         self.done()
         pairs = list(zip(outputs, self.outputs, strict=True))

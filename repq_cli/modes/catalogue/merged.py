@@ -24,7 +24,7 @@ class Merged(Mode):
     merges_first = True
 
     def starting_net(self, fp_net: nn.Module, batches: Iterable[Tensor], options: ModeOptions) -> nn.Module:
-        from repq_cli.modes.switch import with_reinserted_norms
+        from repq_cli.modes.restated_norms import with_reinserted_norms
 
         return with_reinserted_norms(fp_net, batches) if options.merged_bn == "reinsert" else fp_net
 

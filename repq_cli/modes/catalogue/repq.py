@@ -47,7 +47,7 @@ class RepQBNEst(RepQBN):
     options = RepQBN.options | {"estimator", "bnest_init"}
 
     def starting_net(self, fp_net: nn.Module, batches: Iterable[Tensor], options: ModeOptions) -> nn.Module:
-        from repq_cli.modes.switch import to_estimated_statistics
+        from repq_cli.modes.restated_norms import to_estimated_statistics
 
         if options.bnest_init == "none":
             return fp_net

@@ -14,7 +14,7 @@ from repq_cli.quant.quantizer import NoQuantizer, quantizers
 
 
 @contextmanager
-def only(net: nn.Module, kept: Collection[str], batch: Tensor) -> Iterator[None]:
+def quantizing_only(net: nn.Module, kept: Collection[str], batch: Tensor) -> Iterator[None]:
     """Inside, ``net``, in eval mode, quantizes only where ``kept`` names its quantizers; all others pass tensors on.
 
     A batch norm that QAT has added follows the codes' mean and variance: where some are missing, it gets those that
