@@ -1,4 +1,4 @@
-"""From a validated configuration to objects; the only place that resolves a ``_target_``."""
+"""From a configuration, which is validated here, to objects; the only place that resolves a ``_target_``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from repq_cli import schema
 from repq_cli.errors import ConfigError
 from repq_cli.modes.catalogue import has_branches
 from repq_cli.modes.options import ModeOptions
+from repq_cli.problems import error_of
 from repq_cli.quant.options import QuantOptions
 from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
 from repq_cli.typecheck import annotations_of
@@ -40,6 +41,17 @@ def resolve(target: str, plugins: list[str]) -> Callable[..., Any]:
     if not callable(found) or inspect.ismodule(found):
         raise ConfigError("names something that cannot be called")
     return found
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with ``auto`` resolved. Raises ConfigError with every problem."""
+    problems = schema.validate(config, target_arguments)
+    if not problems:
+        config = schema.resolved(config)
+        problems = schema.validate(config, target_arguments)
+    if problems:
+        raise error_of(problems)
+    return config
 
 
 def target_arguments(section: str, target: str, plugins: list[str]) -> dict[str, Any]:

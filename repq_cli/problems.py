@@ -23,8 +23,8 @@ class Problem:
         return f"{self.key}={value} {self.message}" + ("" if self.message.endswith("?") else ".")
 
 
-def report(problems: list[Problem]) -> ConfigError:
-    """All problems as one error."""
+def error_of(problems: list[Problem]) -> ConfigError:
+    """All problems as one error, to be raised."""
     unique = list(dict.fromkeys(map(str, problems)))
     if len(unique) == 1:
         return ConfigError(unique[0])

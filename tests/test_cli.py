@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY
 
 from repq_cli import __version__
-from repq_cli.cli import COMMANDS, Command, main
+from repq_cli.cli import COMMANDS, main
 
 Run = Callable[..., tuple[int, Path | None]]
 
@@ -259,10 +259,10 @@ def test_missing_data_is_exit_3(in_folder: Path, capsys: pytest.CaptureFixture[s
 def test_no_memory_left_is_a_sentence(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def grow(arguments: list[str]) -> int:
+    def grow(command: object, name: str, arguments: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(Command, "load", lambda command: grow)
+    monkeypatch.setattr(type(COMMANDS["bench"]), "run", grow)
     assert main(["bench"]) == 1
     assert capsys.readouterr().err.startswith("repq: Memory ran out: take smaller batches")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -363,7 +363,7 @@ def test_training_goes_on_without_a_terminal(in_folder: Path) -> None:
 
 
 def test_two_runs_of_one_second_get_two_folders(in_folder: Path) -> None:
-    from repq_cli.cli.reserve import reserve
+    from repq_cli.runs.outputs import reserve
 
     made = {reserve(Path("outputs/train"), "a") for _ in range(4)}
     assert len(made) == 4

@@ -16,7 +16,8 @@ from conftest import random_data, random_pictures, tiny_net
 
 from repq_cli import build
 from repq_cli.cli import main
-from repq_cli.cli.jobs import compose_plain, stored_config
+from repq_cli.cli.jobs import compose_plain
+from repq_cli.finished_run import FinishedRun
 from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
@@ -35,7 +36,6 @@ from repq_cli.report.diagnosis import by_harm, gain, layer_table, summary
 from repq_cli.tasks.classification import Classification
 from repq_cli.train.diagnosis import diagnose, some_of
 from repq_cli.train.engine import evaluate
-from repq_cli.train.reload import trained_nets
 
 CPU = torch.device("cpu")
 
@@ -365,9 +365,9 @@ def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert all(len(line) <= 120 for line in shown.splitlines() if str(finished) not in line)
     found = json.loads((finished / "diagnose/diagnosis.json").read_text())
     assert found["format"] == 1 and found["data"] == {"name": "digits", "split": "val", "images": 64, "of": 179}
-    config = stored_config(finished)
-    data = build.data(config)
-    net = trained_nets(finished, config, build.network_maker(config, data.info), 1)["fake"]
+    run = FinishedRun(finished)
+    data = build.data(run.config)
+    net = run.trained(data.info)["fake"]
     value = evaluate(net, some_of(data.val, 64), Classification(), CPU)
     assert found["network"]["everything"]["value"] == value
     assert len(found["advice"]) == 2 and all(sentence in " ".join(shown.split()) for sentence in found["advice"])

@@ -71,10 +71,10 @@ def test_logs_of_any_kind_are_drawn_as_far_as_they_go(lines: list[str], tmp_path
 
 def test_damaged_lines_are_counted_and_a_half_written_last_one_is_none(tmp_path: Path) -> None:
     run = write_log(done(tmp_path / "a", mode_and_bits("repq_bn", 4, 4), 92.0, 90.0))
-    assert read_log(run, "top1").damaged == 0
+    assert read_log(run / "metrics.jsonl", "top1").damaged == 0
     with (run / "metrics.jsonl").open("a") as file:
         file.write('nonsense\n{"stage": "qat", "epoch": 1, "train_loss": NaN}\n{"stage": "qat", "train_l')
-    assert read_log(run, "top1").damaged == 2
+    assert read_log(run / "metrics.jsonl", "top1").damaged == 2
     _, notes = drawings([run], ["curves"])
     assert [note for note in notes if "no usable numbers are left out: 2, in" in note]
 

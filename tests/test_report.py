@@ -23,9 +23,9 @@ from repq_cli.report.page.render import render, visible
 from repq_cli.report.page.runs import again, all_runs, common_folder, not_finished
 from repq_cli.report.page.summary import best_results, default_title
 from repq_cli.report.reading import find_runs
-from repq_cli.report.row import PLAN
 from repq_cli.report.runs import Metric, Run
 from repq_cli.report.sections import sections_of
+from repq_cli.runs.sweep import PLAN
 
 MAKING = Making("repq report", "0.1.0", "2026-01-01 12:00:00 UTC")
 VOID = {"meta", "img"}

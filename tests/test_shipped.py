@@ -9,13 +9,10 @@ import torch
 
 from repq_cli import build
 from repq_cli.cli import main
-from repq_cli.cli.evaluate import fitting
-from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
-from repq_cli.schema import with_defaults
+from repq_cli.finished_run import FinishedRun
 from repq_cli.train.engine import EVAL_BATCH
-from repq_cli.train.reload import deployed_net
 
 CLASSIFIERS = ["model.width=0.25", "fp.epochs=12", "qat.epochs=8"]
 PICTURES = ["quant.residual=int", "quant.output=int8", "fp.epochs=2", "qat.epochs=2"]
@@ -55,11 +52,10 @@ def test_what_ships_is_what_was_trained(
     run = Path(f"{net} {quant}".replace(" ", "-"))
     quick = ["runtime.threads=1", "runtime.tensorboard=false", "verbosity=quiet", f"hydra.run.dir={run}"]
     assert main(["train", *NETS[net], f"quant={quant}", *QUANTS[quant], *quick]) == 0
-    deployed = deployed_net(run)
-    config = checked(with_defaults(stored_config(run)))
-    sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(config).items()}
+    done = FinishedRun(run)
+    deployed, sets = done.deployed, done.tests(done.config)
     images = [x for split in sets.values() for x, _ in split.batches(EVAL_BATCH, torch.device("cpu"))]
-    found = compare_integers(deployed, IntegerNet(deployed), images, build.task(config).agreement)
+    found = compare_integers(deployed, IntegerNet(deployed), images, build.task(done.config).agreement)
     assert found.max_lsb is not None and found.max_lsb <= 1
     assert found.answers >= 99.9
     assert main(["export", f"run={run}", "threads=1"]) == 0, capsys.readouterr().err

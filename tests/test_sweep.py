@@ -23,10 +23,10 @@ from repq_cli.cli import main
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.jobs import compose_plain, run_key, same_run
 from repq_cli.cli.monitor import Monitor
-from repq_cli.cli.plan import Plan
 from repq_cli.cli.sweep import plan_of
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.report.row import PLAN
+from repq_cli.runs.plan import Plan
+from repq_cli.runs.sweep import PLAN, SweepFolder
 from repq_cli.train.interrupt import StopRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker")
@@ -290,7 +290,7 @@ def test_the_line_counts_by_what_the_folder_holds(in_folder: Path) -> None:
     for number, status in enumerate(("done", "failed")):
         (sweep / str(number)).mkdir()
         (sweep / str(number) / "summary.json").write_text(json.dumps({"status": status}))
-    monitor = Monitor(sweep, found, StopRequest())
+    monitor = Monitor(SweepFolder(sweep), found, StopRequest())
     assert monitor.count() == (1, 0, 0, 4)  # the failed one is about to be tried again
     assert monitor.seconds_left() is None
     (sweep / ".running/2").touch()
@@ -343,4 +343,4 @@ def test_a_damaged_plan_is_an_error_of_its_own(in_folder: Path) -> None:
     for content in ("", "[]", "{}", '{"jobs": [{"a": 1}]}', '{"jobs": 3}'):
         Path(PLAN).write_text(content)
         with pytest.raises(DataError, match=r"cannot be read"):
-            Plan.load(Path("."))
+            SweepFolder(".").read_plan()

@@ -21,9 +21,10 @@ from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.repvgg import repvgg_blocks
+from repq_cli.runs.folder import RunFolder
 from repq_cli.tasks.classification import Classification
 from repq_cli.train import checkpoint
-from repq_cli.train.checkpoint import RunCheckpoints
+from repq_cli.train.checkpoint import load_last, save_last
 from repq_cli.train.engine import EpochTotals, training_step
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
@@ -132,20 +133,20 @@ def test_checkpoints_are_whole_or_refused(tmp_path: Path) -> None:
 
 
 def test_a_lost_last_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
-    checkpoints = RunCheckpoints(tmp_path)
-    checkpoints.create()
-    assert checkpoints.load_last() is None
-    checkpoints.save_last({"epoch": 1})
-    checkpoints.save_last({"epoch": 2})
-    loaded = checkpoints.load_last()
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    assert load_last(run) is None
+    save_last(run, {"epoch": 1})
+    save_last(run, {"epoch": 2})
+    loaded = load_last(run)
     assert loaded is not None
     assert loaded["epoch"] == 2
-    checkpoints.last.write_bytes(b"half")
-    loaded = checkpoints.load_last()
+    run.last.write_bytes(b"half")
+    loaded = load_last(run)
     assert loaded is not None
     assert loaded["epoch"] == 1
-    checkpoints.last.unlink()
-    assert checkpoints.load_last() == loaded
+    run.last.unlink()
+    assert load_last(run) == loaded
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
@@ -204,7 +205,7 @@ def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not() -> No
 
 
 def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, tensorboard=False, quiet=True)
+    log = RunLog(RunFolder(tmp_path), tensorboard=False, quiet=True)
     log.write({"step": 1})
     offset = log.offset()
     log.write({"step": 2})
@@ -214,7 +215,7 @@ def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_scalars_and_histograms(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, tensorboard=True, quiet=True)
+    log = RunLog(RunFolder(tmp_path), tensorboard=True, quiet=True)
     log.scalars({"fp/loss": 1.5}, 3)
     log.histograms({"fp/w": torch.randn(10)}, 3)
     log.close()
@@ -223,7 +224,7 @@ def test_tensorboard_gets_scalars_and_histograms(tmp_path: Path) -> None:
 
 
 def test_the_log_goes_to_file_and_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog(tmp_path, tensorboard=False, quiet=True)
+    log = RunLog(RunFolder(tmp_path), tensorboard=False, quiet=True)
     before = logger.level, logger.propagate, list(logger.handlers)
     with logging_to(tmp_path / "train.log", "normal"):
         log.epoch_line("first", last=False)

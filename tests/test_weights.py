@@ -20,7 +20,8 @@ from repq_cli.modes.weights import MOST_BINS, blocks_behind, branch_kernels, wei
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.algebra import Geometry, pad_kernel
-from repq_cli.train.for_figures import leave_crops, leave_weights
+from repq_cli.runs.folder import RunFolder
+from repq_cli.train.evaluation import write_crops
 
 QUANTS = {
     "lsq": QuantOptions(weight_bits=4, act_bits=4),
@@ -102,12 +103,12 @@ def test_files_are_small_and_equal_networks_give_equal_bytes(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
         torch.manual_seed(0)
         net, _ = quantized("repq", QUANTS["lsq"])
-        leave_weights(tmp_path / name, net, net)
+        RunFolder(tmp_path / name).write_weights(weight_histograms(net, blocks_behind(net)))
     first, second = ((tmp_path / name / "weights.json").read_bytes() for name in ("a", "b"))
     layers = json.loads(first)["layers"]
     assert first == second and len(first) < 4000 * len(layers)
     floats, _ = quantized("repq", QUANTS["float"])
-    leave_weights(tmp_path, floats, floats)
+    RunFolder(tmp_path).write_weights(weight_histograms(floats, blocks_behind(floats)))
     assert not (tmp_path / "weights.json").exists()
 
 
@@ -130,7 +131,8 @@ def test_runs_whose_kernels_are_merged_for_shipping_name_their_branches(
 @pytest.mark.parametrize("name", ["..", ".", "Set 5/x2"])
 def test_crops_of_sets_of_any_name_stay_in_their_folder(name: str, tmp_path: Path) -> None:
     metrics = [{"set": name, "scale": 2, "name": "psnr_y", "engine": "deployed", "value": 30.0}]
-    leave_crops(tmp_path / "run", name, {"deployed": torch.zeros(3, 8, 8, dtype=torch.uint8)}, metrics)
+    pictures = {"deployed": torch.zeros(3, 8, 8, dtype=torch.uint8)}
+    write_crops(RunFolder(tmp_path / "run").crops_of(name), pictures, metrics)
     (folder,) = (tmp_path / "run/crops").iterdir()
     assert {path.name for path in folder.iterdir()} == {"deployed.png", "values.json"} and unquote(folder.name) == name
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["crops"]

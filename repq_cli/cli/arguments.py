@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from repq_cli.errors import ConfigError, DataError
+from repq_cli.runs.outputs import OUTPUTS
 from repq_cli.typecheck import nearest
 
-OUTPUTS = Path("outputs")
 PATHS = "a run, a sweep, a folder of runs, or a summary.json (default: outputs)"
+
+
+def parser_of_paths(command: str, description: str, epilog: str, paths: str = PATHS) -> argparse.ArgumentParser:
+    """A parser of paths, to which flags are yet to be added."""
+    parser = argparse.ArgumentParser(
+        f"repq {command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
+    return parser
 
 
 def known_names(given: Iterable[str], kind: str, names: Iterable[str]) -> list[str]:

@@ -9,29 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from repq_cli import build
 from repq_cli.bench.timing import interleaved, speedup, spread
-from repq_cli.cli.evaluate import EXPORT, ONNX
 from repq_cli.cli.extras import extra
-from repq_cli.cli.jobs import checked, stored_config
-from repq_cli.cli.reserve import OUTPUTS, reserve
-from repq_cli.data.base import Inputs
+from repq_cli.cli.figures import drawn
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.errors import ConfigError, DataError
+from repq_cli.errors import ConfigError
 from repq_cli.files import make_folder, write_json
-from repq_cli.report.row import Row, now, prune
-from repq_cli.report.text import columns, milliseconds, times
-from repq_cli.schema import with_defaults
+from repq_cli.finished_run import FinishedRun
+from repq_cli.reparam.block import merge_first
+from repq_cli.runs.folder import BENCH
+from repq_cli.runs.outputs import OUTPUTS, reserve
+from repq_cli.runs.row import Row, now, prune
+from repq_cli.text import columns, milliseconds, times
 from repq_cli.train.environment import environment
-from repq_cli.train.reload import deployed_net, finished_row, trained_nets
 
 if TYPE_CHECKING:
     from repq_cli.bench.inference import Candidate
+    from repq_cli.report.figures.drawing import Drawing
 
-BENCH = "bench.json"
 FORMAT = 1
 HEADER = ["batch", "net", "engine", "ms a batch", "quartiles", "images/s", "x training graph", "x merged (onnxruntime)"]
 
@@ -48,8 +45,7 @@ def bench_job(config: dict[str, Any]) -> None:
     if not config["runs"]:
         raise ConfigError("bench=infer wants folders of runs that are done: 'runs=[outputs/train/A,outputs/train/B]'.")
     for run in config["runs"]:  # before anything is measured
-        finished_row(Path(run))
-        deployed_net(Path(run))
+        _ = FinishedRun(run).deployed
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     with extra("export"):
@@ -60,26 +56,19 @@ def bench_job(config: dict[str, Any]) -> None:
     found = {"format": FORMAT, "bench": "infer", "started": now(), "machine": machine, "threads": threads}
     rows: list[Row] = []
     for run in config["runs"]:
-        rows += _run(Path(run), config, threads)
+        rows += _run(FinishedRun(run), config, threads)
         write_json(out / BENCH, prune({**found, "rounds": config["rounds"], "rows": rows}))
-    print(f"written to {', '.join(map(str, [out / BENCH, *_drawn(out)]))}")
+    print(f"written to {', '.join(map(str, [out / BENCH, *drawn(lambda: _figure(out / BENCH), out)]))}")
 
 
-def _drawn(out: Path) -> list[Path]:
-    """The files of the figure; none, and a note, without matplotlib."""
-    try:
-        with extra("plot"):
-            import matplotlib  # noqa: F401
-    except DataError as error:
-        print(f"No figure: {error}")
-        return []
-    from repq_cli.cli.plot import save
+def _figure(file: Path) -> list[Drawing]:
+    """The figure of a bench.json."""
     from repq_cli.report.figures.catalogue import drawings
 
-    drawn, notes = drawings([out / BENCH], ["speed"])
+    found, notes = drawings([file], ["speed"])
     for note in notes:
         print(note)
-    return [file for drawing in drawn for file in save(replace(drawing, name="speed"), out)]
+    return [replace(drawing, name="speed") for drawing in found]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -100,16 +89,16 @@ def _made(out: str | None) -> Path:
     return make_folder(Path(out))
 
 
-def _run(folder: Path, config: dict[str, Any], threads: int) -> list[Row]:
+def _run(run: FinishedRun, config: dict[str, Any], threads: int) -> list[Row]:
     """The rows of one run; printed as a table."""
     from repq_cli.bench.inference import candidates, check_equal, exported_biases
 
-    row = finished_row(folder)
-    run_config = checked(with_defaults(stored_config(folder)))
-    deployed = deployed_net(folder)
-    exported = exported_biases(folder / EXPORT / ONNX, deployed)
-    deployed = _for_images(deployed, config["size"])
-    nets, notes = candidates(_fp_net(folder, run_config, deployed), deployed, threads, exported)
+    row, folder = run.row, run.folder
+    exported = exported_biases(folder.onnx, run.deployed)
+    deployed = _for_images(run.deployed, config["size"])
+    fp_net = run.trained(run.inputs)["fp"]
+    merge_first(fp_net, False)  # branch by branch even where training merged them to be fast
+    nets, notes = candidates(fp_net, deployed, threads, exported)
     shape = deployed.graph["input_shape"]
     images = {batch: _images(batch, shape, row["task"]) for batch in config["batch"]}
     check_equal(nets, images[min(images)])
@@ -117,11 +106,10 @@ def _run(folder: Path, config: dict[str, Any], threads: int) -> list[Row]:
     seconds = _timed(calls, config["rounds"], str(folder))
     about = {key: row.get(key) for key in ("model", "rep", "mode", "data")}
     bits = [row["quant"]["weight_bits"], row["quant"]["act_bits"]]
-    about |= {"run": str(folder), "width": run_config["model"].get("width"), "input_shape": shape, "bits": bits}
+    about |= {"run": str(folder), "width": run.config["model"].get("width"), "input_shape": shape, "bits": bits}
     rows = [about | _measured(batch, net, seconds, row["metric"]) for batch, net in calls]
     size = "x".join(map(str, shape))
-    about_run = f"{row['model']}, rep {row['rep']}, mode {row['mode']}, w{bits[0]}a{bits[1]}"
-    print(f"{folder}: {about_run}; images {size}, threads: {threads}")
+    print(f"{run}, w{bits[0]}a{bits[1]}; images {size}, threads: {threads}")
     print(f"medians of {config['rounds']} interleaved rounds, speeds as multiples\n{_table(rows)}")
     for note in notes:
         print(note)
@@ -133,14 +121,6 @@ def _for_images(deployed: DeployedNet, size: int | None) -> DeployedNet:
     channels, *sides = deployed.graph["input_shape"]
     sides = sides if size is None else [size, size]
     return DeployedNet({**deployed.graph, "input_shape": [channels, *sides]}, deployed.stored)
-
-
-def _fp_net(folder: Path, run_config: dict[str, Any], deployed: DeployedNet) -> nn.Module:
-    """The FP stage's net, branch by branch even where training merged them to be fast."""
-    config = run_config | {"fp": run_config["fp"] | {"merged_training": False}}
-    shape = deployed.graph["input_shape"]
-    inputs = Inputs(config["data"]["name"], tuple(shape), len(deployed.graph.get("classes", ())))
-    return trained_nets(folder, config, build.network_maker(config, inputs), shape[0])["fp"]
 
 
 def _measured(batch: int, net: Candidate, seconds: dict[tuple[int, Candidate], list[float]], metric: Row) -> Row:

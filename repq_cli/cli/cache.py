@@ -10,16 +10,15 @@ from pathlib import Path
 
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import Taken
-from repq_cli.report.text import columns, file_size
+from repq_cli.text import columns, file_size
 from repq_cli.train.fp_cache import ROOT, FPCache, stored
 
 HEADER = ("key", "model", "rep", "data", "seed", "epochs", "trained", "size", "last used", "trained in")
 DAY = 86_400.0  # seconds
 
 
-def cache(arguments: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """``repq cache list`` and ``repq cache prune``."""
-    options = _parser().parse_args(arguments)
     root = Path(options.root)
     if not root.is_dir() and options.root != str(ROOT):
         raise DataError(f"--root {root} is no folder: name one that holds stored FP stages, such as {ROOT}.")
@@ -30,7 +29,7 @@ def cache(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="repq cache",
         description="The FP stages that repq train keeps, so that runs with the same one train it once.",

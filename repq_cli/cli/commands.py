@@ -1,57 +1,72 @@
-"""What each command does with its arguments: check them, run its Hydra app, decide the exit code."""
+"""The table of commands, of which dispatch, help, completion and checks are made. It imports none of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 
-from repq_cli.cli.command_line import CommandLine
-from repq_cli.cli.hydra_app import run_app
-from repq_cli.cli.overrides import Checker
-from repq_cli.cli.resume import go_on
-from repq_cli.errors import ConfigError
+from repq_cli.cli.named import found
 
 
-def evaluate(arguments: list[str]) -> int:
-    """``repq eval``."""
-    line = CommandLine.parse(arguments)
-    keys = [override.lstrip("+~").partition("=")[0] for override in line.overrides]
-    if "data" not in keys and any(key.startswith("data.") for key in keys):
-        raise ConfigError(
-            "Keys of data need data itself: data=NAME data.KEY=VALUE; without any, the run's own is read."
-        )
-    return _app("eval")(arguments)
+@dataclass(frozen=True)
+class App:
+    """A Hydra app. Arguments are overrides of ``configs/COMMAND.yaml``; ``schema.KEYS`` has the keys with their types.
 
+    job: ``MODULE:FUNCTION`` that is given the configuration. start: where a command does more than check its arguments
+    and run its app, the function ``(job, arguments) -> exit code`` for that.
+    """
 
-def _app(name: str) -> Callable[[list[str]], int]:
-    def app(arguments: list[str]) -> int:
+    summary: str
+    job: str
+    start: str | None = None
+
+    def run(self, name: str, arguments: list[str]) -> int:
+        """Check the arguments, run the app; the exit code."""
+        if self.start is not None:
+            return int(found(self.start)(self.job, arguments))
+        from repq_cli.cli.command_line import CommandLine
+        from repq_cli.cli.hydra_app import run_app
+        from repq_cli.cli.overrides import Checker
+
         line = CommandLine.parse(arguments)
-        return run_app(name, arguments if line.only_shows else Checker(name, line).check().arguments)
-
-    return app
+        return run_app(name, self.job, arguments if line.only_shows else Checker(name, line).check().arguments)
 
 
-info, export, upscale, bench, diagnose = map(_app, ("info", "export", "upscale", "bench", "diagnose"))
+@dataclass(frozen=True)
+class FileCommand:
+    """A command that reads files without Hydra and torch. Arguments are paths and flags.
+
+    module: has ``parser()``, and ``run(options)`` that gives the exit code.
+    """
+
+    summary: str
+    module: str
+
+    def parser(self) -> ArgumentParser:
+        """Its paths and flags."""
+        parser: ArgumentParser = found(f"{self.module}:parser")()
+        return parser
+
+    def run(self, name: str, arguments: list[str]) -> int:
+        """Parse the arguments, do it; the exit code."""
+        options = self.parser().parse_args(arguments, Namespace(typed=arguments))
+        return int(found(f"{self.module}:run")(options))
 
 
-def train(arguments: list[str]) -> int:
-    """``repq train``, a sweep with ``-m``, or the continuation of either with ``resume=``."""
-    line = CommandLine.parse(arguments)
-    if line.only_shows:
-        return run_app("train", fit_shown(line))
-    resume = [override for override in line.overrides if override.lstrip("+").startswith("resume=")]
-    if resume:
-        line.overrides = [override for override in line.overrides if override not in resume]
-        return go_on(resume[-1].partition("=")[2], line)
-    if not line.multirun:
-        return run_app("train", Checker("train", line).check().arguments)
-    from repq_cli.cli import sweep
-
-    return sweep.start(line, arguments)
-
-
-def fit_shown(line: CommandLine) -> list[str]:
-    """Arguments for ``--cfg`` and the like: checked where a model is named, else as they are."""
-    if line.has("--hydra-help"):  # is about Hydra alone, and trips over a model
-        return line.flags
-    named = any(override.lstrip("+").startswith(("model=", "experiment=")) for override in line.overrides)
-    return Checker("train", line).check().arguments if named else line.arguments
+COMMANDS: dict[str, App | FileCommand] = {
+    "train": App(
+        "pretrain, train quantization-aware, freeze to integers, check",
+        "repq_cli.cli.jobs:run_job",
+        start="repq_cli.cli.train:train",
+    ),
+    "eval": App("a finished run on any evaluation set", "repq_cli.cli.evaluate:eval_job"),
+    "export": App("the integer network as a file to ship, proven equal", "repq_cli.cli.export:export_job"),
+    "upscale": App("enlarge image files with a super-resolution run", "repq_cli.cli.upscale:upscale_job"),
+    "bench": App("what inference costs, from the training graph to integers", "repq_cli.cli.bench:bench_job"),
+    "diagnose": App("which layer of a finished run hurts, and what to try", "repq_cli.cli.diagnose:diagnose_job"),
+    "info": App("an assembled network, its parameters, and the environment", "repq_cli.cli.info:info_job"),
+    "table": FileCommand("the papers' tables, made of the rows of runs", "repq_cli.cli.table"),
+    "plot": FileCommand("figures of what a sweep found, as PNG and SVG", "repq_cli.cli.plot"),
+    "report": FileCommand("one HTML page of all that runs found, to send", "repq_cli.cli.report"),
+    "cache": FileCommand("list and prune the FP stages that runs share", "repq_cli.cli.cache"),
+}

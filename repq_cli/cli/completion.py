@@ -1,14 +1,16 @@
-"""Tab completion: Hydra's own, for the arguments behind the command word; the command word itself by us.
+"""Tab completion: of the command word, then Hydra's own for apps, and flags for commands that read files.
 
-The shell calls ``repq -sc query=bash`` with the whole line in COMP_LINE, so the command word is taken out of the line
-and the rest handed to that command's Hydra app.
+The shell calls ``repq -sc query=bash`` with the whole line in COMP_LINE. Hydra is given that line without the command
+word.
 """
 
 from __future__ import annotations
 
 import os
+from argparse import ArgumentParser
+from collections.abc import Iterable, Sequence
 
-from repq_cli.cli import COMMANDS
+from repq_cli.cli.commands import COMMANDS, App
 from repq_cli.cli.hydra_app import run_app
 
 
@@ -17,15 +19,34 @@ def complete(arguments: list[str]) -> int:
     line = os.environ.get("COMP_LINE", "")
     words = line.split(" ")
     if len(words) <= 1 or not any(argument.startswith("query") for argument in arguments):
-        return run_app("train", arguments)
-    program, command = words[0], words[1]
-    if len(words) == 2:  # the cursor is still on the command word
-        print(" ".join(name for name in COMMANDS if name.startswith(command)))
-        return 0
-    if command not in COMMANDS or not COMMANDS[command].overrides:
-        return 0  # the shell completes paths by itself
-    shortened = " ".join([program, *words[2:]])
-    removed = len(line) - len(shortened)
-    os.environ["COMP_LINE"] = shortened
-    os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - removed)
-    return run_app(command, arguments)
+        return run_app("train", "", arguments)  # Hydra's scripts are of no command
+    program, name, *rest = words
+    if not rest:  # the cursor is still on the command word
+        return _show(name, COMMANDS)
+    command = COMMANDS.get(name)
+    if isinstance(command, App):
+        shortened = " ".join([program, *rest])
+        removed = len(line) - len(shortened)
+        os.environ["COMP_LINE"] = shortened
+        os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - removed)
+        return run_app(name, command.job, arguments)
+    return 0 if command is None else _show(rest[-1], _words(command.parser(), rest))
+
+
+def _show(begun: str, words: Iterable[str]) -> int:
+    print(" ".join(word for word in words if word.startswith(begun)))
+    return 0
+
+
+def _words(parser: ArgumentParser, given: Sequence[str]) -> list[str]:
+    """Flags and words of a parser, or the values of the flag before the cursor; paths are completed by the shell."""
+    found: list[str] = []
+    for action in parser._actions:
+        choices = action.choices or {}
+        for word in given[:-1]:
+            if not action.option_strings and isinstance(choices, dict) and word in choices:
+                return _words(choices[word], given[given.index(word) + 1 :])
+        if given[-2:-1] and given[-2] in action.option_strings and action.nargs != 0:
+            return list(choices)
+        found += action.option_strings or choices
+    return found

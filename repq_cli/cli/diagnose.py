@@ -5,25 +5,27 @@ from __future__ import annotations
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from repq_cli import build
-from repq_cli.cli.extras import extra
-from repq_cli.cli.jobs import checked, stored_config
+from repq_cli.cli.figures import drawn
 from repq_cli.devices import use_device
-from repq_cli.errors import ConfigError, DataError
+from repq_cli.errors import ConfigError
 from repq_cli.files import make_folder, write_json
+from repq_cli.finished_run import FinishedRun
 from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.weights import blocks_behind
 from repq_cli.quant.options import QuantOptions
 from repq_cli.report.advice import advice
 from repq_cli.report.diagnosis import LEGEND, layer_table, summary
-from repq_cli.report.row import prune
-from repq_cli.schema import with_defaults
+from repq_cli.runs.folder import DIAGNOSIS
+from repq_cli.runs.row import prune
 from repq_cli.train.diagnosis import diagnose, some_of
-from repq_cli.train.reload import finished_row, trained_nets
+
+if TYPE_CHECKING:
+    from repq_cli.report.figures.drawing import Drawing
 
 FORMAT = 1
 WIDTH = 120  # columns
@@ -31,48 +33,39 @@ WIDTH = 120  # columns
 
 def diagnose_job(config: dict[str, Any]) -> None:
     """Measure, print the table and the advice, and write both with the figure."""
-    run = Path(config["run"])
-    row = finished_row(run)
-    run_config = checked(with_defaults(stored_config(run)))
+    run = FinishedRun(config["run"])
+    run_config = run.config
     quant = QuantOptions(**run_config["quant"])
     if quant.label == "fp32":
-        raise ConfigError(f"run={run} is of quant=fp32, where nothing is quantized: name a run of fewer bits.")
+        raise ConfigError(f"run={run.folder} is of quant=fp32, where nothing is quantized: name a run of fewer bits.")
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     device = use_device(config["device"], "device")
     data, task = build.data(run_config), build.task(run_config)
-    nets = trained_nets(run, run_config, build.network_maker(run_config, data.info), data.info.shape[0])
+    nets = run.trained(data.info)
     mode = ModeOptions(**run_config["mode"]).rule
     blocks = blocks_behind(nets["fp"] if mode.merges_first else nets["fake"])
     net = mode.shipped_net(nets["fake"], quant.init)
-    out = make_folder(Path(config["out"]) if config["out"] else run / "diagnose")
+    out = make_folder(Path(config["out"]) if config["out"] else run.folder.diagnose)
     images = some_of(data.val, config["images"])
     show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
     found = {
         "format": FORMAT,
-        **{key: row[key] for key in ("model", "rep", "mode", "quant")},
+        **{key: run.row[key] for key in ("model", "rep", "mode", "quant")},
         "data": {"name": run_config["data"]["name"], "split": "val", "images": len(images), "of": len(data.val)},
         "metric": {"name": task.metric, "unit": task.unit, "higher_is_better": task.higher_is_better},
         **diagnose(net, nets["fp"], blocks, images, task, device, show_bar),
     }
     found["advice"] = advice(found)
-    write_json(out / "diagnosis.json", prune(found))
-    print(f"{run}: {row['model']}, rep {row['rep']}, mode {row['mode']}, {quant.label}")
+    write_json(out / DIAGNOSIS, prune(found))
+    print(f"{run}, {quant.label}")
     print(f"{len(images)} of {len(data.val)} images of the validation split; the test split is not used\n")
     print(f"{summary(found)}\n\n{layer_table(found)}\n{LEGEND}\n")
     print("\n".join(textwrap.fill(sentence, WIDTH) for sentence in found["advice"]))
-    print(f"written to {', '.join(map(str, [out / 'diagnosis.json', *_drawn(found, out)]))}")
+    print(f"written to {', '.join(map(str, [out / DIAGNOSIS, *drawn(lambda: _figure(found), out)]))}")
 
 
-def _drawn(found: dict[str, Any], out: Path) -> list[Path]:
-    """The files of the figure; none, and a note, without matplotlib."""
-    try:
-        with extra("plot"):
-            import matplotlib  # noqa: F401
-    except DataError as error:
-        print(f"No figure: {error}")
-        return []
-    from repq_cli.cli.plot import save
+def _figure(found: dict[str, Any]) -> list[Drawing]:
     from repq_cli.report.figures.layers import layer_figure
 
-    return save(layer_figure(found), out)
+    return [layer_figure(found)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,45 +11,36 @@ from torch import nn
 
 from repq_cli import build
 from repq_cli.cli.extras import extra
-from repq_cli.cli.jobs import checked, stored_config
-from repq_cli.data.base import Evaluation, Inputs, Split
+from repq_cli.data.base import Evaluation
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.report.quality import quality_table
-from repq_cli.report.row import Row, merge_metrics, read_row, write_row
-from repq_cli.schema import with_defaults
+from repq_cli.finished_run import FinishedRun
+from repq_cli.runs.folder import RunFolder, alone_in
+from repq_cli.runs.quality import quality_table
+from repq_cli.runs.row import Row, merge_metrics
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
-from repq_cli.train.reload import deployed_net, finished_row, trained_nets
-from repq_cli.train.runner import alone_in
-
-EXPORT, ONNX = "export", "model.onnx"  # where repq export writes, in the run folder
 
 
 def eval_job(config: dict[str, Any]) -> None:
     """Measure, print a table, and keep the numbers in the run's row."""
-    folder = Path(config["run"])
-    row = finished_row(folder)
-    run_config = checked(with_defaults(stored_config(folder)))
-    deployed = deployed_net(folder)
+    run = FinishedRun(config["run"])
+    run_config, deployed = run.config, run.deployed
     if config["runtime"]["threads"] is not None:
         torch.set_num_threads(config["runtime"]["threads"])
     device = use_device(config["runtime"]["device"])
 
     asked = _with_data(run_config, config)
-    sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(asked).items()}
+    sets = run.tests(asked)
     task = build.task(asked)
-    shape = deployed.graph["input_shape"]
-    inputs = Inputs(asked["data"]["name"], tuple(shape), len(deployed.graph.get("classes", ())))
-    trained = trained_nets(folder, run_config, build.network_maker(run_config, inputs), shape[0])
-    nets = {**task.baselines(), **trained, "deployed": deployed}
+    nets = {**task.baselines(), **run.trained(run.inputs), "deployed": deployed}
     if config["engine"] == "integer":
         nets["integer"] = _integer_net(deployed, device)
     elif config["engine"] == "onnx":
-        nets["onnx"] = _onnx_net(folder / EXPORT / ONNX, deployed, config["runtime"]["threads"])
+        nets["onnx"] = _onnx_net(run.folder, deployed, config["runtime"]["threads"])
     elif config["engine"] == "xnor":
         nets["xnor"] = _xnor_net(deployed, device)
     if config["engine"] is not None:
@@ -58,12 +48,11 @@ def eval_job(config: dict[str, Any]) -> None:
     nets = {name: net.to(device) for name, net in nets.items()}
     show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
     rows = measure(nets, sets, task, asked["data"]["name"], device, config["runtime"]["tile"], show_bar)
-    label = f"{row['model']}, rep {row['rep']}, mode {row['mode']}"
-    print(f"{folder}: {label}\n{quality_table(rows)}", flush=True)
+    print(f"{run}\n{quality_table(rows)}", flush=True)
     if config["engine"] == "integer":
         print(_integer_proof(deployed, nets["integer"], sets, task))
     same_rule = asked["psnr_rounding"] == run_config["psnr_rounding"] or asked["task"] == "classification"
-    _keep(folder, rows, same_rule)
+    _keep(run.folder, rows, same_rule)
 
 
 def _integer_net(deployed: DeployedNet, device: torch.device) -> nn.Module:
@@ -83,11 +72,12 @@ def _require_cpu(engine: str, device: torch.device) -> None:
         raise ConfigError(f"engine={engine} runs on the CPU, and runtime.device is {device}: set runtime.device=cpu.")
 
 
-def _onnx_net(path: Path, deployed: DeployedNet, threads: int | None) -> nn.Module:
+def _onnx_net(folder: RunFolder, deployed: DeployedNet, threads: int | None) -> nn.Module:
     with extra("export"):
         from repq_cli.deploy.onnx_run import OnnxNet
+    path = folder.onnx
     if not path.is_file():
-        raise DataError(f"There is no {path}: make it by repq export run={path.parent.parent}.")
+        raise DataError(f"There is no {path}: make it by repq export run={folder}.")
     net = OnnxNet(path, deployed.halo, threads)
     if net.about.get("deployed") != deployed.digest():
         raise DataError(f"{path} was not made of this run's network: make it again by repq export.")
@@ -118,39 +108,15 @@ def _with_data(run_config: dict[str, Any], config: dict[str, Any]) -> dict[str, 
             )
     if config["psnr_rounding"] is not None:
         changes["psnr_rounding"] = config["psnr_rounding"]
-    return checked(run_config | changes)
+    return build.checked(run_config | changes)
 
 
-def fitting(name: str, split: Evaluation, net: DeployedNet) -> Evaluation:
-    """The set as this network reads it: normalised as its training images were. DataError where it cannot be."""
-    if not isinstance(split, Split):
-        return split
-    shape, classes = tuple(net.graph["input_shape"]), net.graph["classes"]
-    if split.info.shape != shape:
-        raise DataError(
-            f"The images of {split.info.name}/{name} are {_size(split.info.shape)} and the network was trained on "
-            f"{_size(shape)}: scale them (data.size), or choose other data."
-        )
-    if len(split.info.classes) != len(classes):
-        raise DataError(
-            f"{split.info.name} has {len(split.info.classes)} classes and the network was trained on {len(classes)}: "
-            f"choose data with the same classes."
-        )
-    if split.info.classes != tuple(classes):
-        print(f"The classes of {split.info.name} have other names than those of training; they are taken in order.")
-    return split.normalised_by(net.graph["mean"], net.graph["std"])
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _keep(folder: Path, rows: list[Row], same_rule: bool) -> None:
+def _keep(folder: RunFolder, rows: list[Row], same_rule: bool) -> None:
     """Put what was measured into summary.json; numbers under another rule of rounding would not compare."""
     if not same_rule:
         print("Measured with another psnr_rounding than the run's: printed only, not kept in its row.")
         return
-    with alone_in(folder):
-        row: Mapping[str, Any] | None = read_row(folder)
+    with alone_in(folder.path):
+        row = folder.read_row()
         assert row is not None
-        write_row(folder, {**row, "metrics": merge_metrics(row["metrics"], rows)})
+        folder.write_row({**row, "metrics": merge_metrics(row["metrics"], rows)})

@@ -15,19 +15,16 @@ from typing import Any
 import torch
 
 from repq_cli import build
-from repq_cli.cli.evaluate import EXPORT, ONNX, fitting
 from repq_cli.cli.extras import extra
-from repq_cli.cli.jobs import checked, stored_config
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.errors import CheckError, ConfigError, DataError
 from repq_cli.files import make_folder, write_atomically
-from repq_cli.report.quality import UNITS, quality_table
-from repq_cli.report.row import Row
-from repq_cli.schema import with_defaults
+from repq_cli.finished_run import FinishedRun
+from repq_cli.runs.quality import UNITS, quality_table
+from repq_cli.runs.row import Row
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
-from repq_cli.train.reload import deployed_net, finished_row
 
 DIFFERENT = 0.001  # share of answers that may differ, at least one
 DECIBELS = 0.05  # by which PSNR may differ
@@ -43,21 +40,19 @@ def export_job(config: dict[str, Any]) -> None:
     """
     if config["format"] == "packed" and (config["biases"] != "auto" or config["reduce_range"]):
         raise ConfigError("biases and reduce_range are about ONNX: leave them out with format=packed.")
-    run = Path(config["run"])
-    row = finished_row(run)
-    deployed = deployed_net(run)
-    out = Path(config["out"]) if config["out"] else run / EXPORT
+    run = FinishedRun(config["run"])
+    deployed = run.deployed
+    out = Path(config["out"]) if config["out"] else run.folder.export
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    run_config = checked(with_defaults(stored_config(run)))
-    sets = {name: fitting(name, split, deployed) for name, split in build.data_tests(run_config).items()}
-    task = build.task(run_config)
+    sets = run.tests(run.config)
+    task = build.task(run.config)
     with _unproven(out) as folder:
-        print(f"{run}: {row['model']}, rep {row['rep']}, mode {row['mode']}")
+        print(run)
         for biases in _attempts(config):
-            shipped, names = _written(biases, deployed, run, folder, config)
+            shipped, names = _written(biases, run, folder, config)
             nets = {"deployed": deployed, config["format"]: shipped}
-            rows = measure(nets, sets, task, run_config["data"]["name"], CPU, 1024)
+            rows = measure(nets, sets, task, run.config["data"]["name"], CPU, 1024)
             print(quality_table(rows))
             problem = _difference(deployed, shipped, sets, task, rows)
             if problem is None:
@@ -71,7 +66,7 @@ def export_job(config: dict[str, Any]) -> None:
         hint = " (biases=float may help)" if biases == "int32" else ""
         raise CheckError(f"{problem}{hint}: the file must not be shipped, and is named {files}.")
     if biases == "float":
-        print(f"Unrounded biases make kernels run in floating point, slowly{_way_to_integers(deployed, run_config)}.")
+        print(f"Unrounded biases make kernels run in floating point, slowly{_way_to_integers(deployed, run.config)}.")
     print(f"written to {files}")
 
 
@@ -112,14 +107,13 @@ def _attempts(config: dict[str, Any]) -> Sequence[str | None]:
     return ("int32", "float") if config["biases"] == "auto" else (config["biases"],)
 
 
-def _written(
-    biases: str | None, deployed: DeployedNet, run: Path, folder: Path, config: dict[str, Any]
-) -> tuple[Any, list[str]]:
+def _written(biases: str | None, run: FinishedRun, folder: Path, config: dict[str, Any]) -> tuple[Any, list[str]]:
     """The network as it was read back from ``folder``, and the names of its files."""
     if biases is not None:
-        return _onnx(deployed, folder / ONNX, biases, config), [ONNX]
+        file = run.folder.onnx.name
+        return _onnx(run.deployed, folder / file, biases, config), [file]
     for name in (TENSORS, GRAPH):
-        write_atomically(folder / name, (run / "deploy" / name).read_bytes())
+        write_atomically(folder / name, (run.folder.deploy / name).read_bytes())
     return DeployedNet.load(folder), [TENSORS, GRAPH]
 
 

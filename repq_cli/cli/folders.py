@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from repq_cli.cli.reserve import OUTPUTS, reserve
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.quant.options import QuantOptions
+from repq_cli.runs.outputs import OUTPUTS, reserve
 
 
 def run_dir(model: str, rep: str, batch_norm: bool, mode: str, weight_bits: int, act_bits: int) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from repq_cli import build
-from repq_cli.cli.jobs import checked
 from repq_cli.data.base import Inputs
 from repq_cli.deploy.cost import cost, layer_bytes, layer_costs, layer_parameters, parameter_count
 from repq_cli.deploy.freeze import freeze
@@ -22,7 +21,7 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import SumBranch
-from repq_cli.report.text import columns
+from repq_cli.text import columns
 from repq_cli.train.environment import environment
 
 Line = tuple[str, ...]
@@ -35,7 +34,7 @@ WORDS = 7  # columns of text; the others are numbers
 
 def info_job(config: dict[str, Any]) -> None:
     """Print the network that trains, the network that ships, and the environment."""
-    config = checked(config)
+    config = build.checked(config)
     inputs = _inputs(config)
     mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
     net = build.network_maker(config, inputs)()

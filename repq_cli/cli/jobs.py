@@ -8,44 +8,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
 
 from repq_cli import build
+from repq_cli.build import checked
+from repq_cli.cli.figures import pictures_of
 from repq_cli.cli.hydra_app import CONFIGS, plain
-from repq_cli.errors import DataError
 from repq_cli.modes.catalogue import mode_named, used_rep
-from repq_cli.problems import report
-from repq_cli.report.row import failure, write_row
-from repq_cli.schema import resolved, validate, with_defaults
+from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.row import failure
+from repq_cli.schema import with_defaults
 from repq_cli.train.runner import run
 
 
-def checked(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with ``auto`` resolved. Raises ConfigError with every problem."""
-    problems = validate(config, build.target_arguments)
-    if not problems:
-        config = resolved(config)
-        problems = validate(config, build.target_arguments)
-    if problems:
-        raise report(problems)
-    return config
+def run_job(config: dict[str, Any]) -> float:
+    """A run in the folder that Hydra made for it; its deployed metric."""
+    return train(config, RunFolder(_shown(Path(HydraConfig.get().runtime.output_dir))))
 
 
-def train_job(
-    config: dict[str, Any], run_dir: str, stop_file: Path | None = None, command_line: str | None = None
+def train(
+    config: dict[str, Any], folder: RunFolder, stop_file: Path | None = None, command_line: str | None = None
 ) -> float:
     """One run in its folder; its deployed metric. For ``stop_file`` and ``command_line`` see ``run``."""
-    folder = _shown(Path(run_dir))
     try:
         experiment = build.experiment(checked(config))
     except Exception as error:
         # A sweep is judged by its rows, so that even a job that could not start leaves one.
-        if not (folder / "config.yaml").exists():
+        if not folder.is_used:
             asked = {section: config[section].get("name") for section in ("model", "rep", "mode", "data")}
-            write_row(folder, failure(error) | asked | {"quant": config["quant"], "seed": config["seed"]})
+            folder.write_row(failure(error) | asked | {"quant": config["quant"], "seed": config["seed"]})
         raise
-    row = run(experiment, folder, stop_file=stop_file, command_line=command_line)
+    row = run(experiment, folder.path, stop_file=stop_file, command_line=command_line, figures=pictures_of)
     return float(row["metric"]["deployed"])
 
 
@@ -54,22 +48,10 @@ def _shown(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def stored_config(folder: Path) -> dict[str, Any]:
-    """A run folder's config.yaml. Raises DataError if it is missing or damaged."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        if not isinstance(config, dict) or not isinstance(config.get("runtime"), dict):
-            raise ValueError("it is no configuration of a run")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{folder / 'config.yaml'} cannot be read ({error}): restore it, or start a new run."
-        ) from error
-    return config
-
-
-def resume_job(config: dict[str, Any], folder: Path, stop_file: Path | None = None) -> None:
-    """Go on with the run in ``folder``."""
-    run(build.experiment(checked(with_defaults(config))), folder, resume=True, stop_file=stop_file)
+def resume_job(folder: RunFolder, config: dict[str, Any], stop_file: Path | None = None) -> None:
+    """Go on with the run in ``folder``, whose ``config`` was read there."""
+    experiment = build.experiment(checked(with_defaults(config)))
+    run(experiment, folder.path, resume=True, stop_file=stop_file, figures=pictures_of)
 
 
 def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:

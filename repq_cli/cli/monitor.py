@@ -6,15 +6,13 @@ import sys
 import threading
 import time
 from datetime import datetime, timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from repq_cli.cli.plan import Plan
-from repq_cli.cli.sweep_job import RUNNING, STOP, row_of
-from repq_cli.report.row import ROW
+from repq_cli.runs.plan import Plan
+from repq_cli.runs.sweep import SweepFolder
 from repq_cli.train.interrupt import StopRequest
 
 PERIOD = 0.5  # seconds between two looks at the folder
@@ -47,7 +45,7 @@ def describe(count: Count, seconds_left: float | None, now: datetime) -> str:
 class Monitor:
     """Shows the line while the block runs, from a thread; and tells jobs in other processes of a request to stop."""
 
-    def __init__(self, folder: Path, plan: Plan, stop: StopRequest) -> None:
+    def __init__(self, folder: SweepFolder, plan: Plan, stop: StopRequest) -> None:
         self.folder, self.plan, self.stop, self.shown = folder, plan, stop, not plan.quiet
         self.started = time.monotonic()
         self.ended: dict[int, str] = {}  # jobs that are done or have failed
@@ -67,8 +65,7 @@ class Monitor:
     def count(self) -> Count:
         """The jobs by state, as the folder has them now."""
         states = list(self._look_for_ended().values())
-        markers = self.folder / RUNNING
-        running = len(list(markers.iterdir())) if markers.is_dir() else 0
+        running = self.folder.count_running()
         left = len(self.plan.legal) - len(states) - running
         return Count(states.count("done"), states.count("failed"), running, max(0, left))
 
@@ -82,7 +79,7 @@ class Monitor:
     def _look_for_ended(self) -> dict[int, str]:
         for job in self.plan.legal:
             if job.number not in self.ended and (written := self._written(job.number)):
-                status = row_of(self.folder, job.number).get("status")
+                status = self.folder.job(job.number).status
                 # A failure of an earlier attempt is about to be tried again.
                 if status == "done" or (status == "failed" and written != self._old.get(job.number, written)):
                     self.ended[job.number] = status
@@ -91,7 +88,7 @@ class Monitor:
     def _written(self, number: int) -> float:
         """When a job's row was written; 0 where there is none."""
         try:
-            return (self.folder / str(number) / ROW).stat().st_mtime
+            return self.folder.job(number).row_file.stat().st_mtime
         except OSError:
             return 0.0
 
@@ -103,8 +100,8 @@ class Monitor:
         with tqdm(total=total, desc="sweep", bar_format=layout, leave=False, disable=hidden) as bar:
             last = self.count()
             while not self._over.wait(PERIOD):
-                if self.stop and not (self.folder / STOP).exists():
-                    (self.folder / STOP).write_text(str(self.stop.signal_number))
+                if self.stop.signal_number is not None and self.folder.stopped_by is None:
+                    self.folder.ask_to_stop(self.stop.signal_number)
                 count = self.count()
                 line = describe(count, self.seconds_left(), datetime.now())
                 bar.n = count.done + count.failed

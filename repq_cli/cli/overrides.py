@@ -24,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from repq_cli.build import target_arguments
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import CONFIGS, plain
-from repq_cli.problems import Problem, report
+from repq_cli.errors import ConfigError
+from repq_cli.problems import Problem, error_of
 from repq_cli.schema import KEYS, resolved, validate
 from repq_cli.typecheck import nearest
 
@@ -61,6 +62,8 @@ class Checker:
             parsed = list(self._parse())
             if "model" in KEYS[self.config_name]:
                 self._require_model()
+            elif "data" in KEYS[self.config_name]:
+                self._require_data()
             overrides = self._fit_form(parsed)
             groups = [override for override in overrides if self._is_group(override)]
             values = [override for override in overrides if not self._is_group(override)]
@@ -70,7 +73,7 @@ class Checker:
                 values = [override for override in values if self._key_is_known(override, tree)]
                 self._check_composed([override for override in overrides if override in groups or override in values])
         if self.problems:
-            raise report(self.problems)
+            raise error_of(self.problems)
         as_text = _for_each_job if self.line.multirun and not self.line.only_shows else _as_given
         return CommandLine(self.line.flags, [as_text(override) for override in overrides], self.line.config_dir)
 
@@ -132,7 +135,15 @@ class Checker:
         """Without a model there is nothing to compose, and nothing else worth saying yet."""
         if not any(text.lstrip("+").startswith(("model=", "experiment=")) for text in self.line.overrides):
             models = ", ".join(self._options("model"))
-            raise report([*self.problems, Problem("+model", "???", f"has to be named: one of {models}")])
+            raise error_of([*self.problems, Problem("+model", "???", f"has to be named: one of {models}")])
+
+    def _require_data(self) -> None:
+        """Keys of data that nobody chose have nothing to be keys of."""
+        keys = [text.lstrip("+~").partition("=")[0] for text in self.line.overrides]
+        if "data" not in keys and any(key.startswith("data.") for key in keys):
+            raise ConfigError(
+                "Keys of data need data itself: data=NAME data.KEY=VALUE; without any, the run's own is read."
+            )
 
     def _group_is_legal(self, override: Override) -> bool:
         group = override.key_or_group

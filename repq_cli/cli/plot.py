@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from repq_cli.cli.arguments import PATHS, known_names, outputs, with_notes
+from repq_cli.cli.arguments import PATHS, known_names, outputs, parser_of_paths, with_notes
 from repq_cli.cli.extras import extra
-from repq_cli.cli.reserve import OUTPUTS, reserve
+from repq_cli.cli.figures import FORMATS, save
 from repq_cli.errors import DataError
-from repq_cli.files import make_folder, write_atomically
+from repq_cli.files import make_folder
 from repq_cli.report.figures.catalogue import FIGURES, drawings
-from repq_cli.report.figures.drawing import Drawing
-
-FORMATS: dict[str, Callable[[Drawing], bytes]] = {
-    "png": lambda drawing: drawing.png(),
-    "svg": lambda drawing: drawing.svg().encode(),
-}
+from repq_cli.runs.outputs import OUTPUTS, reserve
 
 DESCRIPTION = """\
 Draw what runs have found: their rows (summary.json), logs (metrics.jsonl) and measurements (bench.json).
@@ -43,9 +38,8 @@ examples:
 exit codes: 0 done, 2 usage, 3 nothing to draw, or files that cannot be read or written"""
 
 
-def plot(arguments: list[str]) -> int:
-    """``repq plot``."""
-    options = _parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """``repq plot``; the exit code."""
     names = known_names(options.figure, "figure", FIGURES)
     formats = known_names([options.format], "format", FORMATS)
     paths = [Path(path) for path in options.paths] or [outputs("plot")]
@@ -62,14 +56,6 @@ def plot(arguments: list[str]) -> int:
     return 0
 
 
-def save(drawing: Drawing, folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
-    """Write a figure in each of the formats; its files."""
-    files = {form: folder / f"{drawing.name}.{form}" for form in formats}
-    for form, file in files.items():
-        write_atomically(file, FORMATS[form](drawing))
-    return list(files.values())
-
-
 def _folder(named: str | None) -> Path:
     if named is None:
         return reserve(OUTPUTS / "plots", "", "--out DIR")
@@ -81,15 +67,8 @@ def _print_notes(notes: Sequence[str]) -> None:
         print(f"- {note}".encode(errors="replace").decode())  # names may hold any code point
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "repq plot",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help=PATHS.replace(", or a", ", a bench.json or a"))
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of_paths("plot", DESCRIPTION, EPILOG, PATHS.replace(", or a", ", a bench.json or a"))
     parser.add_argument(
         "--figure", action="append", default=[], metavar="NAME", help="only this figure; may be repeated"
     )

@@ -10,15 +10,16 @@ from datetime import datetime
 from pathlib import Path
 
 from repq_cli import __version__
-from repq_cli.cli.arguments import OUTPUTS, PATHS, outputs, with_notes
+from repq_cli.cli.arguments import outputs, parser_of_paths, with_notes
 from repq_cli.cli.extras import extra
 from repq_cli.errors import DataError
 from repq_cli.files import make_folder, write_atomically
 from repq_cli.report.page.page import Making, Picture, page_of
 from repq_cli.report.page.render import render
 from repq_cli.report.reading import find_runs
-from repq_cli.report.row import now
-from repq_cli.report.text import file_size, moment
+from repq_cli.runs.outputs import OUTPUTS
+from repq_cli.runs.row import now
+from repq_cli.text import file_size, moment
 
 REPORTS = OUTPUTS / "reports"
 
@@ -36,9 +37,8 @@ examples:
 exit codes: 0 done, 2 usage, 3 no runs, or files that cannot be read or written"""
 
 
-def report(arguments: list[str]) -> int:
-    """``repq report``."""
-    options = _parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """``repq report``; the exit code."""
     paths = [Path(path) for path in options.paths] or [outputs("report")]
     runs, notes = find_runs(paths)
     if not runs:
@@ -48,7 +48,7 @@ def report(arguments: list[str]) -> int:
     if options.out is not None:
         make_folder(Path(options.out).parent)  # before the work
     pictures, picture_notes = _pictures(paths)
-    making = Making(shlex.join(["repq", "report", *arguments]), __version__, moment(now()))
+    making = Making(shlex.join(["repq", "report", *options.typed]), __version__, moment(now()))
     page = page_of(runs, notes, pictures, picture_notes, options.title, making)
     content = render(page).encode()
     out = Path(options.out) if options.out is not None else _free_name()
@@ -64,15 +64,8 @@ def _say(text: str) -> None:
     print(text.encode(errors="replace").decode())  # folders may have names that no encoding has
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "repq report",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help=PATHS)
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of_paths("report", DESCRIPTION, EPILOG)
     parser.add_argument("--out", metavar="FILE", help=f"the page (default: {REPORTS}/TIME.html)")
     parser.add_argument("--title", metavar="TEXT", help="its title (default: what the runs are of)")
     return parser

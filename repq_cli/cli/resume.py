@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.overrides import Checker
-from repq_cli.cli.reserve import OUTPUTS
-from repq_cli.errors import ConfigError, RepqError
-from repq_cli.report.row import PLAN, read_row
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.runs.folder import CONFIG, RunFolder
+from repq_cli.runs.outputs import OUTPUTS
+from repq_cli.runs.sweep import PLAN, SweepFolder
 
 
 def go_on(target: str, line: CommandLine) -> int:
@@ -30,25 +29,24 @@ def go_on(target: str, line: CommandLine) -> int:
             )
         target = str(sweep.newest_like(line) if line.multirun else _newest_like(line))
         changes = [text for text in changes if text.startswith(("runtime.", "verbosity=", "hydra/launcher"))]
-    folder = Path(target)
-    if (folder / PLAN).is_file():
-        return sweep.resume(folder, changes)
-    _resume_run(folder, changes)
+    if SweepFolder(target).is_used:
+        return sweep.resume(SweepFolder(target), changes)
+    _resume_run(RunFolder(target), changes)
     return 0
 
 
-def _resume_run(folder: Path, changes: list[str]) -> None:
-    from repq_cli.cli.jobs import resume_job, stored_config
+def _resume_run(folder: RunFolder, changes: list[str]) -> None:
+    from repq_cli.cli.jobs import resume_job
 
-    if not (folder / "config.yaml").is_file():
+    if not folder.config_file.is_file():
         raise ConfigError(
-            f"resume={folder} is no folder of a run or a sweep: it holds neither config.yaml nor {PLAN}; "
+            f"resume={folder} is no folder of a run or a sweep: it holds neither {CONFIG} nor {PLAN}; "
             f"name one below {OUTPUTS}."
         )
-    config = stored_config(folder)
+    config = folder.read_config()
     for override in changes:
         _apply(override, config)
-    resume_job(config, folder)
+    resume_job(folder, config)
 
 
 def _apply(override: str, config: dict[str, object]) -> None:
@@ -65,19 +63,20 @@ def _apply(override: str, config: dict[str, object]) -> None:
         )
 
 
-def _newest_like(line: CommandLine) -> Path:
+def _newest_like(line: CommandLine) -> RunFolder:
     """The newest run folder whose configuration is that of this command line and which is not done."""
     from repq_cli.cli.jobs import compose_plain, same_run
 
     checked = Checker("train", line).check()
     wanted = compose_plain(checked.overrides)
-    for path in sorted((OUTPUTS / "train").glob("*/config.yaml"), reverse=True):
+    for path in sorted((OUTPUTS / "train").glob(f"*/{CONFIG}"), reverse=True):
+        folder = RunFolder(path.parent)
         try:
-            row = read_row(path.parent)
-        except RepqError:
+            row, config = folder.read_row(), folder.read_config()
+        except DataError:
             continue
-        if (row is None or row["status"] != "done") and same_run(yaml.safe_load(path.read_text()), wanted):
-            return path.parent
+        if (row is None or row["status"] != "done") and same_run(config, wanted):
+            return folder
     raise ConfigError(
         f"resume=auto finds no unfinished run of this configuration below {OUTPUTS}: leave resume=auto out."
     )

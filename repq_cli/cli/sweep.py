@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,29 +14,30 @@ from repq_cli.cli.hydra_app import run_app
 from repq_cli.cli.jobs import run_key
 from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.overrides import Checker, Composed, config_file
-from repq_cli.cli.plan import Job, Plan, same_jobs
-from repq_cli.cli.reserve import OUTPUTS, reserve
-from repq_cli.cli.sweep_job import RUNNING, STOP, row_of
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.files import make_folder
-from repq_cli.problems import report
-from repq_cli.report.row import PLAN
+from repq_cli.problems import error_of
+from repq_cli.runs.folder import alone_in
+from repq_cli.runs.outputs import OUTPUTS, reserve
+from repq_cli.runs.plan import Job, Plan, same_jobs
+from repq_cli.runs.sweep import PLAN, SweepFolder
 from repq_cli.train.interrupt import stop_request
-from repq_cli.train.runner import alone_in
+
+JOB = "repq_cli.cli.sweep_job:sweep_job"  # by name, because it is looked up in a launcher's processes
 
 
 def start(line: CommandLine, typed: Sequence[str]) -> int:
     """Run every job of a new sweep; ``typed``: the arguments as the user gave them. Returns the exit code."""
     named = _named_folder(line)
     plan = plan_of(line, typed)
-    folder = named or reserve(OUTPUTS / "sweep", "train")
-    make_folder(folder)
-    with alone_in(folder):
-        if (folder / PLAN).exists():
+    folder = SweepFolder(named or reserve(OUTPUTS / "sweep", "train"))
+    make_folder(folder.path)
+    with alone_in(folder.path):
+        if folder.is_used:
             raise ConfigError(
                 f"{folder} holds a sweep already: go on with it by resume={folder}, or name another folder."
             )
-        plan.save(folder)
+        folder.write_plan(plan)
         return _carry_out(folder, plan)
 
 
@@ -68,7 +67,7 @@ def plan_of(line: CommandLine, typed: Sequence[str] = ()) -> Plan:
     flags = checked.flags if checked.has("-m", "--multirun") else [*checked.flags, "-m"]
     plan = Plan(shlex.join(["repq", "train", *typed]), overrides, flags, jobs)
     if not plan.legal:
-        raise report(checker.composed[0].illegal)
+        raise error_of(checker.composed[0].illegal)
     return plan
 
 
@@ -96,9 +95,9 @@ def _job(number: int, composed: Composed) -> Job:
     return Job(number, overrides, key=run_key(composed.config))
 
 
-def resume(folder: Path, changes: Sequence[str]) -> int:
+def resume(folder: SweepFolder, changes: Sequence[str]) -> int:
     """Go on with a sweep: finished jobs are skipped, stopped ones go on, failed ones are tried again."""
-    plan = Plan.load(folder)
+    plan = folder.read_plan()
     changed = {change.lstrip("+").partition("=")[0] for change in changes}
     for key in sorted(changed):
         if not key.startswith(("runtime.", "hydra/launcher", "hydra.launcher.")) and key != "verbosity":
@@ -112,30 +111,30 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
         kept = [text for text in plan.legal[0].overrides if text.lstrip("+").partition("=")[0] not in changed]
         Checker("train", CommandLine([], [*kept, *changes], CommandLine.parse(plan.flags).config_dir)).check()
     kept = [text for text in plan.overrides if text.lstrip("+").partition("=")[0] not in changed]
-    with alone_in(folder):
+    with alone_in(folder.path):
         return _carry_out(folder, replace(plan, overrides=[*kept, *changes]))
 
 
-def newest_like(line: CommandLine) -> Path:
+def newest_like(line: CommandLine) -> SweepFolder:
     """The newest unfinished sweep of the same jobs. Raises ConfigError if there is none."""
     wanted = plan_of(line)
     for path in sorted((OUTPUTS / "sweep").glob(f"*/{PLAN}"), reverse=True):
-        folder = path.parent
+        folder = SweepFolder(path.parent)
         try:
-            found = Plan.load(folder)
+            found = folder.read_plan()
         except DataError:
             continue
-        if same_jobs(found, wanted) and not _finished(folder, found):
+        if same_jobs(found, wanted) and not folder.is_finished(found):
             return folder
     raise ConfigError(f"resume=auto finds no unfinished sweep of these jobs below {OUTPUTS}: leave resume=auto out.")
 
 
-def _carry_out(folder: Path, plan: Plan) -> int:
+def _carry_out(folder: SweepFolder, plan: Plan) -> int:
     """Launch the jobs; the rows that they leave decide the exit code."""
     started = time.monotonic()
     for line in _opening(folder, plan):
         print(line, flush=True)
-    stopped, failure = (0, None) if _finished(folder, plan) else _launch(folder, plan)
+    stopped, failure = (0, None) if folder.is_finished(plan) else _launch(folder, plan)
     print("\n".join(_closing(folder, plan, time.monotonic() - started)))
     if stopped:
         print(f"Stopped. Go on with: repq train resume={folder}")
@@ -145,28 +144,22 @@ def _carry_out(folder: Path, plan: Plan) -> int:
     if failure is not None:  # such as a worker process that was killed
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0].rstrip(".")
         raise RepqError(f"The launcher broke off ({reason}). Go on with: repq train resume={folder}")
-    return 0 if _finished(folder, plan) else 1
+    return 0 if folder.is_finished(plan) else 1
 
 
-def _finished(folder: Path, plan: Plan) -> bool:
-    return all(row_of(folder, job.number).get("status") == "done" for job in plan.legal)
-
-
-def _launch(folder: Path, plan: Plan) -> tuple[int, Exception | None]:
+def _launch(folder: SweepFolder, plan: Plan) -> tuple[int, Exception | None]:
     """Run the jobs; the exit code of a stop, or 0, and an error that no row tells of."""
-    (folder / STOP).unlink(missing_ok=True)
-    shutil.rmtree(folder / RUNNING, ignore_errors=True)
+    folder.clear_marks()
     failure = None
     with stop_request() as stop, Monitor(folder, plan, stop):
         try:
-            run_app("train", [*plan.overrides, f"hydra.sweep.dir={_quoted(folder)}", *plan.flags])
+            run_app("train", JOB, [*plan.overrides, f"hydra.sweep.dir={_quoted(folder.path)}", *plan.flags])
         except Interrupted as interruption:
             return interruption.exit_code, None
         except Exception as error:
             failure = error
-    if stop.signal_number is None and (folder / STOP).exists():  # a job got the signal, and we did not
-        stop.signal_number = int((folder / STOP).read_text() or signal.SIGTERM)
-    return 0 if stop.signal_number is None else 128 + stop.signal_number, failure
+    number = stop.signal_number or folder.stopped_by  # a job may have got the signal, and we did not
+    return 0 if number is None else 128 + number, failure
 
 
 def _quoted(path: Path) -> str:
@@ -176,13 +169,12 @@ def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
-def _failed(folder: Path, plan: Plan) -> dict[int, str]:
+def _failed(folder: SweepFolder, plan: Plan) -> dict[int, str]:
     """The errors of the jobs that failed."""
-    rows = {job.number: row_of(folder, job.number) for job in plan.legal}
-    return {number: str(row.get("error")) for number, row in rows.items() if row.get("status") == "failed"}
+    return {number: str(folder.job(number).readable_row().get("error")) for number in folder.numbers(plan, "failed")}
 
 
-def _closing(folder: Path, plan: Plan, seconds: float) -> list[str]:
+def _closing(folder: SweepFolder, plan: Plan, seconds: float) -> list[str]:
     """Each reason of failures with its jobs and the commands that run them again; then the count."""
     failed, lines = _failed(folder, plan), []
     for reason in dict.fromkeys(failed.values()):
@@ -191,17 +183,17 @@ def _closing(folder: Path, plan: Plan, seconds: float) -> list[str]:
             lines += [f"  job {number} {plan.label(number)}".rstrip(), f"    {_again(folder, plan, number)}"]
     if len(failed) > 1:
         lines.append(f"all of them: repq train resume={folder}")
-    done = sum(row_of(folder, job.number).get("status") == "done" for job in plan.legal)
+    done = len(folder.numbers(plan, "done"))
     count = f"{done} of {len(plan.legal)} runs done, {len(failed)} failed, in {seconds / 60:.1f} min"
     return [*lines, f"{count}, rows in {folder}"]
 
 
-def _opening(folder: Path, plan: Plan) -> list[str]:
+def _opening(folder: SweepFolder, plan: Plan) -> list[str]:
     """What is about to happen: how many runs, what was done before, what is left out and why."""
     legal = plan.legal
     lines = [f"{len(legal)} run{'s' * (len(legal) != 1)} in {folder}"]
     same = len(legal) - len({job.key for job in legal})
-    done = sum(row_of(folder, job.number).get("status") == "done" for job in legal)
+    done = len(folder.numbers(plan, "done"))
     if same:
         lines[0] += f", {same} of them equal to another one"
     if done:
@@ -213,10 +205,10 @@ def _opening(folder: Path, plan: Plan) -> list[str]:
     return lines[1:] if plan.quiet else lines
 
 
-def _again(folder: Path, plan: Plan, number: int) -> str:
+def _again(folder: SweepFolder, plan: Plan, number: int) -> str:
     """The command that runs one job once more, in its place."""
-    own = folder / str(number)
-    if (own / "config.yaml").exists():
+    own = folder.job(number)
+    if own.is_used:
         return shlex.join(["repq", "train", f"resume={own}"])
     flags = [flag for flag in plan.flags if flag not in ("-m", "--multirun")]
-    return shlex.join(["repq", "train", *plan.jobs[number].overrides, f"hydra.run.dir={_quoted(own)}", *flags])
+    return shlex.join(["repq", "train", *plan.jobs[number].overrides, f"hydra.run.dir={_quoted(own.path)}", *flags])

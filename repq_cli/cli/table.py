@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from repq_cli.cli.arguments import PATHS, known_names, outputs, with_notes
+from repq_cli.cli.arguments import known_names, outputs, parser_of_paths, with_notes
 from repq_cli.errors import DataError
 from repq_cli.files import write_atomically
 from repq_cli.report.document import TABLES, document
@@ -39,9 +39,8 @@ examples:
 exit codes: 0 done, 2 usage, 3 no runs, or files that cannot be read or written"""
 
 
-def table(arguments: list[str]) -> int:
-    """``repq table``."""
-    options = _parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """``repq table``; the exit code."""
     names = known_names(options.table, "table", TABLES)
     paths = [Path(path) for path in options.paths]
     if not paths and not (options.published and not names):
@@ -62,15 +61,8 @@ def table(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "repq table",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help=PATHS)
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of_paths("table", DESCRIPTION, EPILOG)
     parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table; may be repeated")
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="how to print (default: markdown)")
     parser.add_argument("--out", metavar="FILE", help="write to a file instead of printing")

@@ -15,21 +15,20 @@ from tqdm import tqdm
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import make_folder
+from repq_cli.finished_run import FinishedRun
 from repq_cli.images.files import UNREADABLE, list_folder, pixels_of, write_png
 from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.tasks.super_resolution import SuperResolution
-from repq_cli.train.reload import deployed_net, finished_row
 
 NAMED = 5  # images that a message names
 
 
 def upscale_job(config: dict[str, Any]) -> None:
     """Enlarge every image. Raises DataError at the end, naming those that could not be read; the others are written."""
-    run = Path(config["run"])
-    finished_row(run)
-    net = deployed_net(run)
+    run = FinishedRun(config["run"])
+    net = run.deployed
     if net.graph["task"] != "super_resolution":
-        raise ConfigError(f"run={run} is of task={net.graph['task']}: upscale needs a run of super-resolution.")
+        raise ConfigError(f"run={run.folder} is of task={net.graph['task']}: upscale needs a run of super-resolution.")
     targets = _targets(config["in"], Path(config["out"]), config["overwrite"])
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from repq_cli.report.text import columns
+from repq_cli.text import columns
 
 Numbers = dict[str, Any]
 

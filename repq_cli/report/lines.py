@@ -14,11 +14,12 @@ from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.modes.catalogue.plain import Plain
 from repq_cli.report.cells import Seeds
 from repq_cli.report.runs import Bits, Run, bits_label
+from repq_cli.runs.folder import CONFIG
 
 FLOAT = Bits(32, 32)
 REPS = ("none", "acnet", "dbb", "orepa", "ecb", "repvgg", "qarepvgg")
 NOT_SET = "not set"  # a key that other runs of the model have
-NO_CONFIG = {"config.yaml": "missing"}
+NO_CONFIG = {CONFIG: "missing"}
 
 Options = Mapping[str, Any]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -11,14 +10,12 @@ from typing import Any, cast, get_args
 import yaml
 
 from repq_cli.errors import DataError
-from repq_cli.report.row import ROW, Row
 from repq_cli.report.runs import Bits, Measured, Metric, Run, Status
+from repq_cli.runs.folder import CONFIG, ROW, RunFolder, folders_with, parsed_config
+from repq_cli.runs.row import Row
 
 STATUSES = get_args(Status)
-CONFIG = "config.yaml"
-NOT_RUNS = {"checkpoints", "crops", "deploy", "diagnose", "export", "tb"}  # folders of a run that hold no other one
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
-LARGEST_DEPTH = 1000  # of nested lists in a config.yaml, far more than any has
 
 # Keys that change how a run is carried out, or where things come from, but not what it computes.
 PLACES = {f"data.{key}" for key in ("root", "download", "workers", "cache_mib", "test", "test_lr")}
@@ -33,11 +30,15 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """
     folders: set[Path] = set()
     notes: list[str] = []
+
+    def refused(error: OSError) -> None:
+        notes.append(f"{error.filename} cannot be read.")
+
     for path in paths:
         if path.is_file() and path.name == ROW:
             found = {path.parent.resolve()}
         elif path.is_dir():
-            found = _run_folders(path.resolve(), notes)
+            found = set(folders_with({ROW, CONFIG}, path.resolve(), refused))
         elif path.exists():
             raise DataError(f"{path} is neither a folder nor a {ROW}: name a run folder, a sweep, or a folder of runs.")
         else:
@@ -54,22 +55,14 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return runs, sorted(notes)
 
 
-def _run_folders(top: Path, notes: list[str]) -> set[Path]:
-    found = set()
-    for folder, below, files in os.walk(top, onerror=lambda error: notes.append(f"{error.filename} cannot be read.")):
-        below[:] = [name for name in below if name not in NOT_RUNS and not name.startswith(".")]
-        if ROW in files or CONFIG in files:
-            found.add(Path(folder))
-    return found
-
-
 def read_run(folder: Path) -> tuple[Run | None, list[str]]:
     """The run in ``folder``, or None where it does not say what ran; and notes on what is wrong with it."""
     shown = _shown(folder)
     notes: list[str] = []
-    row = _mapping(folder / ROW, json.loads, notes)
-    config = _mapping(folder / CONFIG, _yaml, notes)
-    env = _mapping(folder / "env.json", json.loads, notes)
+    files = RunFolder(folder)
+    row = _mapping(files.row_file, json.loads, notes)
+    config = _mapping(files.config_file, parsed_config, notes)
+    env = _mapping(files.env_file, json.loads, notes)
     fields = _Fields(row or {}, config or {}, shown)
     model, rep, mode = (fields.text(key) for key in ("model", "rep", "mode"))
     weight_bits, act_bits = fields.whole("quant.weight_bits"), fields.whole("quant.act_bits")
@@ -179,15 +172,6 @@ def _mapping(path: Path, parse: Any, notes: list[str]) -> Row | None:
         notes.append(f"{_shown(path)} does not hold what a run writes into it.")
         return None
     return content
-
-
-def _yaml(content: bytes) -> Any:
-    """Raises ValueError for what holds itself, and for thousands of levels, where PyYAML in C overflows its stack."""
-    if any(content.count(sign) > LARGEST_DEPTH for sign in (b"[", b"{", b"- ", b"? ")):
-        raise ValueError("nested too deeply for a configuration")
-    tree = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    json.dumps(tree, default=str, skipkeys=True)
-    return tree
 
 
 def _shown(path: Path) -> str:

@@ -9,8 +9,8 @@ from functools import cached_property, partial
 
 from repq_cli.report.grouping import lines_of
 from repq_cli.report.lines import Line
-from repq_cli.report.quality import UNITS, number
 from repq_cli.report.runs import Metric, Run
+from repq_cli.runs.quality import UNITS, number
 
 UNKNOWN = Metric("", "", True)
 UNKNOWN_DATA = "unknown data"

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from repq_cli.errors import DataError
-from repq_cli.files import make_folder, write_atomically
+from repq_cli.files import write_atomically
+from repq_cli.runs.folder import RunFolder
 
 FORMAT = 1
 
@@ -56,41 +57,24 @@ def load(path: Path) -> dict[str, Any]:
     return checked(path, load_any(path))
 
 
-class RunCheckpoints:
-    """The checkpoints of one run.
+def save_last(folder: RunFolder, content: dict[str, Any]) -> None:
+    """Write a run's last.pt; the one before becomes previous.pt."""
+    if folder.last.exists():
+        os.replace(folder.last, folder.previous)
+    save(folder.last, content)
 
-    last.pt      all that is needed to go on; previous.pt is the one before, in case last.pt is lost
-    fp.pt        the FP net with the best validation score, from which QAT starts
-    best.pt      the quantization-aware net with the best validation score
-    """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.folder = run_dir / "checkpoints"
-        self.last, self.previous = self.folder / "last.pt", self.folder / "previous.pt"
-        self.best, self.fp = self.folder / "best.pt", self.folder / "fp.pt"
-
-    def create(self) -> None:
-        """Make the folder."""
-        make_folder(self.folder)
-
-    def save_last(self, content: dict[str, Any]) -> None:
-        """Write last.pt; the one before becomes previous.pt."""
-        if self.last.exists():
-            os.replace(self.last, self.previous)
-        save(self.last, content)
-
-    def load_last(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None where the run was stopped before its first."""
-        found = [path for path in (self.last, self.previous) if path.exists()]
-        for path in found[:-1]:
-            try:
-                return load(path)
-            except DataError:
-                continue
-        return load(found[-1]) if found else None
+def load_last(folder: RunFolder) -> dict[str, Any] | None:
+    """The newest checkpoint of a run that can be read, or None where it was stopped before its first."""
+    found = [path for path in (folder.last, folder.previous) if path.exists()]
+    for path in found[:-1]:
+        try:
+            return load(path)
+        except DataError:
+            continue
+    return load(found[-1]) if found else None
 
 
 def fp_checkpoint(path: str) -> Path:
     """The file that ``fp.checkpoint`` means: a run folder's fp.pt, or the file itself."""
-    given = Path(path)
-    return RunCheckpoints(given).fp if given.is_dir() else given
+    return RunFolder(path).fp if Path(path).is_dir() else Path(path)

@@ -1,8 +1,8 @@
-"""Networks measured on evaluation sets, for a run's row and for ``repq eval``."""
+"""Networks measured on evaluation sets, for a run's row and for ``repq eval``, and crops of the pictures they make."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from tqdm import tqdm
 
 from repq_cli.data.base import Evaluation
 from repq_cli.data.pictures import Pictures
+from repq_cli.files import make_folder, write_json
+from repq_cli.images.files import write_png
 from repq_cli.images.panel import busiest, enlarged
 from repq_cli.images.resize import to_bytes
-from repq_cli.report.row import Row
+from repq_cli.runs.folder import CropFolder
+from repq_cli.runs.row import Row
 from repq_cli.tasks.super_resolution import SuperResolution
 from repq_cli.train.engine import Task
 
@@ -77,6 +80,17 @@ def crops(
         pictures["HR"] = pair.high
         rows, columns = busiest(pair.high, CROP)
         yield name, {label: picture[:, rows, columns] for label, picture in pictures.items()}
+
+
+def write_crops(folder: CropFolder, pictures: Mapping[str, Tensor], metrics: Sequence[Row]) -> None:
+    """Write the pictures of one set, and what the networks that made them reach on all of it."""
+    make_folder(folder.path)
+    shown = {"original" if label == "HR" else label: picture for label, picture in pictures.items() if label != "LR"}
+    for label, picture in shown.items():
+        write_png(folder.picture(label), picture)
+    measured = [row for row in metrics if row["set"] == folder.name and row["engine"] in shown]
+    values = {row["engine"]: row["value"] for row in measured if row["name"] == "psnr_y"}
+    write_json(folder.values, {"scale": measured[0]["scale"], "psnr_y": values})
 
 
 def _as_upscaler(net: nn.Module) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 
 from repq_cli.errors import DataError
 from repq_cli.files import link, locked, write_atomically, write_json
+from repq_cli.runs.folder import FP_NET, LOG
 
 ROOT = Path("outputs/cache/fp")
 KEY = re.compile("[0-9a-f]{16}")
@@ -40,12 +41,12 @@ class FPCache:
     @property
     def weights(self) -> Path:
         """The stage's checkpoint."""
-        return self.folder / "fp.pt"
+        return self.folder / FP_NET
 
     @property
     def log(self) -> Path:
         """The stage's part of metrics.jsonl."""
-        return self.folder / "metrics.jsonl"
+        return self.folder / LOG
 
     @property
     def size(self) -> int:

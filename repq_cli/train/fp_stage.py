@@ -12,7 +12,7 @@ from torch import nn
 from repq_cli.errors import DataError
 from repq_cli.files import link
 from repq_cli.reparam.block import merge_first
-from repq_cli.report.row import now, prune
+from repq_cli.runs.row import now, prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import fp_checkpoint
@@ -27,10 +27,8 @@ from repq_cli.train.stage import Stage, Surroundings, train_stage
 class FPStage:
     """Makes the FP net, leaves it in checkpoints/fp.pt, and adds the stage's times to ``times``."""
 
-    def __init__(
-        self, experiment: Experiment, around: Surroundings, run_dir: Path, times: dict[str, float | None]
-    ) -> None:
-        self.experiment, self.around, self.run_dir, self.times = experiment, around, run_dir, times
+    def __init__(self, experiment: Experiment, around: Surroundings, times: dict[str, float | None]) -> None:
+        self.experiment, self.around, self.times = experiment, around, times
         shared = experiment.fp.reuse and experiment.fp.checkpoint is None
         self.cache = FPCache(experiment.fp_key) if shared else None
         self._waiting = False
@@ -42,7 +40,7 @@ class FPStage:
         net = experiment.make_net().to(self.around.device)
         merge_first(net, experiment.fp.merged_training is True)
         if saved is not None and saved["stage"] == "qat":
-            load_fp(net, self.around.checkpoints.fp, "repq", experiment.signature)
+            load_fp(net, self.around.folder.fp, "repq", experiment.signature)
             self.times |= saved["earlier"]
         elif experiment.fp.checkpoint is not None:
             self._load(net, experiment.fp.checkpoint)
@@ -57,7 +55,7 @@ class FPStage:
         if self.cache is None:
             return self.experiment.fp.checkpoint
         about = self.cache.about()
-        if about is None or Path(about["run"]).resolve() == self.run_dir.resolve():
+        if about is None or Path(about["run"]).resolve() == self.around.folder.path.resolve():
             return None
         return str(about["run"])
 
@@ -65,13 +63,13 @@ class FPStage:
         experiment = self.experiment
         load_fp(net, fp_checkpoint(path), experiment.fp.format, experiment.signature)
         content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
-        checkpoint.save(self.around.checkpoints.fp, content)
+        checkpoint.save(self.around.folder.fp, content)
         logger.info("FP weights from %s", path)
 
     def _train(self, net: nn.Module, saved: dict[str, Any] | None) -> None:
         for pattern in patterns_without_match(net, self.experiment.optim.decay_also):
             logger.warning("optim.decay_also has '%s', which is the name of no parameter of this net.", pattern)
-        stage = Stage("fp", self.experiment.fp, self.around.checkpoints.fp)
+        stage = Stage("fp", self.experiment.fp, self.around.folder.fp)
         train_stage(stage, net, self.around, self.experiment.signature, self.times, saved)
 
     def _train_once(self, net: nn.Module, saved: dict[str, Any] | None, cache: FPCache) -> None:
@@ -95,7 +93,7 @@ class FPStage:
             self._waiting = True
 
     def _reused(self, cache: FPCache, net: nn.Module) -> bool:
-        about, fp = cache.about(), self.around.checkpoints.fp
+        about, fp = cache.about(), self.around.folder.fp
         if about is None:
             return False
         try:
@@ -117,7 +115,7 @@ class FPStage:
     def _keep(self, cache: FPCache) -> None:
         experiment = self.experiment
         about = {
-            "run": str(self.run_dir),
+            "run": str(self.around.folder),
             "stored": now(),
             "model": experiment.model,
             "rep": experiment.signature["rep"],
@@ -127,6 +125,6 @@ class FPStage:
             "time": prune(self.times),
         }
         try:
-            cache.store(self.around.checkpoints.fp, self.around.log.path, about)
+            cache.store(self.around.folder.fp, self.around.log.path, about)
         except DataError as error:
             logger.warning("This FP stage is not kept for other runs: %s", error)

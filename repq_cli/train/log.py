@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from repq_cli.errors import DataError
+from repq_cli.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -77,9 +78,8 @@ def _writing(path: Path) -> Iterator[None]:
 class RunLog:
     """Numbers of a run over time: one JSON object a line, and the same in TensorBoard."""
 
-    def __init__(self, run_dir: Path, tensorboard: bool, quiet: bool) -> None:
-        self.path = run_dir / "metrics.jsonl"
-        self.tb_dir = run_dir / "tb"
+    def __init__(self, folder: RunFolder, tensorboard: bool, quiet: bool) -> None:
+        self.path, self.tb_dir = folder.log_file, folder.tensorboard
         self.show_bar = sys.stderr is not None and sys.stderr.isatty() and not quiet
         self.tensorboard = tensorboard
         self._writer: SummaryWriter | None = None

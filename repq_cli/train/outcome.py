@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repq_cli.report.row import Row
+from repq_cli.runs.row import Row
 from repq_cli.train.experiment import Experiment
 
 

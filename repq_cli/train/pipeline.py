@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +20,15 @@ from repq_cli.errors import CheckError
 from repq_cli.images.panel import side_by_side
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose, freeze_statistics, merge_blocks
+from repq_cli.modes.weights import blocks_behind, weight_histograms
 from repq_cli.reparam.block import merge_first
-from repq_cli.report.quality import ENGINES
-from repq_cli.report.row import Row, now, write_row
+from repq_cli.runs.quality import ENGINES
+from repq_cli.runs.row import Row, now
 from repq_cli.seeds import derive_seed
+from repq_cli.train.checkpoint import load_last
 from repq_cli.train.engine import EVAL_BATCH
-from repq_cli.train.evaluation import crops, measure, value_of
+from repq_cli.train.evaluation import crops, measure, value_of, write_crops
 from repq_cli.train.experiment import Experiment
-from repq_cli.train.for_figures import leave_crops, leave_weights, own_figures
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
 from repq_cli.train.options import StageOptions
@@ -52,8 +52,8 @@ def _merging_changes(fp_net: nn.Module, x: Tensor) -> tuple[float, float]:
 class Run:
     """The steps of a run, in order; ``row`` is filled in as they succeed."""
 
-    def __init__(self, experiment: Experiment, around: Surroundings, run_dir: Path, row: Row) -> None:
-        self.experiment, self.around, self.run_dir, self.row = experiment, around, run_dir, row
+    def __init__(self, experiment: Experiment, around: Surroundings, row: Row) -> None:
+        self.experiment, self.around, self.folder, self.row = experiment, around, around.folder, row
         self.time: dict[str, float | None] = {}
         self.row["time"] = self.time
 
@@ -77,12 +77,12 @@ class Run:
     def carry_out(self, resume: bool) -> None:
         """FP, QAT, freeze, check, evaluate."""
         around = self.around
-        saved = around.checkpoints.load_last() if resume else None
+        saved = load_last(self.folder) if resume else None
         if saved is None:
             around.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
         if self.experiment.optim.custom_l2:
             logger.warning("optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593).")
-        fp_stage = FPStage(self.experiment, around, self.run_dir, self.time)
+        fp_stage = FPStage(self.experiment, around, self.time)
         fp_net = fp_stage.net(saved)
         self.row["lineage"]["fp_run"] = fp_stage.origin()
         self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
@@ -99,13 +99,11 @@ class Run:
         }
         around.stop.check()
         self.measure(fp_net, qat_net, deployed)
-        leave_weights(self.run_dir, shipped, qat_net if mode.trains else fp_net)
+        blocks = blocks_behind(qat_net if mode.trains else fp_net)
+        self.folder.write_weights(weight_histograms(shipped, blocks))
         around.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
         self.row["lineage"]["finished"] = now()
-        write_row(self.run_dir, self.row)
-        if around.log.tensorboard:
-            for title, picture in own_figures(self.run_dir):
-                around.log.image(title, picture)
+        self.folder.write_row(self.row)
 
     def first_batches(self) -> Iterator[Tensor]:
         """The batches that QAT will start with: for statistics and steps."""
@@ -153,7 +151,7 @@ class Run:
                 freeze_statistics(net)
 
         around = self.around
-        stage = Stage("qat", self.qat, around.checkpoints.best, self.fp_steps, on_epoch)
+        stage = Stage("qat", self.qat, self.folder.best, self.fp_steps, on_epoch)
         train_stage(stage, net, around, experiment.signature, self.time, saved)
         return net
 
@@ -161,15 +159,14 @@ class Run:
         """Freeze to files, read them back, and prove them equal on the validation split."""
         experiment, info = self.experiment, self.experiment.data.info
         description = {"task": experiment.task.name, **info.description()}
-        folder = self.run_dir / "deploy"
-        freeze(qat_net, description).save(folder)
-        deployed = DeployedNet.load(folder).to(self.around.device)
+        freeze(qat_net, description).save(self.folder.deploy)
+        deployed = DeployedNet.load(self.folder.deploy).to(self.around.device)
         images = (x for x, _ in experiment.data.val.batches(EVAL_BATCH, self.around.device))
         agreement = compare(qat_net, deployed, images, experiment.task.agreement)
         if agreement.max_abs != 0:
             raise CheckError(
                 f"The deployed net differs from the trained one by {agreement.max_abs:g} "
-                f"({agreement.answers:.2f} % of answers equal): {folder} must not be shipped."
+                f"({agreement.answers:.2f} % of answers equal): {self.folder.deploy} must not be shipped."
             )
         return deployed, agreement
 
@@ -193,13 +190,13 @@ class Run:
         pictures = {**task.baselines(), "fp": fp_net, "deployed": deployed}
         for set_name, crop in crops(pictures, tests, task, device, tile):
             around.log.image(set_name, side_by_side({ENGINES.get(key, key): picture for key, picture in crop.items()}))
-            leave_crops(self.run_dir, set_name, crop, row["metrics"])
+            write_crops(self.folder.crops_of(set_name), crop, row["metrics"])
         parameters = parameter_count(deployed)
         row["size"] = {
             "params_train": sum(parameter.numel() for parameter in fp_net.parameters()),
             "params_deployed": parameters,
             "bytes_fp32": 4 * parameters,
-            "bytes_packed": size_on_disk(self.run_dir / "deploy"),
+            "bytes_packed": size_on_disk(self.folder.deploy),
         }
         row["cost"] = cost(deployed.cpu())._asdict()
         self.time["peak_memory_bytes"] = peak_memory_bytes(around.device)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from torch import Tensor
 
 from repq_cli.devices import use_device
-from repq_cli.errors import ConfigError, DataError, Interrupted
-from repq_cli.files import Taken, locked, write_atomically, write_json
+from repq_cli.errors import ConfigError, Interrupted
+from repq_cli.files import make_folder, write_json
 from repq_cli.quant.options import QuantOptions
-from repq_cli.report.closing import closing_table
-from repq_cli.report.row import Row, failure, now, read_row, write_row
-from repq_cli.train.checkpoint import RunCheckpoints
+from repq_cli.runs.closing import closing_table
+from repq_cli.runs.folder import RunFolder, alone_in
+from repq_cli.runs.row import Row, failure, now
 from repq_cli.train.environment import environment
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
@@ -34,26 +32,32 @@ def run(
     resume: bool = False,
     stop_file: Path | None = None,
     command_line: str | None = None,
+    figures: Callable[[RunFolder], Iterable[tuple[str, Tensor]]] = lambda folder: (),
 ) -> Row:
     """Carry out a run in ``run_dir`` and return its row, which also stands in summary.json, whatever happens.
 
     It stops after a checkpoint at a signal, or where ``stop_file`` appears. ``command_line``: what the row tells of how
-    it was started, by default this process' own.
+    it was started, by default this process' own. ``figures``: of a run that is done, by title, for TensorBoard.
     Raises ConfigError if ``run_dir`` holds a run that is not to be resumed, DataError if another process works in it.
     """
-    with alone_in(run_dir), logging_to(run_dir / "train.log", experiment.verbosity), stop_request(stop_file) as stop:
+    folder = RunFolder(run_dir)
+    log_lines = logging_to(folder.printed_file, experiment.verbosity)
+    with alone_in(run_dir), log_lines, stop_request(stop_file) as stop:
         if not resume:
-            _refuse_used(run_dir)
-            write_atomically(run_dir / "config.yaml", yaml.safe_dump(experiment.config, sort_keys=False).encode())
-        done = read_row(run_dir) if resume else None
+            if folder.is_used:
+                raise ConfigError(
+                    f"{folder} holds a run already: go on with it by resume={folder}, or name another folder."
+                )
+            folder.write_config(experiment.config)
+        done = folder.read_row() if resume else None
         if done is not None and done["status"] == "done":
-            logger.info("%s is already done:\n%s", run_dir, closing_table(done))
+            logger.info("%s is already done:\n%s", folder, closing_table(done))
             return done
-        log = RunLog(run_dir, experiment.runtime.tensorboard, experiment.verbosity == "quiet")
-        row = _opening_row(experiment, _env(run_dir, command_line))
+        log = RunLog(folder, experiment.runtime.tensorboard, experiment.verbosity == "quiet")
+        row = _opening_row(experiment, _env(folder, command_line))
         try:
-            device = _prepare(experiment, run_dir)
-            logger.info("%s\n%s", _title(experiment, device), run_dir)
+            device = _prepare(experiment, folder)
+            logger.info("%s\n%s", _title(experiment, device), folder)
             around = Surroundings(
                 experiment.data,
                 experiment.batch_size,
@@ -64,31 +68,23 @@ def run(
                 experiment.seed,
                 device,
                 log,
-                RunCheckpoints(run_dir),
+                folder,
                 stop,
             )
-            Run(experiment, around, run_dir, row).carry_out(resume)
+            Run(experiment, around, row).carry_out(resume)
+            for title, picture in figures(folder) if log.tensorboard else ():
+                log.image(title, picture)
         except Interrupted as interruption:
-            write_row(run_dir, row | {"status": "interrupted", "error": f"stopped by signal {interruption.args[0]}"})
-            logger.warning("Stopped. Go on with: repq train resume=%s", run_dir)
+            folder.write_row(row | {"status": "interrupted", "error": f"stopped by signal {interruption.args[0]}"})
+            logger.warning("Stopped. Go on with: repq train resume=%s", folder)
             raise
         except Exception as error:
-            write_row(run_dir, row | failure(error))
+            folder.write_row(row | failure(error))
             raise
         finally:
             log.close()
-        logger.info("%s\n  %s", closing_table(row), run_dir)
+        logger.info("%s\n  %s", closing_table(row), folder)
         return row
-
-
-@contextmanager
-def alone_in(run_dir: Path) -> Iterator[None]:
-    """Hold the folder's lock; DataError if another process does."""
-    try:
-        with locked(run_dir / ".lock"):
-            yield
-    except Taken:
-        raise DataError(f"Another process is working in {run_dir}: wait for it, or choose another folder.") from None
 
 
 def _title(experiment: Experiment, device: torch.device) -> str:
@@ -102,25 +98,20 @@ def _title(experiment: Experiment, device: torch.device) -> str:
     )
 
 
-def _prepare(experiment: Experiment, run_dir: Path) -> torch.device:
+def _prepare(experiment: Experiment, folder: RunFolder) -> torch.device:
     """Device and threads."""
     if experiment.runtime.threads is not None:
         torch.set_num_threads(experiment.runtime.threads)
-    RunCheckpoints(run_dir).create()
+    make_folder(folder.checkpoints)
     return use_device(experiment.runtime.device)
 
 
-def _refuse_used(run_dir: Path) -> None:
-    if (run_dir / "config.yaml").exists():
-        raise ConfigError(f"{run_dir} holds a run already: go on with it by resume={run_dir}, or name another folder.")
-
-
-def _env(run_dir: Path, command_line: str | None) -> dict[str, Any]:
-    """env.json, written when the run starts; a resumed run keeps the command and the time of its start."""
-    path = run_dir / "env.json"
-    if not path.exists():
-        write_json(path, {"command_line": command_line or " ".join(sys.argv), "started": now(), **environment()})
-    found: dict[str, Any] = json.loads(path.read_text())
+def _env(folder: RunFolder, command_line: str | None) -> dict[str, Any]:
+    """What the run was made with, noted when it starts; a resumed run keeps the command and the time of its start."""
+    found = folder.read_env()
+    if found is None:
+        found = {"command_line": command_line or " ".join(sys.argv), "started": now(), **environment()}
+        write_json(folder.env_file, found)
     return found
 
 

@@ -17,9 +17,9 @@ from repq_cli.errors import CheckError
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import step_sizes
 from repq_cli.reparam.repvgg import repvgg_blocks
+from repq_cli.runs.folder import RunFolder
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
-from repq_cli.train.checkpoint import RunCheckpoints
 from repq_cli.train.engine import EpochTotals, StepTimer, Task, evaluate, training_step
 from repq_cli.train.interrupt import StopRequest
 from repq_cli.train.log import RunLog, logger
@@ -55,7 +55,7 @@ class Surroundings:
     seed: int
     device: torch.device
     log: RunLog
-    checkpoints: RunCheckpoints
+    folder: RunFolder
     stop: StopRequest
 
 
@@ -209,7 +209,8 @@ class StageTrainer:
         checkpoint.save(self.stage.best, {**content, "signature": self.signature})
 
     def _save_last(self) -> None:
-        self.around.checkpoints.save_last(
+        checkpoint.save_last(
+            self.around.folder,
             {
                 "stage": self.stage.name,
                 "epoch": self.epoch,
@@ -223,7 +224,7 @@ class StageTrainer:
                 "step_seconds": self.timer.seconds,
                 "metrics_bytes": self.around.log.offset(),
                 "signature": self.signature,
-            }
+            },
         )
 
 

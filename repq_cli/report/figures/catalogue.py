@@ -14,13 +14,14 @@ from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.latency import latency
 from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.pareto import pareto
-from repq_cli.report.figures.reading import BENCH, Bench, find_benches
+from repq_cli.report.figures.reading import Bench, find_benches
 from repq_cli.report.figures.speed import speed
 from repq_cli.report.figures.steps import steps
 from repq_cli.report.figures.weights import weights
 from repq_cli.report.notes import notes_on_failures
 from repq_cli.report.reading import find_runs
 from repq_cli.report.sections import sections_of
+from repq_cli.runs.folder import BENCH
 
 __all__ = ["FIGURES", "Drawing", "drawings"]
 

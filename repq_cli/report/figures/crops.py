@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.reading import number, read_json
 from repq_cli.report.figures.style import SMALL, panels, plain, stem, styled
-from repq_cli.report.quality import number as metric_text
 from repq_cli.report.runs import Run, bits_label
+from repq_cli.runs.folder import CropFolder, RunFolder
+from repq_cli.runs.quality import number as metric_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FOLDER = "crops"
 LARGEST = 512  # pixels of a side, more than any crop has
 COLUMNS = 7  # pictures beside each other
 MOST = 9  # runs in a figure
+
+Cropped = tuple[Run, CropFolder, dict[str, Any]]  # with what stands in the folder's values.json
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Crop:
 
 def crops(material: Material) -> Found:
     """A figure for each set, scale, model and block."""
-    groups: dict[tuple[str, int, str, str], list[tuple[Run, Path, dict[str, Any]]]] = defaultdict(list)
+    groups: dict[tuple[str, int, str, str], list[Cropped]] = defaultdict(list)
     notes: list[str] = []
     for run in material.runs:
-        for folder in sorted(path for path in Path(run.folder, FOLDER).glob("*") if path.is_dir()):
-            values = read_json(folder / "values.json", notes)
+        for folder in RunFolder(run.folder).all_crops():
+            values = read_json(folder.values, notes)
             scale = (values or {}).get("scale")
             if values is not None and isinstance(scale, int) and not run.linked:
-                groups[unquote(folder.name), scale, run.model, run.rep].append((run, folder, values))
+                groups[folder.name, scale, run.model, run.rep].append((run, folder, values))
     drawings = []
     for (name, scale, model, rep), found in sorted(groups.items(), key=lambda item: item[0]):
         ordered = _one_seed(found)
@@ -59,20 +60,20 @@ def crops(material: Material) -> Found:
     return drawings, notes
 
 
-def _one_seed(found: Sequence[tuple[Run, Path, dict[str, Any]]]) -> list[tuple[Run, Path, dict[str, Any]]]:
+def _one_seed(found: Sequence[Cropped]) -> list[Cropped]:
     """A run for each mode and width, of the lowest seed: wide before narrow, modes in the papers' order."""
     seeds = sorted(found, key=lambda item: (item[0].seed is None, item[0].seed, item[0].folder))
     first = {(item[0].mode, item[0].bits): item for item in reversed(seeds)}
     return [first[key] for key in sorted(first, key=lambda key: ([-width for width in key[1]], mode_order(key[0])))]
 
 
-def _pictures(found: Sequence[tuple[Run, Path, dict[str, Any]]]) -> list[Crop]:
+def _pictures(found: Sequence[Cropped]) -> list[Crop]:
     _, folder, values = found[0]
     shared = (("original", "original"), ("bicubic", "bicubic"), ("fp", "FP"))
-    pictures = [Crop(folder / f"{name}.png", title, _psnr(values, name)) for name, title in shared]
+    pictures = [Crop(folder.picture(name), title, _psnr(values, name)) for name, title in shared]
     for run, own, own_values in found:
         title = f"{mode_named(run.mode).title}, {bits_label(run.bits)}"
-        pictures.append(Crop(own / "deployed.png", title, _psnr(own_values, "deployed")))
+        pictures.append(Crop(own.picture("deployed"), title, _psnr(own_values, "deployed")))
     return pictures
 
 

@@ -24,8 +24,8 @@ from repq_cli.report.figures.style import (
     stem,
     styled,
 )
-from repq_cli.report.quality import UNITS
 from repq_cli.report.runs import Bits, bits_label
+from repq_cli.runs.quality import UNITS
 
 BESIDE = 1.6  # inches to the right of the axes, for names of lines
 SHIPPED = ("merged", "int8", "binary")  # a net of branches reaches what the merged one does

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from repq_cli.modes.catalogue import MODES, mode_named
 from repq_cli.report.figures.drawing import Drawing
@@ -13,6 +12,7 @@ from repq_cli.report.figures.style import plain
 from repq_cli.report.lines import Line
 from repq_cli.report.runs import Run, bits_label
 from repq_cli.report.sections import Section
+from repq_cli.runs.folder import RunFolder
 
 FEW = 3  # runs of which each gets a figure of its own
 MOST = 6  # figures of single runs
@@ -31,7 +31,7 @@ class Material:
     def log(self, run: Run, metric: str) -> Log:
         """The run's log."""
         if (run.folder, metric) not in self._logs:
-            self._logs[run.folder, metric] = read_log(Path(run.folder), metric)
+            self._logs[run.folder, metric] = read_log(RunFolder(run.folder).log_file, metric)
         return self._logs[run.folder, metric]
 
     @property

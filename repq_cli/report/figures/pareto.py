@@ -29,7 +29,7 @@ from repq_cli.report.lines import Entry, entries_of
 from repq_cli.report.runs import bits_label
 from repq_cli.report.sections import Section
 from repq_cli.report.tables.bops import pareto_front
-from repq_cli.report.text import short
+from repq_cli.text import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

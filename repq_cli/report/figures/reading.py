@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repq_cli.report.reading import LARGEST, NOT_RUNS
+from repq_cli.report.reading import LARGEST
+from repq_cli.runs.folder import BENCH, folders_with
 
-LOG = "metrics.jsonl"
-BENCH = "bench.json"
 SHORTEST, LONGEST = 1e-9, 1e12  # milliseconds, and images a second, that can be true
 
 
@@ -43,7 +41,7 @@ def number(value: Any) -> float | None:
     return float(value) if usable else None
 
 
-def read_log(folder: Path, metric: str) -> Log:
+def read_log(file: Path, metric: str) -> Log:
     """The ends of epochs in a run's log; a last line that is not yet complete is no damage.
 
     metric: whose values of validation are read; of an unknown one (empty), those that are there.
@@ -51,8 +49,8 @@ def read_log(folder: Path, metric: str) -> Log:
     stages: dict[str, dict[int, Epoch]] = {}
     damaged = 0
     try:
-        with (folder / LOG).open("rb") as file:
-            for line in file:
+        with file.open("rb") as lines:
+            for line in lines:
                 if b'"train_loss"' not in line or not line.endswith(b"\n"):
                     damaged += not line.lstrip().startswith(b"{") and bool(line.strip())
                     continue
@@ -132,11 +130,7 @@ def find_benches(paths: Iterable[Path]) -> tuple[list[Bench], list[str]]:
 def _bench_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.name == BENCH else []
-    found = []
-    for folder, below, files in os.walk(path):
-        below[:] = [name for name in below if name not in NOT_RUNS and not name.startswith(".")]
-        found += [Path(folder, BENCH)] if BENCH in files else []
-    return found
+    return [folder / BENCH for folder in folders_with({BENCH}, path)]
 
 
 def _bench(file: Path, notes: list[str]) -> Bench | None:

@@ -13,7 +13,7 @@ from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.reading import Bench, Timing
 from repq_cli.report.figures.style import GREY, WIDE, log_axis, panels, plain, stem, styled
 from repq_cli.report.runs import Bits, bits_label
-from repq_cli.report.text import milliseconds
+from repq_cli.text import milliseconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

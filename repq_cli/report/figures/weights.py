@@ -12,11 +12,11 @@ from repq_cli.report.figures.material import Found, Material, run_title, telling
 from repq_cli.report.figures.reading import number, read_json
 from repq_cli.report.figures.style import COLOURS, LINES, PALE, panels, plain, stem, styled
 from repq_cli.report.runs import Run, bits_label
+from repq_cli.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FILE = "weights.json"
 GRID = 33  # levels up to which each is drawn as a line
 BINS = 96  # drawn at most
 NARROWEST = 1e-6  # bin, in steps
@@ -57,10 +57,10 @@ class Layer:
 def weights(material: Material) -> Found:
     """A figure for each run, or for a few where there are many."""
     notes: list[str] = []
-    runs, said = telling_runs(material.runs, lambda run: Path(run.folder, FILE).is_file(), "weights")
+    runs, said = telling_runs(material.runs, lambda run: RunFolder(run.folder).weights_file.is_file(), "weights")
     drawings = []
     for run in runs:
-        layers = _layers(Path(run.folder, FILE), notes)
+        layers = _layers(RunFolder(run.folder).weights_file, notes)
         if layers:
             with styled():
                 drawings.append(_drawing(run, _telling(layers)))

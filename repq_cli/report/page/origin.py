@@ -10,7 +10,7 @@ from repq_cli.report.grouping import lines_of
 from repq_cli.report.lines import NO_CONFIG, NOT_SET, Setting, rep_order, value_text
 from repq_cli.report.page.grid import Entry, Grid, Heading
 from repq_cli.report.runs import Run, bits_label
-from repq_cli.report.text import moment
+from repq_cli.text import moment
 
 NAMES = {
     "cpu": "Processor",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.page.grid import Entry, Grid, Heading, spans
-from repq_cli.report.quality import UNITS, number
-from repq_cli.report.row import PLAN
 from repq_cli.report.runs import Run, bits_label
+from repq_cli.runs.quality import UNITS, number
+from repq_cli.runs.sweep import SweepFolder
 
 AGREEMENTS = ("checks.freeze_top1_agreement", "checks.freeze_pixel_agreement")
 CHECKS = (
@@ -142,5 +142,5 @@ def again(run: Run) -> str:
     """The command that runs it again; of a job that could not begin, the one that goes on with its sweep."""
     if run.configured:
         return shlex.join(["repq", "train", f"resume={run.folder}"])
-    sweep = Path(run.folder).parent
-    return shlex.join(["repq", "train", f"resume={sweep}"]) if (sweep / PLAN).is_file() else ""
+    sweep = SweepFolder(Path(run.folder).parent)
+    return shlex.join(["repq", "train", f"resume={sweep}"]) if sweep.is_used else ""

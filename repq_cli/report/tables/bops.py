@@ -8,7 +8,7 @@ from repq_cli.report.cells import over_seeds
 from repq_cli.report.lines import entries_of
 from repq_cli.report.sections import Section
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
-from repq_cli.report.text import short
+from repq_cli.text import short
 
 PARETO = "Pareto: no other net is better in BOPs or metric without being worse in the other."
 

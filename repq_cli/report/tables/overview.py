@@ -7,10 +7,10 @@ from functools import partial
 from repq_cli.modes.catalogue.plain import Plain
 from repq_cli.report.cells import NONE, Cell, over_seeds, paired_difference, ratio, result, values_of
 from repq_cli.report.lines import Entry, entries_of
-from repq_cli.report.quality import signed
 from repq_cli.report.sections import Section
 from repq_cli.report.table import Column, Table, TableLine, with_best_in_column, without_empty_columns
-from repq_cli.report.text import file_size, short, times
+from repq_cli.runs.quality import signed
+from repq_cli.text import file_size, short, times
 
 DEPLOYED = 6  # its column
 DELTAS = "Δ: the deployed net's metric minus that of its FP net, and of Plain at the same width, seed by seed."

@@ -7,8 +7,8 @@ from functools import partial
 
 from repq_cli.report.cells import Cell
 from repq_cli.report.published import Figure, published
-from repq_cli.report.quality import UNITS, number
 from repq_cli.report.table import Column, Table, without_empty_columns
+from repq_cli.runs.quality import UNITS, number
 
 
 def published_tables(names: Sequence[str] = ()) -> list[Table]:

@@ -7,11 +7,11 @@ from functools import partial
 
 from repq_cli.report.cells import Cell, Seeds, over_seeds, result
 from repq_cli.report.lines import Line, entries_of, settle
-from repq_cli.report.quality import UNITS, number
 from repq_cli.report.runs import Measured, Run
 from repq_cli.report.sections import Section
 from repq_cli.report.table import Column, Table, TableLine, with_best_in_column, without_empty_columns
 from repq_cli.report.tables.overview import BEST
+from repq_cli.runs.quality import UNITS, number
 
 TITLES = {"psnr_y": "PSNR", "ssim_y": "SSIM"}  # on luma, as the literature has them
 TEXTS = ("Model", "Rep", "Bits", "Mode", "Variant")

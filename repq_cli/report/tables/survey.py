@@ -7,13 +7,13 @@ from functools import partial
 from repq_cli.report.cells import NONE, Cell, over_seeds, ratio, result
 from repq_cli.report.lines import FLOAT, Entry, entries_of, variant_of
 from repq_cli.report.published import PUBLISHED, Figure, figures
-from repq_cli.report.quality import signed
 from repq_cli.report.runs import Bits
 from repq_cli.report.sections import Section
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.report.tables.overview import difference_to_fp
 from repq_cli.report.tables.published import width_text
-from repq_cli.report.text import file_size, times
+from repq_cli.runs.quality import signed
+from repq_cli.text import file_size, times
 
 # The papers' methods by ours: of weights, and of activations where those are quantized.
 METHODS = {

@@ -9,7 +9,7 @@ from repq_cli.report.lines import Line, entries_of, rep_order
 from repq_cli.report.runs import Run
 from repq_cli.report.sections import Section
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
-from repq_cli.report.text import milliseconds, relative
+from repq_cli.text import milliseconds, relative
 
 MEDIANS = "Medians over runs of their median step; an FP stage that runs share counts once."
 FP_STEP, QAT_STEP = "time.fp_step_ms", "time.qat_step_ms"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repq_cli.report.row import Row
-from repq_cli.report.text import columns
+from repq_cli.runs.row import Row
+from repq_cli.text import columns
 
 ENGINES = {
     "bicubic": "bicubic",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from repq_cli.modes.catalogue import mode_named
 from repq_cli.modes.mode import Mode
-from repq_cli.report.quality import ENGINES, UNITS, number
-from repq_cli.report.row import Row
-from repq_cli.report.text import file_size, scaled
+from repq_cli.runs.quality import ENGINES, UNITS, number
+from repq_cli.runs.row import Row
+from repq_cli.text import file_size, scaled
 
 
 def closing_table(row: Row) -> str:

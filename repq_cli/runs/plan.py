@@ -1,15 +1,9 @@
-"""What a sweep consists of, as its folder keeps it in sweep.json: the command and every job."""
+"""What a sweep consists of: the command and every job."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-from repq_cli.errors import DataError
-from repq_cli.files import write_json
-from repq_cli.report.row import PLAN
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -66,20 +60,6 @@ class Plan:
         own = self.jobs[number]
         same = (job for job in self.legal if (job.key, job.runtime) == (own.key, own.runtime))
         return [job.number for job in same if job is not own]
-
-    def save(self, folder: Path) -> None:
-        """Write sweep.json."""
-        write_json(folder / PLAN, asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> Plan:
-        """Read sweep.json. Raises DataError if it is missing or damaged."""
-        try:
-            content = json.loads((folder / PLAN).read_text())
-            jobs = [Job(**job) for job in content.pop("jobs")]
-            return cls(jobs=jobs, **content)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{folder / PLAN} cannot be read ({error}): start a new sweep.") from error
 
 
 def same_jobs(first: Plan, second: Plan) -> bool:

@@ -1,14 +1,13 @@
-"""Folders that no two commands share."""
+"""Where commands write by default, in folders that no two of them share."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
 
-from repq_cli.cli.arguments import OUTPUTS
 from repq_cli.errors import DataError
 
-__all__ = ["OUTPUTS", "reserve"]
+OUTPUTS = Path("outputs")
 
 
 def reserve(parent: Path, name: str, option: str = "hydra.run.dir=DIR") -> Path:

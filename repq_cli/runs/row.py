@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import traceback
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
-
-from repq_cli.errors import DataError
-from repq_cli.files import write_json
-
-ROW = "summary.json"
-PLAN = "sweep.json"  # in the folder above, if the run is a job of a sweep
 
 Row = dict[str, Any]
 
@@ -21,23 +13,6 @@ Row = dict[str, Any]
 def now() -> str:
     """The time, in UTC, as rows have it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def write_row(run_dir: Path, row: Row) -> None:
-    """Write summary.json; what was not measured (None, or not a finite number) is left out."""
-    write_json(run_dir / ROW, prune(row))
-
-
-def read_row(run_dir: Path) -> Row | None:
-    """The row of a run folder, or None where there is none yet."""
-    path = run_dir / ROW
-    if not path.exists():
-        return None
-    try:
-        row: Row = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not valid JSON: remove it, or the run folder.") from error
-    return row
 
 
 def merge_metrics(old: list[Row], new: list[Row]) -> list[Row]:

@@ -1,0 +1,7 @@
+"""``python -m repq_cli``."""
+
+import sys
+
+from repq_cli.cli import main
+
+sys.exit(main())

@@ -1,0 +1,107 @@
+"""From the words behind ``repq`` to a command, and from what goes wrong in it to a sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from repq_cli import __version__
+from repq_cli.cli.commands import COMMANDS
+from repq_cli.errors import ConfigError, Interrupted, RepqError
+from repq_cli.typecheck import nearest
+
+USAGE = """\
+repq trains re-parameterised convolutional networks so that they ship as low-bit integers.
+
+usage: repq COMMAND [key=value | group=option] ...
+       repq --help | --version | COMMAND --help
+
+commands:
+{commands}
+
+try:
+  repq train +model=repvgg_a0 quant=w4a4                        minutes on two cores, no download
+  repq train -m +model=repvgg_a0 mode=merged,repq_bnest quant=w4a4,w2a2
+  repq info +model=repvgg_b0 quant=w4a4
+  repq table                                                    all runs below outputs/, seeds averaged
+  repq report                                                   the same as a page, with figures
+
+exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data or files, 4 a check failed,
+            130 Ctrl-C and 143 SIGTERM, both after a checkpoint\
+"""
+
+
+def usage() -> str:
+    """What ``repq --help`` prints."""
+    width = max(map(len, COMMANDS))
+    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``repq`` and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = dispatch(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a broken pipe is still caught
+        return code
+    except RepqError as error:
+        return complain(error, error.exit_code)
+    except Interrupted as interruption:
+        return interruption.exit_code
+    except KeyboardInterrupt:
+        print("repq: stopped; files that were written are whole.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return complain(in_words(error), 1)
+
+
+# What torch, ONNX Runtime, C++ and the system say.
+NO_MEMORY = re.compile(r"(can't|cannot|failed to) allocate memory|out of memory|not enough memory|bad_alloc", re.I)
+
+
+def in_words(error: Exception) -> Exception:
+    """What libraries raise where the machine, not the program, is at its end, as a sentence; else the error itself."""
+    if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
+        return error
+    sentence = RepqError(
+        "Memory ran out: take smaller batches, images or tiles (repq COMMAND --help lists the keys), or free some."
+    )
+    sentence.__cause__ = error
+    return sentence
+
+
+def complain(error: Exception, exit_code: int) -> int:
+    """Print an error: a sentence, with a traceback only on request or where the mistake is ours."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, RepqError):
+        import traceback
+
+        traceback.print_exception(error)
+    else:
+        print(f"repq: {error}", file=sys.stderr)
+    return exit_code
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Find the command and hand it its arguments."""
+    if arguments[:1] in (["-sc"], ["--shell-completion"]):
+        from repq_cli.cli.completion import complete
+
+        return complete(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else ConfigError.exit_code
+    if arguments[0] in ("-V", "--version"):
+        print(f"repq {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        near = nearest(name, COMMANDS)
+        hint = f"did you mean '{near}'?" if near else f"the commands are {', '.join(COMMANDS)}."
+        raise ConfigError(f"There is no command '{name}'; {hint}")
+    return COMMANDS[name].run(name, rest)

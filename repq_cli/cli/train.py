@@ -1,0 +1,32 @@
+"""``repq train``: a run, a sweep, or the continuation of either."""
+
+from __future__ import annotations
+
+from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.hydra_app import run_app
+from repq_cli.cli.overrides import Checker
+from repq_cli.cli.resume import go_on
+
+
+def train(job: str, arguments: list[str]) -> int:
+    """A run by ``job``, a sweep with ``-m``, or what ``resume=`` names. Returns the exit code."""
+    line = CommandLine.parse(arguments)
+    if line.only_shows:
+        return run_app("train", job, fit_shown(line))
+    resume = [override for override in line.overrides if override.lstrip("+").startswith("resume=")]
+    if resume:
+        line.overrides = [override for override in line.overrides if override not in resume]
+        return go_on(resume[-1].partition("=")[2], line)
+    if not line.multirun:
+        return run_app("train", job, Checker("train", line).check().arguments)
+    from repq_cli.cli import sweep
+
+    return sweep.start(line, arguments)
+
+
+def fit_shown(line: CommandLine) -> list[str]:
+    """Arguments for ``--cfg`` and the like: checked where a model is named, else as they are."""
+    if line.has("--hydra-help"):  # is about Hydra alone, and trips over a model
+        return line.flags
+    named = any(override.lstrip("+").startswith(("model=", "experiment=")) for override in line.overrides)
+    return Checker("train", line).check().arguments if named else line.arguments

@@ -1,0 +1,101 @@
+"""A run that is done, from its folder: its networks, data and task, whatever a command needs of them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repq_cli import build
+from repq_cli.data.base import Evaluation, Inputs, Split
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.errors import DataError
+from repq_cli.runs.folder import ROW, RunFolder
+from repq_cli.runs.row import Row
+from repq_cli.schema import with_defaults
+from repq_cli.train.reload import trained_nets
+
+# What commands read in a row without asking whether it is there.
+ROW_KINDS = {"model": str, "rep": str, "mode": str, "task": str, "metrics": list, "metric": dict, "quant": dict}
+ROW_PARTS = {"metric": ("name", "split"), "quant": ("weight_bits", "act_bits")}
+
+
+class FinishedRun:
+    """A run that is done. Its files are read when they are asked for, and once."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the row. Raises DataError where there is no run, or one that is not done."""
+        self.folder = RunFolder(path)
+        self.row = _row_of_finished(self.folder)
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.what}"
+
+    @property
+    def what(self) -> str:
+        """What ran."""
+        return f"{self.row['model']}, rep {self.row['rep']}, mode {self.row['mode']}"
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration, of an earlier version with today's defaults."""
+        return build.checked(with_defaults(self.folder.read_config()))
+
+    @functools.cached_property
+    def deployed(self) -> DeployedNet:
+        """The network that ships."""
+        return DeployedNet.load(self.folder.deploy)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the networks read, without a look at the data."""
+        graph = self.deployed.graph
+        return Inputs(self.config["data"]["name"], tuple(graph["input_shape"]), len(graph.get("classes", ())))
+
+    def trained(self, inputs: Inputs) -> dict[str, nn.Module]:
+        """The FP net (``fp``) and the quantization-aware one (``fake``), both in eval mode on the CPU."""
+        return trained_nets(self.folder, self.config, build.network_maker(self.config, inputs), inputs.shape[0])
+
+    def tests(self, config: dict[str, Any]) -> dict[str, Evaluation]:
+        """The evaluation sets of a configuration, such as the run's own, as its networks read them."""
+        return {name: fitting(name, split, self.deployed) for name, split in build.data_tests(config).items()}
+
+
+def _row_of_finished(folder: RunFolder) -> Row:
+    row = folder.read_row() if folder.path.is_dir() else None
+    if not isinstance(row, dict):
+        raise DataError(f"run={folder} is no run folder: it holds no {ROW}; name one below outputs/.")
+    if row.get("status") != "done":
+        raise DataError(
+            f"run={folder} is not done (status {row.get('status')}): go on with it by repq train resume={folder}."
+        )
+    whole = all(isinstance(row.get(key), kind) for key, kind in ROW_KINDS.items())
+    if not whole or not all(key in row[section] for section, keys in ROW_PARTS.items() for key in keys):
+        raise DataError(f"{folder.row_file} lacks what every row has: restore it, or train the run again.")
+    return row
+
+
+def fitting(name: str, split: Evaluation, net: DeployedNet) -> Evaluation:
+    """The set as this network reads it: normalised as its training images were. DataError where it cannot be."""
+    if not isinstance(split, Split):
+        return split
+    shape, classes = tuple(net.graph["input_shape"]), net.graph["classes"]
+    if split.info.shape != shape:
+        raise DataError(
+            f"The images of {split.info.name}/{name} are {_size(split.info.shape)} and the network was trained on "
+            f"{_size(shape)}: scale them (data.size), or choose other data."
+        )
+    if len(split.info.classes) != len(classes):
+        raise DataError(
+            f"{split.info.name} has {len(split.info.classes)} classes and the network was trained on {len(classes)}: "
+            f"choose data with the same classes."
+        )
+    if split.info.classes != tuple(classes):
+        print(f"The classes of {split.info.name} have other names than those of training; they are taken in order.")
+    return split.normalised_by(net.graph["mean"], net.graph["std"])
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,95 @@
+"""The folder of a sweep: its plan, a run folder for each job, and the marks by which processes know of each other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from repq_cli.errors import DataError
+from repq_cli.files import locked, write_json
+from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.plan import Job, Plan
+
+PLAN = "sweep.json"
+
+
+class SweepFolder:
+    """One sweep's folder, which need not exist.
+
+    stop_file: while it is there no job is to begin, and those that run are to stop; it holds the signal's number.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.plan_file, self.stop_file, self._running = (self.path / name for name in (PLAN, ".stop", ".running"))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a sweep has begun here."""
+        return self.plan_file.is_file()
+
+    def read_plan(self) -> Plan:
+        """The plan. Raises DataError if it is missing or damaged."""
+        try:
+            content = json.loads(self.plan_file.read_text())
+            jobs = [Job(**job) for job in content.pop("jobs")]
+            return Plan(jobs=jobs, **content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{self.plan_file} cannot be read ({error}): start a new sweep.") from error
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write the plan."""
+        write_json(self.plan_file, asdict(plan))
+
+    def job(self, number: int) -> RunFolder:
+        """The run folder of a job."""
+        return RunFolder(self.path / str(number))
+
+    def numbers(self, plan: Plan, status: str) -> list[int]:
+        """The jobs whose rows have a status."""
+        return [job.number for job in plan.legal if self.job(job.number).status == status]
+
+    def is_finished(self, plan: Plan) -> bool:
+        """Whether every job that can be run is done."""
+        return len(self.numbers(plan, "done")) == len(plan.legal)
+
+    def clear_marks(self) -> None:
+        """Forget what processes that are gone have left."""
+        self.stop_file.unlink(missing_ok=True)
+        shutil.rmtree(self._running, ignore_errors=True)
+
+    def ask_to_stop(self, signal_number: int) -> None:
+        """Tell the jobs, in whichever process, to stop."""
+        self.stop_file.write_text(str(signal_number))
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The number of the signal by which the jobs are to stop; None where they are not."""
+        return int(self.stop_file.read_text() or signal.SIGTERM) if self.stop_file.exists() else None
+
+    @contextmanager
+    def running(self, number: int) -> Iterator[None]:
+        """Mark a job as running inside the block."""
+        mark = self._running / str(number)
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def count_running(self) -> int:
+        """How many jobs run now."""
+        return len(list(self._running.iterdir())) if self._running.is_dir() else 0
+
+    def once(self, key: str, wait: Callable[[], None]) -> AbstractContextManager[None]:
+        """Hold the lock that jobs of one configuration share, as ``files.locked`` does."""
+        return locked(self.path / f".{key}.lock", wait)
