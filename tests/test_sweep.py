@@ -247,7 +247,7 @@ def test_what_is_refused_leaves_nothing(
 ) -> None:
     for name in ("sweep", "broken"):
         Path(name).mkdir()
-    Plan("repq train -m", ["+model=repvgg_a0"], ["-m"], []).save(Path("sweep"))
+    SweepFolder("sweep").write_plan(Plan("repq train -m", ["+model=repvgg_a0"], ["-m"], []))
     Path("broken", PLAN).write_text('{"jobs": [')
     Path("varied").mkdir()
     plan("+model=repvgg_a0", "runtime.threads=1,2").save(Path("varied"))

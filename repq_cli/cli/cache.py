@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Its paths and flags."""
     parser = argparse.ArgumentParser(
         prog="repq cache",
         description="The FP stages that repq train keeps, so that runs with the same one train it once.",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-
-from repq_cli.cli.named import found
+from pkgutil import resolve_name
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class App:
     def run(self, name: str, arguments: list[str]) -> int:
         """Check the arguments, run the app; the exit code."""
         if self.start is not None:
-            return int(found(self.start)(self.job, arguments))
+            return int(resolve_name(self.start)(self.job, arguments))
         from repq_cli.cli.command_line import CommandLine
         from repq_cli.cli.hydra_app import run_app
         from repq_cli.cli.overrides import Checker
@@ -44,13 +43,13 @@ class FileCommand:
 
     def parser(self) -> ArgumentParser:
         """Its paths and flags."""
-        parser: ArgumentParser = found(f"{self.module}:parser")()
+        parser: ArgumentParser = resolve_name(f"{self.module}:parser")()
         return parser
 
     def run(self, name: str, arguments: list[str]) -> int:
         """Parse the arguments, do it; the exit code."""
         options = self.parser().parse_args(arguments, Namespace(typed=arguments))
-        return int(found(f"{self.module}:run")(options))
+        return int(resolve_name(f"{self.module}:run")(options))
 
 
 COMMANDS: dict[str, App | FileCommand] = {

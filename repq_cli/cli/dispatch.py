@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from repq_cli import __version__
 from repq_cli.cli.commands import COMMANDS
 from repq_cli.errors import ConfigError, Interrupted, RepqError
+from repq_cli.text import columns
 from repq_cli.typecheck import nearest
 
 USAGE = """\
@@ -35,8 +36,7 @@ exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data or files,
 
 def usage() -> str:
     """What ``repq --help`` prints."""
-    width = max(map(len, COMMANDS))
-    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items()))
+    return USAGE.format(commands=columns([(f"  {name}", command.summary) for name, command in COMMANDS.items()], 2))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pkgutil import resolve_name
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repq_cli.cli.folders import register_resolvers
-from repq_cli.cli.named import found
 from repq_cli.errors import ConfigError, DataError, RepqError
 
 CONFIGS = "repq_cli.configs"
@@ -54,7 +54,7 @@ def run_app(command: str, job: str, arguments: list[str]) -> int:
     @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=command)
     def app(config: DictConfig) -> float | None:
         try:
-            return found(job)(plain(config))
+            return resolve_name(job)(plain(config))
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise

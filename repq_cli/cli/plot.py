@@ -13,6 +13,7 @@ from repq_cli.errors import DataError
 from repq_cli.files import make_folder
 from repq_cli.report.figures.catalogue import FIGURES, drawings
 from repq_cli.runs.outputs import OUTPUTS, reserve
+from repq_cli.text import columns
 
 DESCRIPTION = """\
 Draw what runs have found: their rows (summary.json), logs (metrics.jsonl) and measurements (bench.json).
@@ -20,14 +21,7 @@ Points are means over seeds. Nothing is trained, and nothing is changed."""
 
 EPILOG = """\
 figures, each drawn where there is something to show:
-  pareto   the metric against bit operations, and the Pareto front
-  bits     the metric against bits, a line for each mode, a panel for each model and block
-  latency  the metric against measured latency, float and integers
-  speed    milliseconds for an image: each net in each engine of a bench.json, batch by batch
-  curves   loss and validation metric over the epochs of both stages
-  steps    step sizes of the quantizers over QAT
-  weights  weights of branches, merged, and quantized, in units of the step
-  crops    enlarged pictures side by side
+{figures}
 
 examples:
   repq plot                                         all runs below outputs/
@@ -68,7 +62,10 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = parser_of_paths("plot", DESCRIPTION, EPILOG, PATHS.replace(", or a", ", a bench.json or a"))
+    """Its paths and flags."""
+    figures = columns([(f"  {name}", kind.summary) for name, kind in FIGURES.items()], 2)
+    paths = PATHS.replace(", or a", ", a bench.json or a")
+    parser = parser_of_paths("plot", DESCRIPTION, EPILOG.format(figures=figures), paths)
     parser.add_argument(
         "--figure", action="append", default=[], metavar="NAME", help="only this figure; may be repeated"
     )

@@ -65,6 +65,7 @@ def _say(text: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Its paths and flags."""
     parser = parser_of_paths("report", DESCRIPTION, EPILOG)
     parser.add_argument("--out", metavar="FILE", help=f"the page (default: {REPORTS}/TIME.html)")
     parser.add_argument("--title", metavar="TEXT", help="its title (default: what the runs are of)")

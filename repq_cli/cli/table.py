@@ -14,6 +14,7 @@ from repq_cli.report.reading import find_runs
 from repq_cli.report.render.data import as_csv, as_json
 from repq_cli.report.render.latex import latex
 from repq_cli.report.render.markdown import markdown
+from repq_cli.text import columns
 
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex, "json": as_json}
 
@@ -23,12 +24,7 @@ differ in anything else stand in lines of their own. Nothing is trained, and not
 
 EPILOG = """\
 tables, each printed where there is something to show:
-  overview          every mode at every width: FP, deployed, differences to FP and to Plain, size, BOPs
-  classification    one line for each model and block, modes side by side at every width
-  super_resolution  PSNR and SSIM for each set, a table for each scale
-  time              a training step, relative to Plain's in FP and in QAT
-  survey            1 bit, ternary, 8 bit integers and float: metric, size, compression
-  bops              bit operations against the metric, and the Pareto front
+{tables}
 
 examples:
   repq table                                        all runs below outputs/
@@ -62,7 +58,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = parser_of_paths("table", DESCRIPTION, EPILOG)
+    """Its paths and flags."""
+    tables = columns([(f"  {name}", kind.summary) for name, kind in TABLES.items()], 2)
+    parser = parser_of_paths("table", DESCRIPTION, EPILOG.format(tables=tables))
     parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table; may be repeated")
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="how to print (default: markdown)")
     parser.add_argument("--out", metavar="FILE", help="write to a file instead of printing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.report.notes import notes_on, notes_on_failures
@@ -18,13 +19,21 @@ from repq_cli.report.tables.super_resolution import super_resolution
 from repq_cli.report.tables.survey import compares_methods, survey
 from repq_cli.report.tables.training_time import training_time
 
-TABLES: dict[str, Callable[[Section], list[Table]]] = {
-    "overview": overview,
-    "classification": classification,
-    "super_resolution": super_resolution,
-    "time": training_time,
-    "survey": survey,
-    "bops": bops,
+
+class Kind(NamedTuple):
+    """How tables of a name are made of a section of runs, and what they show."""
+
+    tables: Callable[[Section], list[Table]]
+    summary: str
+
+
+TABLES = {
+    "overview": Kind(overview, "every mode at every width: FP, deployed, differences to FP and to Plain, size, BOPs"),
+    "classification": Kind(classification, "one line for each model and block, modes side by side at every width"),
+    "super_resolution": Kind(super_resolution, "PSNR and SSIM for each set, a table for each scale"),
+    "time": Kind(training_time, "a training step, relative to Plain's in FP and in QAT"),
+    "survey": Kind(survey, "1 bit, ternary, 8 bit integers and float: metric, size, compression"),
+    "bops": Kind(bops, "bit operations against the metric, and the Pareto front"),
 }
 
 
@@ -59,7 +68,7 @@ def document(runs: Sequence[Run], notes: Sequence[str], names: Sequence[str], pu
     chapters = []
     for section in sections_of(usable):
         wanted = names or [name for name in TABLES if name != "survey" or compares_methods(section)]
-        tables = [table for name in TABLES if name in wanted for table in TABLES[name](section)]
+        tables = [table for name in TABLES if name in wanted for table in TABLES[name].tables(section)]
         if tables:
             chapters.append(Chapter(section.title, tuple(tables), tuple(notes_on(section))))
     shown = {table.name for chapter in chapters for table in chapter.tables}

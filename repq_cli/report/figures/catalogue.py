@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.report.figures.bits import bits
@@ -25,26 +26,48 @@ from repq_cli.runs.folder import BENCH
 
 __all__ = ["FIGURES", "Drawing", "drawings"]
 
-FIGURES: dict[str, Callable[[Material], Found]] = {
-    "pareto": pareto,
-    "bits": bits,
-    "latency": latency,
-    "speed": speed,
-    "curves": curves,
-    "steps": steps,
-    "weights": weights,
-    "crops": crops,
-}
 
-NEEDS = {
-    "pareto": "finished runs with their cost",
-    "bits": "finished runs of one model at two widths or more",
-    "curves": "runs with a log (metrics.jsonl)",
-    "steps": "runs whose log (metrics.jsonl) has the quantizers' steps",
-    "weights": "runs with weights.json, which newer runs write at their end",
-    "crops": "super-resolution runs with crops/, which newer runs write at their end",
-    "latency": "measurements (bench.json of repq bench) of nets whose metric is known",
-    "speed": "measurements (bench.json of repq bench)",
+class Kind(NamedTuple):
+    """How figures of a name are drawn, what they show, and what they need."""
+
+    draw: Callable[[Material], Found]
+    summary: str
+    needs: str
+
+
+FIGURES = {
+    "pareto": Kind(pareto, "the metric against bit operations, and the Pareto front", "finished runs with their cost"),
+    "bits": Kind(
+        bits,
+        "the metric against bits, a line for each mode, a panel for each model and block",
+        "finished runs of one model at two widths or more",
+    ),
+    "latency": Kind(
+        latency,
+        "the metric against measured latency, float and integers",
+        "measurements (bench.json of repq bench) of nets whose metric is known",
+    ),
+    "speed": Kind(
+        speed,
+        "milliseconds for an image: each net in each engine of a bench.json, batch by batch",
+        "measurements (bench.json of repq bench)",
+    ),
+    "curves": Kind(
+        curves, "loss and validation metric over the epochs of both stages", "runs with a log (metrics.jsonl)"
+    ),
+    "steps": Kind(
+        steps, "step sizes of the quantizers over QAT", "runs whose log (metrics.jsonl) has the quantizers' steps"
+    ),
+    "weights": Kind(
+        weights,
+        "weights of branches, merged, and quantized, in units of the step",
+        "runs with weights.json, which newer runs write at their end",
+    ),
+    "crops": Kind(
+        crops,
+        "enlarged pictures side by side",
+        "super-resolution runs with crops/, which newer runs write at their end",
+    ),
 }
 
 
@@ -60,9 +83,9 @@ def drawings(paths: Sequence[Path], names: Sequence[str] = ()) -> tuple[list[Dra
     drawn: list[Drawing] = []
     for name in FIGURES:
         if not names or name in names:
-            own, more = FIGURES[name](material)
+            own, more = FIGURES[name].draw(material)
             if names and not own:
-                more = [*more, f"There is nothing for the figure {name}: it needs {NEEDS[name]}."]
+                more = [*more, f"There is nothing for the figure {name}: it needs {FIGURES[name].needs}."]
             drawn, notes = drawn + own, notes + more
     notes += [*material.damage(), *notes_on_failures(runs), *_of_runs(said, benches)]
     return _distinct(drawn), list(dict.fromkeys(notes))
