@@ -16,19 +16,19 @@ from repq_cli.runs.row import now, prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import fp_checkpoint
-from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_cache import FPCache
 from repq_cli.train.fp_weights import load_fp
 from repq_cli.train.log import logger
 from repq_cli.train.optim import patterns_without_match
-from repq_cli.train.stage import Stage, Surroundings, train_stage
+from repq_cli.train.stage import RunContext, Stage, train_stage
 
 
 class FPStage:
     """Makes the FP net, leaves it in checkpoints/fp.pt, and adds the stage's times to ``times``."""
 
-    def __init__(self, experiment: Experiment, around: Surroundings, times: dict[str, float | None]) -> None:
-        self.experiment, self.around, self.times = experiment, around, times
+    def __init__(self, context: RunContext, times: dict[str, float | None]) -> None:
+        self.context, self.times = context, times
+        self.experiment = experiment = context.experiment
         shared = experiment.fp.reuse and experiment.fp.checkpoint is None
         self.cache = FPCache(experiment.fp_key) if shared else None
         self._waiting = False
@@ -37,10 +37,10 @@ class FPStage:
         """The FP net. ``saved``: the run's last checkpoint, if it is resumed."""
         experiment = self.experiment
         torch.manual_seed(derive_seed(experiment.seed, "fp"))
-        net = experiment.make_net().to(self.around.device)
+        net = experiment.make_net().to(self.context.device)
         merge_first(net, experiment.fp.merged_training is True)
         if saved is not None and saved["stage"] == "qat":
-            load_fp(net, self.around.folder.fp, "repq", experiment.signature)
+            load_fp(net, self.context.folder.fp, "repq", experiment.signature)
             self.times |= saved["earlier"]
         elif experiment.fp.checkpoint is not None:
             self._load(net, experiment.fp.checkpoint)
@@ -55,7 +55,7 @@ class FPStage:
         if self.cache is None:
             return self.experiment.fp.checkpoint
         about = self.cache.about()
-        if about is None or Path(about["run"]).resolve() == self.around.folder.path.resolve():
+        if about is None or Path(about["run"]).resolve() == self.context.folder.path.resolve():
             return None
         return str(about["run"])
 
@@ -63,14 +63,14 @@ class FPStage:
         experiment = self.experiment
         load_fp(net, fp_checkpoint(path), experiment.fp.format, experiment.signature)
         content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
-        checkpoint.save(self.around.folder.fp, content)
+        checkpoint.save(self.context.folder.fp, content)
         logger.info("FP weights from %s", path)
 
     def _train(self, net: nn.Module, saved: dict[str, Any] | None) -> None:
         for pattern in patterns_without_match(net, self.experiment.optim.decay_also):
             logger.warning("optim.decay_also has '%s', which is the name of no parameter of this net.", pattern)
-        stage = Stage("fp", self.experiment.fp, self.around.folder.fp)
-        train_stage(stage, net, self.around, self.experiment.signature, self.times, saved)
+        stage = Stage("fp", self.experiment.fp, self.context.folder.fp)
+        train_stage(stage, net, self.context, self.times, saved)
 
     def _train_once(self, net: nn.Module, saved: dict[str, Any] | None, cache: FPCache) -> None:
         """Take the stage that another run trained, wait for the process that trains it now, or train and keep it."""
@@ -87,13 +87,13 @@ class FPStage:
                     self._keep(shared)
 
     def _wait(self) -> None:
-        self.around.stop.check()
+        self.context.stop.check()
         if not self._waiting:
             logger.info("Another process trains this FP stage (%s): waiting for it.", self.experiment.fp_key)
             self._waiting = True
 
     def _reused(self, cache: FPCache, net: nn.Module) -> bool:
-        about, fp = cache.about(), self.around.folder.fp
+        about, fp = cache.about(), self.context.folder.fp
         if about is None:
             return False
         try:
@@ -106,7 +106,7 @@ class FPStage:
             logger.warning("The stored FP stage %s cannot be used and is trained again: %s", cache.folder, error)
             cache.drop()
             return False
-        self.around.log.adopt(lines)
+        self.context.log.adopt(lines)
         cache.touch()
         self.times |= about["time"]
         logger.info("FP stage as trained in %s (fp.reuse=false trains it again)", about["run"])
@@ -115,7 +115,7 @@ class FPStage:
     def _keep(self, cache: FPCache) -> None:
         experiment = self.experiment
         about = {
-            "run": str(self.around.folder),
+            "run": str(self.context.folder),
             "stored": now(),
             "model": experiment.model,
             "rep": experiment.signature["rep"],
@@ -125,6 +125,6 @@ class FPStage:
             "time": prune(self.times),
         }
         try:
-            cache.store(self.around.folder.fp, self.around.log.path, about)
+            cache.store(self.context.folder.fp, self.context.log.path, about)
         except DataError as error:
             logger.warning("This FP stage is not kept for other runs: %s", error)

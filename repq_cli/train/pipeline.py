@@ -28,12 +28,11 @@ from repq_cli.seeds import derive_seed
 from repq_cli.train.checkpoint import load_last
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import crops, measure, value_of, write_crops
-from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
 from repq_cli.train.options import StageOptions
 from repq_cli.train.outcome import choices, final_metrics
-from repq_cli.train.stage import Stage, Surroundings, train_stage
+from repq_cli.train.stage import RunContext, Stage, train_stage
 
 STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated between the stages
 MERGE_TOLERANCE = 1e-4  # of float32 merging, relative to the largest output
@@ -52,8 +51,9 @@ def _merging_changes(fp_net: nn.Module, x: Tensor) -> tuple[float, float]:
 class Run:
     """The steps of a run, in order; ``row`` is filled in as they succeed."""
 
-    def __init__(self, experiment: Experiment, around: Surroundings, row: Row) -> None:
-        self.experiment, self.around, self.folder, self.row = experiment, around, around.folder, row
+    def __init__(self, context: RunContext, row: Row) -> None:
+        self.context, self.row = context, row
+        self.experiment, self.folder = context.experiment, context.folder
         self.time: dict[str, float | None] = {}
         self.row["time"] = self.time
 
@@ -64,30 +64,35 @@ class Run:
         return qat if self.experiment.mode.rule.trains else replace(qat, epochs=0)
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Training steps of an epoch."""
+        return self.experiment.data.train.steps(self.experiment.batch_size)
+
+    @property
     def fp_steps(self) -> int:
         """Training steps of the FP stage, none where its weights are given."""
         fp = self.experiment.fp
-        return 0 if fp.checkpoint is not None else fp.epochs * self.around.data.train.steps(self.around.batch_size)
+        return 0 if fp.checkpoint is not None else fp.epochs * self.steps_per_epoch
 
     @property
     def steps(self) -> int:
         """Training steps of both stages."""
-        return self.fp_steps + self.qat.epochs * self.around.data.train.steps(self.around.batch_size)
+        return self.fp_steps + self.qat.epochs * self.steps_per_epoch
 
     def carry_out(self, resume: bool) -> None:
         """FP, QAT, freeze, check, evaluate."""
-        around = self.around
+        context = self.context
         saved = load_last(self.folder) if resume else None
         if saved is None:
-            around.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
+            context.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
         if self.experiment.optim.custom_l2:
             logger.warning("optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593).")
-        fp_stage = FPStage(self.experiment, around, self.time)
+        fp_stage = FPStage(context, self.time)
         fp_net = fp_stage.net(saved)
         self.row["lineage"]["fp_run"] = fp_stage.origin()
         self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
         qat_net = self.qat_stage(fp_net, saved)
-        around.stop.check()
+        context.stop.check()
         mode, quant = self.experiment.mode.rule, self.experiment.quant
         self.row |= mode.findings(qat_net, quant)
         shipped = mode.shipped_net(qat_net, quant.init)
@@ -97,19 +102,19 @@ class Run:
             "freeze_max_abs": agreement.max_abs,
             f"freeze_{self.experiment.task.agreement_name}": agreement.answers,
         }
-        around.stop.check()
+        context.stop.check()
         self.measure(fp_net, qat_net, deployed)
         blocks = blocks_behind(qat_net if mode.trains else fp_net)
         self.folder.write_weights(weight_histograms(shipped, blocks))
-        around.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
+        context.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
         self.row["lineage"]["finished"] = now()
         self.folder.write_row(self.row)
 
     def first_batches(self) -> Iterator[Tensor]:
         """The batches that QAT will start with: for statistics and steps."""
-        around = self.around
-        seed = derive_seed(around.seed, "qat", 0)
-        batches = around.data.train.training_batches(around.batch_size, seed, device=around.device)
+        experiment = self.experiment
+        seed = derive_seed(experiment.seed, "qat", 0)
+        batches = experiment.data.train.training_batches(experiment.batch_size, seed, device=self.context.device)
         return (x for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
 
     def merge_check(self, fp_net: nn.Module) -> float:
@@ -150,9 +155,8 @@ class Run:
             if mode.freeze_bn_after is not None and epoch >= mode.freeze_bn_after:
                 freeze_statistics(net)
 
-        around = self.around
         stage = Stage("qat", self.qat, self.folder.best, self.fp_steps, on_epoch)
-        train_stage(stage, net, around, experiment.signature, self.time, saved)
+        train_stage(stage, net, self.context, self.time, saved)
         return net
 
     def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:
@@ -160,8 +164,8 @@ class Run:
         experiment, info = self.experiment, self.experiment.data.info
         description = {"task": experiment.task.name, **info.description()}
         freeze(qat_net, description).save(self.folder.deploy)
-        deployed = DeployedNet.load(self.folder.deploy).to(self.around.device)
-        images = (x for x, _ in experiment.data.val.batches(EVAL_BATCH, self.around.device))
+        deployed = DeployedNet.load(self.folder.deploy).to(self.context.device)
+        images = (x for x, _ in experiment.data.val.batches(EVAL_BATCH, self.context.device))
         agreement = compare(qat_net, deployed, images, experiment.task.agreement)
         if agreement.max_abs != 0:
             raise CheckError(
@@ -172,11 +176,11 @@ class Run:
 
     def measure(self, fp_net: nn.Module, qat_net: nn.Module, deployed: DeployedNet) -> None:
         """The test sets, once; size, cost, memory."""
-        around, task, row = self.around, self.experiment.task, self.row
-        tests, device, tile = around.data.tests, around.device, self.experiment.runtime.tile
+        context, task, row = self.context, self.experiment.task, self.row
+        tests, device, tile = self.experiment.data.tests, context.device, self.experiment.runtime.tile
         nets = {**task.baselines(), "fp": fp_net, "fake": qat_net, "deployed": deployed}
         name = self.experiment.data_name
-        row["metrics"] = measure(nets, tests, task, name, device, tile, around.log.show_bar)
+        row["metrics"] = measure(nets, tests, task, name, device, tile, context.log.show_bar)
         first = next(iter(tests))
         wanted = {**task.set_keys(name, first), "name": task.metric}
         row["metric"] = {
@@ -189,7 +193,7 @@ class Run:
         }
         pictures = {**task.baselines(), "fp": fp_net, "deployed": deployed}
         for set_name, crop in crops(pictures, tests, task, device, tile):
-            around.log.image(set_name, side_by_side({ENGINES.get(key, key): picture for key, picture in crop.items()}))
+            context.log.image(set_name, side_by_side({ENGINES.get(key, key): picture for key, picture in crop.items()}))
             write_crops(self.folder.crops_of(set_name), crop, row["metrics"])
         parameters = parameter_count(deployed)
         row["size"] = {
@@ -199,4 +203,4 @@ class Run:
             "bytes_packed": size_on_disk(self.folder.deploy),
         }
         row["cost"] = cost(deployed.cpu())._asdict()
-        self.time["peak_memory_bytes"] = peak_memory_bytes(around.device)
+        self.time["peak_memory_bytes"] = peak_memory_bytes(context.device)

@@ -23,7 +23,7 @@ from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
 from repq_cli.train.pipeline import Run
-from repq_cli.train.stage import Surroundings
+from repq_cli.train.stage import RunContext
 
 
 def run(
@@ -58,20 +58,7 @@ def run(
         try:
             device = _prepare(experiment, folder)
             logger.info("%s\n%s", _title(experiment, device), folder)
-            around = Surroundings(
-                experiment.data,
-                experiment.batch_size,
-                experiment.task,
-                experiment.optim,
-                experiment.schedule,
-                experiment.runtime,
-                experiment.seed,
-                device,
-                log,
-                folder,
-                stop,
-            )
-            Run(experiment, around, row).carry_out(resume)
+            Run(RunContext(experiment, folder, device, log, stop), row).carry_out(resume)
             for title, picture in figures(folder) if log.tensorboard else ():
                 log.image(title, picture)
         except Interrupted as interruption:

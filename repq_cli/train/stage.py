@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repq_cli.data.base import Data
 from repq_cli.errors import CheckError
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import step_sizes
@@ -20,11 +19,12 @@ from repq_cli.reparam.repvgg import repvgg_blocks
 from repq_cli.runs.folder import RunFolder
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
-from repq_cli.train.engine import EpochTotals, StepTimer, Task, evaluate, training_step
+from repq_cli.train.engine import EpochTotals, StepTimer, evaluate, training_step
+from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import StopRequest
 from repq_cli.train.log import RunLog, logger
 from repq_cli.train.optim import learning_rate, make_optimizer
-from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
+from repq_cli.train.options import StageOptions
 
 
 @dataclass(frozen=True)
@@ -43,38 +43,26 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What both stages share."""
+class RunContext:
+    """What the stages of a run share: what is to be done, where, and with which log; and whether to stop."""
 
-    data: Data
-    batch_size: int
-    task: Task
-    optim: OptimOptions
-    schedule: ScheduleOptions
-    runtime: RuntimeOptions
-    seed: int
+    experiment: Experiment
+    folder: RunFolder
     device: torch.device
     log: RunLog
-    folder: RunFolder
     stop: StopRequest
 
 
 class StageTrainer:
     """Trains ``net`` for one stage and ends with its best weights by validation."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        net: nn.Module,
-        around: Surroundings,
-        signature: dict[str, str],
-        earlier: dict[str, float | None],
-    ) -> None:
-        """``signature`` identifies the net in checkpoints, ``earlier`` are the times of the stages before."""
-        self.stage, self.net, self.around, self.signature, self.earlier = stage, net, around, signature, earlier
-        self.optimizer = make_optimizer(net, around.optim, stage.options.lr)
-        self.penalty = self._custom_l2 if around.optim.custom_l2 and repvgg_blocks(net) else None
-        self.steps_per_epoch = around.data.train.steps(around.batch_size)
+    def __init__(self, stage: Stage, net: nn.Module, context: RunContext, earlier: dict[str, float | None]) -> None:
+        """``earlier`` are the times of the stages before."""
+        self.stage, self.net, self.context, self.earlier = stage, net, context, earlier
+        self.experiment, self.log = context.experiment, context.log
+        self.optimizer = make_optimizer(net, self.experiment.optim, stage.options.lr)
+        self.penalty = self._custom_l2 if self.experiment.optim.custom_l2 and repvgg_blocks(net) else None
+        self.steps_per_epoch = self.experiment.data.train.steps(self.experiment.batch_size)
         self.steps = self.steps_per_epoch * stage.options.epochs
         self.epoch = 0
         self.totals = EpochTotals()
@@ -100,12 +88,11 @@ class StageTrainer:
         self.epoch, self.totals = saved["epoch"], EpochTotals(**saved["totals"])
         self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
         self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
-        self.around.log.rewind(saved["metrics_bytes"], self.global_step)
+        self.log.rewind(saved["metrics_bytes"], self.global_step)
 
     def fit(self) -> None:
         """Train to the end, then load the best weights. Raises Interrupted, after a checkpoint, if asked to stop."""
-        around, started = self.around, time.perf_counter()
-        before = self.seconds
+        before, started = self.seconds, time.perf_counter()
         self.net.train()
         bar = tqdm(
             total=self.steps,
@@ -113,7 +100,7 @@ class StageTrainer:
             desc=self.stage.name.upper(),
             unit="step",
             leave=False,
-            disable=not around.log.show_bar,
+            disable=not self.log.show_bar,
             dynamic_ncols=True,
         )
         with bar:
@@ -127,36 +114,36 @@ class StageTrainer:
         self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
 
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
-        around, options = self.around, self.stage.options
-        seed = derive_seed(around.seed, self.stage.name, self.epoch)
-        train, start = around.data.train, self.totals.steps
-        for batch in train.training_batches(around.batch_size, seed, start, around.device):
-            lr = learning_rate(around.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
+        experiment, options = self.experiment, self.stage.options
+        seed = derive_seed(experiment.seed, self.stage.name, self.epoch)
+        train, start = experiment.data.train, self.totals.steps
+        for batch in train.training_batches(experiment.batch_size, seed, start, self.context.device):
+            lr = learning_rate(experiment.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
             # Quantizers may draw at random: from a state that a resumed run finds again.
             torch.manual_seed(derive_seed(seed, "step", self.totals.steps))
             with self.timer.step():
                 loss, score = training_step(
-                    self.net, batch, around.task, self.optimizer, lr, around.optim.clip_norm, self.penalty
+                    self.net, batch, experiment.task, self.optimizer, lr, experiment.optim.clip_norm, self.penalty
                 )
             self.totals.add(loss, score)
-            if self.step % around.runtime.log_every == 0:
+            if self.step % experiment.runtime.log_every == 0:
                 self._log_step(loss, lr)
             bar.update()
             bar.set_postfix_str(f"epoch {self.epoch + 1}/{options.epochs}, loss {self.totals.mean_loss:.3f}")
-            if around.stop:
+            if self.context.stop:
                 self.seconds = elapsed()
                 self._save_last()
-                around.stop.check()
+                self.context.stop.check()
 
     def _custom_l2(self) -> Tensor:
         """Half the weight decay times RepVGG's penalty, summed over its blocks."""
         penalties = torch.stack([block.custom_l2() for block in repvgg_blocks(self.net)])
-        return 0.5 * self.around.optim.weight_decay * penalties.sum()
+        return 0.5 * self.experiment.optim.weight_decay * penalties.sum()
 
     def _end_epoch(self, bar: Any) -> None:
         """Validate, keep the best, log, and make the epoch's checkpoint."""
-        around, task = self.around, self.around.task
-        score = evaluate(self.net, around.data.val, task, around.device)
+        task = self.experiment.task
+        score = evaluate(self.net, self.experiment.data.val, task, self.context.device)
         better = self.best_score is None or (
             score >= self.best_score if task.higher_is_better else score <= self.best_score
         )
@@ -166,17 +153,17 @@ class StageTrainer:
         self._log_epoch(score)
         self.epoch, self.totals = self.epoch + 1, EpochTotals()
         self._save_last()
-        around.stop.check()
+        self.context.stop.check()
 
     def _log_step(self, loss: float, lr: float) -> None:
         name = self.stage.name
-        self.around.log.write({"stage": name, "step": self.step, "epoch": self.epoch, "loss": loss, "lr": lr})
-        self.around.log.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.global_step)
+        self.log.write({"stage": name, "step": self.step, "epoch": self.epoch, "loss": loss, "lr": lr})
+        self.log.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.global_step)
 
     def _log_epoch(self, score: float) -> None:
-        name, log, metric, task = self.stage.name, self.around.log, self.around.task.metric, self.around.task
+        name, log, task = self.stage.name, self.log, self.experiment.task
         totals = self.totals
-        entry = {"train_loss": totals.mean_loss, f"train_{metric}": totals.mean_score, f"val_{metric}": score}
+        entry = {"train_loss": totals.mean_loss, f"train_{task.metric}": totals.mean_score, f"val_{task.metric}": score}
         steps = step_sizes(self.net)
         typical = {"step_sizes": {key: step.log().mean().exp().item() for key, step in steps.items()}} if steps else {}
         log.write({"stage": name, "step": self.step, "epoch": self.epoch, **entry, **typical})
@@ -206,11 +193,11 @@ class StageTrainer:
 
     def _save_best(self, score: float | None) -> None:
         content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self._finite_state()}
-        checkpoint.save(self.stage.best, {**content, "signature": self.signature})
+        checkpoint.save(self.stage.best, {**content, "signature": self.experiment.signature})
 
     def _save_last(self) -> None:
         checkpoint.save_last(
-            self.around.folder,
+            self.context.folder,
             {
                 "stage": self.stage.name,
                 "epoch": self.epoch,
@@ -222,8 +209,8 @@ class StageTrainer:
                 "seconds": self.seconds,
                 "earlier": self.earlier,
                 "step_seconds": self.timer.seconds,
-                "metrics_bytes": self.around.log.offset(),
-                "signature": self.signature,
+                "metrics_bytes": self.log.offset(),
+                "signature": self.experiment.signature,
             },
         )
 
@@ -231,13 +218,12 @@ class StageTrainer:
 def train_stage(
     stage: Stage,
     net: nn.Module,
-    around: Surroundings,
-    signature: dict[str, str],
+    context: RunContext,
     times: dict[str, float | None],
     saved: dict[str, Any] | None,
 ) -> None:
     """Train ``net``, from ``saved`` if that is a checkpoint of this stage, and add what it took to ``times``."""
-    trainer = StageTrainer(stage, net, around, signature, dict(times))
+    trainer = StageTrainer(stage, net, context, dict(times))
     if saved is not None and saved["stage"] == stage.name:
         trainer.restore(saved)
         logger.info("%s goes on after epoch %d, step %d", stage.name.upper(), trainer.epoch, trainer.step)
