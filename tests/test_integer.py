@@ -189,6 +189,15 @@ def test_networks_with_floating_point_inside_are_refused(overrides: list[str], m
         IntegerNet(deployed)
 
 
+@pytest.mark.parametrize("key", ["op", "activation"])
+def test_an_operation_that_nobody_has_scaled_is_refused(key: str) -> None:
+    deployed, _ = frozen("+model=resnet18_cifar")
+    node = next(node for node in deployed.nodes if node.get(key) == "relu")
+    node[key] = "gelu"
+    with pytest.raises(ConfigError, match=f"The operation gelu of {node['name']} has no integers"):
+        IntegerNet(deployed)
+
+
 def test_sums_that_could_overflow_are_refused_with_their_layer() -> None:
     """Some 66,000 weights of 127 on inputs of 255 would do it; here a bias of as much as that."""
     deployed, x = frozen(*NETS["repvgg"], "quant=w8a8")

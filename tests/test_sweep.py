@@ -250,7 +250,7 @@ def test_what_is_refused_leaves_nothing(
     SweepFolder("sweep").write_plan(Plan("repq train -m", ["+model=repvgg_a0"], ["-m"], []))
     Path("broken", PLAN).write_text('{"jobs": [')
     Path("varied").mkdir()
-    plan("+model=repvgg_a0", "runtime.threads=1,2").save(Path("varied"))
+    SweepFolder("varied").write_plan(plan("+model=repvgg_a0", "runtime.threads=1,2"))
     model = [] if arguments[0].startswith("resume=") else ["+model=repvgg_a0"]
     assert main(["train", *arguments, *model]) in (2, 3)
     assert message in capsys.readouterr().err

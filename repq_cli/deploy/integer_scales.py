@@ -15,6 +15,9 @@ from repq_cli.errors import CheckError, ConfigError
 
 FRACTION_BITS = 16  # of sums of several tensors, below the next step; more where an int32 has room for them
 CODE_BITS = 9  # of codes, one more than they have
+SCALING = ("quantize", "conv", "linear", "add", "pixel_shuffle", "global_average_pool")
+KEEPING_SCALE = ("relu", "relu6", "hardtanh", "max_pool", "nearest_upsample", "flatten")
+ACTIVATIONS = ("none", "relu", "relu6", "hardtanh", "prelu")  # of a convolution
 
 NextSteps = Callable[[str], list[float]]
 
@@ -68,7 +71,16 @@ def prepare(
     if node["op"] == "global_average_pool":
         left = int((INT32_MAX / given.bound.max()).log2().floor())
         return {"left": left}, Scaled(given.scale * 2.0**-left, given.bound * 2.0**left)
+    if node["op"] not in KEEPING_SCALE:
+        raise ConfigError(_unknown(node, node["op"]))
     return _limits(node["op"], given.scale), Scaled(given.scale, given.bound, given.codes)
+
+
+def _unknown(node: Node, op: str) -> str:
+    return (
+        f"The operation {op} of {node['name']} has no integers, which {', '.join((*SCALING, *KEEPING_SCALE))} have: "
+        f"run this network with engine=deployed."
+    )
 
 
 def _limits(op: str, scale: Tensor) -> dict[str, Any]:
@@ -99,6 +111,9 @@ def _prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tu
         raise ConfigError(f"The layer {name} has float weights: there are no integers for them (quant.first_last=8).")
     if not given.codes:
         raise ConfigError(f"The layer {name} reads floating-point numbers: quantize activations for integers.")
+    activation = node.get("activation", "none")
+    if activation not in ACTIVATIONS:
+        raise ConfigError(_unknown(node, activation))
     weight = deployed.codes(node).long()
     if node["weight_zero_point"]:
         weight = weight - stored[node["weight_zero_point"]].long()
@@ -127,7 +142,7 @@ def _prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tu
         "bias": (bias / scale).round().to(torch.int32) if node["bias"] else None,
         "pad": round(node["pad_value"] / given.scale.item()) if node.get("pad_value") else 0,
         "slope": None if slope is None else quantize_multiplier(slope),
-        **_limits(node.get("activation", "none"), scale),
+        **_limits(activation, scale),
     }
     return constants, Scaled(scale, bound)
 
