@@ -8,13 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from conftest import TINY
 
 from repq_cli import __version__
 from repq_cli.cli import COMMANDS, main
+from repq_cli.cli.commands import App
+from repq_cli.schema import KEYS
 
 Run = Callable[..., tuple[int, Path | None]]
 
@@ -42,6 +46,20 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the commands are train, eval, export, upscale, bench, diagnose, info" in capsys.readouterr().err
 
 
+def test_every_command_has_what_its_kind_needs() -> None:
+    apps = {name: command for name, command in COMMANDS.items() if isinstance(command, App)}
+    trees = {
+        path.name.removesuffix(".yaml") for path in files("repq_cli.configs").iterdir() if path.name[-5:] == ".yaml"
+    }
+    assert apps.keys() == KEYS.keys() == trees
+    for name, command in COMMANDS.items():
+        if isinstance(command, App):
+            assert all(callable(resolve_name(entry)) for entry in (command.job, command.start) if entry is not None)
+        else:
+            assert callable(resolve_name(f"{command.module}:run"))
+            assert command.parser().prog == f"repq {name}"
+
+
 def test_help_and_completion_do_not_import_torch() -> None:
     """One after the other in one process: the first that imports it is named."""
     cases = [["--help"], ["--version"], ["-sc", "query=bash"], ["train", "--help"], ["train", "quant=w4a4"]]
@@ -63,6 +81,10 @@ def test_help_and_completion_do_not_import_torch() -> None:
         ("repq tr", {"train"}),
         ("repq unknown mod", set()),
         ("repq table outp", set()),
+        ("repq table --", {"--help", "--table", "--format", "--out", "--published"}),
+        ("repq table outputs --format m", {"markdown"}),
+        ("repq cache pr", {"prune"}),
+        ("repq cache prune --d", {"--days", "--dry-run"}),
     ],
 )
 def test_tab_completion(
@@ -348,7 +370,7 @@ def test_a_run_folder_that_cannot_be_made_is_exit_3(
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_reader_that_leaves_early_is_no_error(in_folder: Path) -> None:
-    command = f"{sys.executable} -m repq_cli.cli info +model=repvgg_a0 | head -1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m repq_cli info +model=repvgg_a0 | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -11,24 +11,23 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 
 from repq_cli.cli.commands import COMMANDS, App
-from repq_cli.cli.hydra_app import run_app
 
 
 def complete(arguments: list[str]) -> int:
     """Answer ``-sc install=SHELL``, ``-sc uninstall=SHELL`` and ``-sc query=SHELL``."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split(" ")
-    if len(words) <= 1 or not any(argument.startswith("query") for argument in arguments):
-        return run_app("train", "", arguments)  # Hydra's scripts are of no command
-    program, name, *rest = words
-    if not rest:  # the cursor is still on the command word
-        return _show(name, COMMANDS)
-    command = COMMANDS.get(name)
+    asked = any(argument.startswith("query") for argument in arguments)
+    if asked and len(words) == 2:  # the cursor is still on the command word
+        return _show(words[1], COMMANDS)
+    name = words[1] if asked and len(words) > 1 else "train"  # Hydra's scripts are of no command
+    command, rest = COMMANDS.get(name), words[2:]
     if isinstance(command, App):
-        shortened = " ".join([program, *rest])
-        removed = len(line) - len(shortened)
+        from repq_cli.cli.hydra_app import run_app
+
+        shortened = " ".join([*words[:1], *rest])
+        os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - len(line) + len(shortened))
         os.environ["COMP_LINE"] = shortened
-        os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - removed)
         return run_app(name, command.job, arguments)
     return 0 if command is None else _show(rest[-1], _words(command.parser(), rest))
 
