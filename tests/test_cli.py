@@ -370,9 +370,10 @@ def test_a_run_folder_that_cannot_be_made_is_exit_3(
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_reader_that_leaves_early_is_no_error(in_folder: Path) -> None:
-    command = f"{sys.executable} -m repq_cli info +model=repvgg_a0 | head -1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
+    for arguments in ("info +model=repvgg_a0 | head -1", "train --help | true"):
+        command = f"{sys.executable} -m repq_cli {arguments}; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells

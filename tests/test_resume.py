@@ -158,6 +158,8 @@ def test_resume_auto_finds_the_unfinished_run_of_the_same_configuration(
         patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
         StopAfter.left = 5
         _, stopped = run_repq("train", *TINY, "quant=w4a4")
+    Path("outputs/train/zzz").mkdir()
+    Path("outputs/train/zzz/config.yaml").write_text("[")  # somebody else's accident
     assert main(["train", *TINY, "quant=w2a2", "resume=auto"]) == 2
     assert "no unfinished run of this configuration" in capsys.readouterr().err
     assert main(["train", *TINY, "quant=w4a4", "resume=auto"]) == 0

@@ -299,7 +299,7 @@ def test_upscale_names_what_it_leaves_out_and_writes_the_rest(
         (["in=in"], 2, "out=??? has to be set: it must be text."),
         (["in=in", "out=out", "tile=8"], 2, "tile=8 must be a whole number, at least 64."),
         (["in=in", "out=out", "scale=3"], 2, "scale=3 is an unknown key"),
-        (["in=in", "out=out", "device=warp"], 2, "warp is not available here"),
+        (["in=in", "out=out", "device=warp"], 2, "repq: device=warp is not available here: use device=auto or cpu."),
     ],
 )
 def test_upscale_refuses_with_a_sentence(

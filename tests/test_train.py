@@ -244,7 +244,7 @@ def test_the_log_goes_to_file_and_terminal(tmp_path: Path, capsys: pytest.Captur
 def test_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
-    with pytest.raises(ConfigError, match=r"runtime\.device=warp is not available here"):
+    with pytest.raises(ConfigError, match=r"runtime\.device=warp is not available here: use runtime\.device=auto or"):
         pick_device("warp")
 
 

@@ -68,6 +68,8 @@ def run_app(command: str, job: str, arguments: list[str]) -> int:
             return int(stop.code or 0) if not isinstance(stop.code, str) else 1
         except (HydraException, OmegaConfBaseException) as error:
             raise ours_behind(error) or ConfigError(f"Hydra refuses the arguments: {error}") from None
+        except BrokenPipeError:  # the reader of a help has seen enough
+            raise
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             raise DataError(f"The run folder{where} cannot be used: {error.strerror}; choose another folder.") from None

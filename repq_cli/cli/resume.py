@@ -75,7 +75,7 @@ def _newest_like(line: CommandLine) -> RunFolder:
             row, config = folder.read_row(), folder.read_config()
         except DataError:
             continue
-        if (row is None or row["status"] != "done") and same_run(config, wanted):
+        if (row is None or row.get("status") != "done") and same_run(config, wanted):
             return folder
     raise ConfigError(
         f"resume=auto finds no unfinished run of this configuration below {OUTPUTS}: leave resume=auto out."

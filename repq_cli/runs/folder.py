@@ -115,6 +115,10 @@ class RunFolder:
         """What the run was made with, or None where that is not yet known."""
         return json.loads(self.env_file.read_text()) if self.env_file.exists() else None
 
+    def write_env(self, env: dict[str, Any]) -> None:
+        """Write what the run was made with."""
+        write_json(self.env_file, env)
+
     def write_weights(self, layers: Sequence[dict[str, Any]]) -> None:
         """Write weights.json, a line for each layer; nothing where there is none. Equal layers give equal bytes."""
         if layers:

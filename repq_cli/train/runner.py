@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, Interrupted
-from repq_cli.files import make_folder, write_json
+from repq_cli.files import make_folder
 from repq_cli.quant.options import QuantOptions
 from repq_cli.runs.closing import closing_table
 from repq_cli.runs.folder import RunFolder, alone_in
@@ -98,7 +98,7 @@ def _env(folder: RunFolder, command_line: str | None) -> dict[str, Any]:
     found = folder.read_env()
     if found is None:
         found = {"command_line": command_line or " ".join(sys.argv), "started": now(), **environment()}
-        write_json(folder.env_file, found)
+        folder.write_env(found)
     return found
 
 
