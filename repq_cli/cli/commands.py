@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class FileCommand:
 
     def run(self, name: str, arguments: list[str]) -> int:
         """Parse the arguments, do it; the exit code."""
-        options = self.parser().parse_args(arguments, Namespace(typed=arguments))
+        options = self.parser().parse_args(arguments)
+        options.typed = arguments
         return int(resolve_name(f"{self.module}:run")(options))
 
 

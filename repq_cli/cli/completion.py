@@ -7,10 +7,13 @@ word.
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from repq_cli.cli.commands import COMMANDS, App
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 
 def complete(arguments: list[str]) -> int:
