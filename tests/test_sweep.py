@@ -25,8 +25,7 @@ from repq_cli.cli.jobs import compose_plain, run_key, same_run
 from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.sweep import plan_of
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.runs.plan import Plan
-from repq_cli.runs.sweep import PLAN, SweepFolder
+from repq_cli.runs.sweep import PLAN, Plan, SweepFolder
 from repq_cli.train.interrupt import StopRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker")

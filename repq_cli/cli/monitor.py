@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from repq_cli.runs.plan import Plan
-from repq_cli.runs.sweep import SweepFolder
+from repq_cli.runs.sweep import Plan, SweepFolder
 from repq_cli.train.interrupt import StopRequest
 
 PERIOD = 0.5  # seconds between two looks at the folder

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from repq_cli import __version__
@@ -17,7 +15,7 @@ from repq_cli.files import make_folder, write_atomically
 from repq_cli.report.page.page import Making, Picture, page_of
 from repq_cli.report.page.render import render
 from repq_cli.report.reading import find_runs
-from repq_cli.runs.outputs import OUTPUTS
+from repq_cli.runs.outputs import OUTPUTS, reserve
 from repq_cli.runs.row import now
 from repq_cli.text import file_size, moment
 
@@ -86,12 +84,5 @@ def _pictures(paths: Sequence[Path]) -> tuple[list[Picture], list[str]]:
 
 
 def _free_name() -> Path:
-    """``outputs/reports/<time>.html``, or with -2, -3, … where that is taken; making it is what reserves it."""
     make_folder(REPORTS, "name a file with --out FILE")
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *map("-{}".format, range(2, 1000))):
-        path = REPORTS / f"{stamp}{suffix}.html"
-        with contextlib.suppress(FileExistsError):
-            path.touch(exist_ok=False)  # reserves it
-            return path
-    raise AssertionError("a thousand pages in one second")
+    return reserve(REPORTS, "", "--out FILE", ".html", lambda page: page.touch(exist_ok=False))

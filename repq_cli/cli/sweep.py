@@ -19,8 +19,7 @@ from repq_cli.files import make_folder
 from repq_cli.problems import error_of
 from repq_cli.runs.folder import alone_in
 from repq_cli.runs.outputs import OUTPUTS, reserve
-from repq_cli.runs.plan import Job, Plan, same_jobs
-from repq_cli.runs.sweep import PLAN, SweepFolder
+from repq_cli.runs.sweep import PLAN, Job, Plan, SweepFolder, same_jobs
 from repq_cli.train.interrupt import stop_request
 
 JOB = "repq_cli.cli.sweep_job:sweep_job"  # by name, because it is looked up in a launcher's processes

@@ -13,8 +13,7 @@ from repq_cli.build import checked
 from repq_cli.cli.jobs import resume_job, run_key, same_run, train
 from repq_cli.errors import DataError, Interrupted, RepqError
 from repq_cli.runs.folder import RunFolder
-from repq_cli.runs.plan import Job, Plan
-from repq_cli.runs.sweep import SweepFolder
+from repq_cli.runs.sweep import Job, Plan, SweepFolder
 
 
 def sweep_job(config: dict[str, Any]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -10,18 +11,24 @@ from repq_cli.errors import DataError
 OUTPUTS = Path("outputs")
 
 
-def reserve(parent: Path, name: str, option: str = "hydra.run.dir=DIR") -> Path:
+def reserve(
+    parent: Path,
+    name: str,
+    option: str = "hydra.run.dir=DIR",
+    ending: str = "",
+    make: Callable[[Path], None] = Path.mkdir,
+) -> Path:
     """Make ``parent/TIME-name``, or ``…-2``, ``…-3``, … where that is taken; making it is what reserves it.
 
-    option: what names another folder on the command line.
+    option: what names another place on the command line. make: how, a folder by default.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for suffix in ("", *(f"-{number}" for number in range(2, 10_000))):
-            folder = parent / f"{'-'.join(filter(None, (stamp, name)))}{suffix}"
+            folder = parent / f"{'-'.join(filter(None, (stamp, name)))}{suffix}{ending}"
             try:
-                folder.mkdir()
+                make(folder)
             except FileExistsError:
                 continue
             return folder
