@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "modes": {"models", "reparam", "quant"},
     "deploy": {"quant"},
     "report": {"runs"},
-    "bench": {"deploy", "modes", "quant", "reparam"},
+    "bench": {"deploy", "modes", "reparam"},
     "train": {"data", "models", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs"},
 }
 # What a mode is, without torch: every room may ask.
