@@ -10,14 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from repq_cli.errors import DataError
 from repq_cli.images.colour import luma, to_rgb, to_ycbcr
-from repq_cli.images.files import list_folder, read_rgb, to_image
 from repq_cli.images.panel import CAPTION, GAP, busiest, side_by_side
 from repq_cli.images.resize import enlarge, resize, shrink
 from repq_cli.models.ecbsr import ecbsr
@@ -178,26 +175,3 @@ def test_pictures_side_by_side(tmp_path: Path) -> None:
     assert flat[:, rows, columns].shape == (3, 10, 10)
     assert flat[:, rows, columns].count_nonzero() == flat.count_nonzero()
     assert flat[(slice(None), *busiest(flat[:, :9], 20))].shape == (3, 9, 20)
-
-
-def test_every_kind_of_image_file_reads_as_rgb(tmp_path: Path) -> None:
-    rgb = picture(3, 6, 5)
-    whole = to_image(rgb)
-    whole.save(tmp_path / "rgb.png")
-    whole.convert("L").save(tmp_path / "grey.png")
-    whole.convert("P").save(tmp_path / "palette.png")
-    whole.convert("RGBA").save(tmp_path / "rgba.png")
-    deep = np.arange(30, dtype=np.uint16).reshape(6, 5) * 2000
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert torch.equal(read_rgb(tmp_path / "rgb.png"), rgb)
-    assert torch.equal(read_rgb(tmp_path / "rgba.png"), rgb)
-    grey = read_rgb(tmp_path / "grey.png")
-    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
-    assert read_rgb(tmp_path / "palette.png").shape == (3, 6, 5)
-    np.testing.assert_array_equal(read_rgb(tmp_path / "deep.png")[0].numpy(), (deep / 257).round())
-    assert len(list_folder(tmp_path)) == 5
-    (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
-        list_folder(tmp_path / "none")
-    with pytest.raises(DataError, match="is no folder"):
-        list_folder(tmp_path / "rgb.png")

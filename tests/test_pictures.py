@@ -153,8 +153,12 @@ def test_broken_and_small_pictures_are_left_out_and_named(tmp_path: Path, caplog
         )
     assert len(data.train) == 2
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith(f"2 of 4 pictures of data.train={folder} are left out")
-    assert "cut.png" in message and "small.png" in message and "cannot be decoded" in message
+    head, *reasons = message.splitlines()
+    assert head == f"2 of 4 pictures of data.train={folder} are left out:"
+    assert [reason.split(folder)[1] for reason in reasons] == [
+        "/cut.png cannot be decoded (image file is truncated): remove or replace it.",
+        "/small.png is smaller than a patch of 32 pixels (data.patch=16).",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -162,10 +166,16 @@ def test_broken_and_small_pictures_are_left_out_and_named(tmp_path: Path, caplog
     [
         ({}, "data.train=null has to be set"),
         ({"train": "nothing"}, "data.test=null has to be set"),
-        ({"train": "small", "test": {"s": "small"}}, "no picture can be used: all 3 are smaller than a patch of 96"),
+        (
+            {"train": "small", "test": {"s": "small"}},
+            "Of the 3 pictures of data.train=small none can be used:\n  The image small/s0.png is smaller than a patch",
+        ),
         ({"train": "nothing", "test": {"s": "small"}}, "nothing is no folder"),
         ({"train": "empty", "test": {"s": "small"}}, "empty holds no images"),
-        ({"train": "broken", "test": {"s": "small"}}, "all 2 cannot be decoded"),
+        (
+            {"train": "broken", "test": {"s": "small"}},
+            "none can be used:\n  The image broken/a.png cannot be decoded: it is of no format",
+        ),
         ({"train": "one", "test": {"s": "one"}}, "holds too few photographs to hold data.val_images=5 out"),
         ({"train": "small", "test": {"s": "dots"}, "patch": 8}, "pictures need at least 15 pixels a side at scale 2"),
     ],

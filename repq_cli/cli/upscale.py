@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,11 +16,11 @@ from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import make_folder
 from repq_cli.finished_run import FinishedRun
-from repq_cli.images.files import UNREADABLE, list_folder, pixels_of, write_png
+from repq_cli.images.decode import decode
+from repq_cli.images.files import pixels_of, write_png
+from repq_cli.images.listing import list_folder, on_lines
 from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.tasks.super_resolution import SuperResolution
-
-NAMED = 5  # images that a message names
 
 
 def upscale_job(config: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ def upscale_job(config: dict[str, Any]) -> None:
     hidden = not sys.stderr.isatty() or config["verbosity"] == "quiet"
     for source, target in tqdm(targets.items(), desc="upscale", unit="image", disable=hidden):
         try:
-            image = _read(source)
+            image = decode(source, deep=False)
         except DataError as error:
             refused.append(str(error))
             continue
@@ -49,10 +49,7 @@ def upscale_job(config: dict[str, Any]) -> None:
         seconds = time.perf_counter() - started
         print(f"{done} image{'s' * (done > 1)} x{task.scale} in {seconds:.1f} s, in {config['out']}")
     if refused:
-        more = f"\n  and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
-        raise DataError(
-            f"{len(refused)} of {len(targets)} images are left out:\n  " + "\n  ".join(refused[:NAMED]) + more
-        )
+        raise DataError(f"{len(refused)} of {len(targets)} images are left out:{on_lines(refused)}")
 
 
 def _targets(given: str | list[str], out: Path, overwrite: bool) -> dict[Path, Path]:
@@ -87,35 +84,14 @@ def _targets(given: str | list[str], out: Path, overwrite: bool) -> dict[Path, P
     return targets
 
 
-def _read(path: Path) -> Image.Image:
-    """The decoded image, upright, in 8 bits; DataError if it is broken or has more."""
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")) or any(map(_deep, opened.tile)):
-                raise DataError(
-                    f"{path} has more than 8 bits a channel, which would be lost: convert it to 8 bit first."
-                )
-            return ImageOps.exif_transpose(opened)
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be decoded: {error}.") from error
-
-
-def _deep(tile: Any) -> bool:
-    """Whether Pillow's decoder is told of more than 8 bits: by its raw mode, or, for PPM, by the largest value."""
-    decoder, arguments = tile[0], tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-    largest = arguments[1] if decoder.startswith("ppm") and len(arguments) > 1 else 0
-    return ";16" in str(arguments[0]) or (isinstance(largest, int) and largest > 255)
-
-
 def _enlarged(image: Image.Image, net: Any, task: SuperResolution, device: torch.device, tile: int) -> Tensor:
     """``uint8 [C, s h, s w]``: grey stays grey, and transparency is enlarged bicubically beside the colours."""
-    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     full = pixels_of(image.convert("RGBA"))
     _, rgb = task.upscale(net, full[:3].to(device), tile)
     colours = to_bytes(rgb.cpu())
-    if image.mode in ("L", "LA", "1"):
+    if image.mode in ("L", "LA"):
         colours = to_bytes(colours.float().mean(0, keepdim=True))
-    return torch.cat([colours, to_bytes(enlarge(full[3:], task.scale))]) if transparent else colours
+    return torch.cat([colours, to_bytes(enlarge(full[3:], task.scale))]) if "A" in image.mode else colours
 
 
 def _write(target: Path, pixels: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +25,12 @@ from repq_cli.data.base import (
     stratified_split,
 )
 from repq_cli.errors import DataError
-from repq_cli.images.files import EXTENSIONS, UNREADABLE, is_image, open_image, pixels_of
+from repq_cli.images.decode import decode, open_image
+from repq_cli.images.files import pixels_of
+from repq_cli.images.listing import EXTENSIONS, but_others, entries, files_below, is_image, say_passed_over, some
 from repq_cli.seeds import derive_seed
+
+logger = logging.getLogger("repq")
 
 
 def load(
@@ -46,33 +51,38 @@ def load(
     Raises DataError for a missing or empty folder, a class without images, a broken image.
     """
     top = Path(root)
-    if not (top / "train").is_dir():
+    folders = {entry.name for entry in entries(top) if entry.is_dir()} if top.is_dir() else set()
+    if "train" not in folders:
         raise DataError(f"data.root={root} has no folder 'train': it takes train/CLASS/IMAGE and val/ or test/ alike.")
-    evaluation = [name for name in ("val", "test") if (top / name).is_dir()]
+    evaluation = [name for name in ("val", "test") if name in folders]
     if not evaluation:
         raise DataError(f"data.root={root} has neither 'val' nor 'test' beside 'train': add one with the same classes.")
+    others = folders - {"train", *evaluation}
+    if others:
+        logger.warning("data.root=%s holds further folders, which are not read: %s.", root, some(sorted(others)))
     classes = class_names(top / "train")
     files = {name: list_images(top / name, classes) for name in ("train", *evaluation)}
-    decode = Decoder(size or _only_size(files), grey)
+    read_image = Decoder(size or _only_size(files), grey)
 
     labels = {name: torch.tensor([label for _, label in listed]) for name, listed in files.items()}
-    images = {name: _images([path for path, _ in listed], decode, cache_mib, workers) for name, listed in files.items()}
+    paths = {name: [path for path, _ in listed] for name, listed in files.items()}
+    images = {name: _images(found, read_image, cache_mib, workers) for name, found in paths.items()}
+    kept, held = torch.arange(len(labels["train"])), None
+    if len(evaluation) == 1:
+        kept, held = stratified_split(labels["train"], val_fraction)
+    if len(kept) == 0:
+        raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add a val/.")
     mean, std = channel_statistics(_sample(images["train"]))
-    info = DataInfo(top.name, (1 if grey else 3, *decode.size), classes, mean, std, "the user's own")
+    info = DataInfo(top.name, (1 if grey else 3, *read_image.size), classes, mean, std, "the user's own")
 
     def split(name: str, indices: Tensor | None = None, augment: Augmentation | None = None) -> Split:
         if indices is None:
             return Split(images[name], labels[name], info, augment)
         return Split(Subset(images[name], indices), labels[name][indices], info, augment)
 
-    augment = Augmentation(crop, mirror)
+    train, tests = split("train", kept, Augmentation(crop, mirror)), {"test": split(evaluation[-1])}
     seen = fingerprint(path for name in ("train", *evaluation[:-1]) for path, _ in files[name])
-    if len(evaluation) == 2:
-        return Data(info, split("train", augment=augment), split("val"), {"test": split("test")}, seen)
-    kept, held = stratified_split(labels["train"], val_fraction)
-    if len(kept) == 0:
-        raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add a val/.")
-    return Data(info, split("train", kept, augment), split("train", held), {"test": split(evaluation[0])}, seen)
+    return Data(info, train, split("val") if held is None else split("train", held), tests, seen)
 
 
 class Decoder:
@@ -165,40 +175,55 @@ def _collate(images: list[Tensor | str]) -> Tensor | str:
 
 def class_names(folder: Path) -> tuple[str, ...]:
     """The class folders in ``folder``, in order; DataError if there are fewer than two."""
-    classes = tuple(sorted(entry.name for entry in folder.iterdir() if _is_class(entry)))
+    found = entries(folder)
+    classes = tuple(entry.name for entry in found if entry.is_dir())
     if len(classes) < 2:
-        raise DataError(f"{folder} needs at least two class folders, and has {len(classes)}.")
+        beside = sum(is_image(Path(entry.name)) for entry in found if entry.is_file())
+        images = f", beside {beside} images that lie in none" if beside else ""
+        raise DataError(f"{folder} needs at least two class folders, and has {len(classes)}{images}.")
     return classes
 
 
 def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """Every image below ``folder`` with its label, in a fixed order."""
-    strangers = sorted(entry.name for entry in folder.iterdir() if _is_class(entry) and entry.name not in classes)
+    """Every image below ``folder`` with its label, in a fixed order; what lies in no class is named and left out.
+
+    Raises DataError for a class that is not of ``classes`` or has no images, and for a file in two of them.
+    """
+    present = entries(folder)
+    strangers = [entry.name for entry in present if entry.is_dir() and entry.name not in classes]
     if strangers:
         raise DataError(
             f"{folder} has the class '{strangers[0]}', which train/ does not have: add it there or remove it."
         )
-    listed = []
+    alone = [entry.name for entry in present if entry.is_file() and is_image(Path(entry.name))]
+    if alone:
+        logger.warning("%d images of %s lie in no class folder and are left out: %s.", len(alone), folder, some(alone))
+    listed, passed, again = [], [], []
+    classes_of: dict[str, str] = {}
     for label, name in enumerate(classes):
-        paths = sorted(path for path in (folder / name).glob("**/*") if is_image(path))
-        if not paths:
-            raise DataError(f"The class folder {folder / name} has no images ({', '.join(EXTENSIONS)}): add some.")
-        listed += [(path, label) for path in paths]
+        files, repeated = files_below(folder / name) if (folder / name).is_dir() else ({}, [])
+        images = {place: path for place, path in files.items() if is_image(path)}
+        if not images:
+            raise DataError(
+                f"The class folder {folder / name} has no images{but_others(files.values())}: "
+                f"add some ({', '.join(EXTENSIONS)})."
+            )
+        both = classes_of.keys() & images.keys()
+        if both:
+            place = min(both)
+            raise DataError(f"{place} is in two classes, '{classes_of[place]}' and '{name}', by links: remove one.")
+        classes_of |= dict.fromkeys(images, name)
+        listed += [(path, label) for path in images.values()]
+        passed += [path for path in files.values() if not is_image(path)]
+        again += repeated
+    say_passed_over(folder, passed, again)
     return listed
-
-
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
 
 
 def _only_size(files: dict[str, list[tuple[Path, int]]]) -> tuple[int, int]:
     """Height and width of the first image; ``Decoder`` holds all others to it."""
-    path = files["train"][0][0]
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except UNREADABLE as error:
-        raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
+    image = decode(files["train"][0][0])
+    return image.height, image.width
 
 
 def _images(paths: list[Path], decode: Decoder, cache_mib: int, workers: int) -> Images:

@@ -14,7 +14,8 @@ from repq_cli.bounds import Range
 from repq_cli.data.base import Data, DataInfo, Inputs, Split, fingerprint, stratified_split
 from repq_cli.data.image_folder import Files, Subset, class_names, list_images
 from repq_cli.errors import DataError
-from repq_cli.images.files import open_image, pixels_of
+from repq_cli.images.decode import open_image
+from repq_cli.images.files import pixels_of
 
 CLASSES = 1000
 # The constants that published ImageNet weights expect, rather than those of the images found.

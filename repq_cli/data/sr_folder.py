@@ -14,12 +14,13 @@ from repq_cli.bounds import Range
 from repq_cli.data.base import Data, Evaluation, Inputs, fingerprint
 from repq_cli.data.pictures import Pair, Patches, PictureInfo, Pictures, Upscaling, cropped, pair_of
 from repq_cli.errors import DataError
-from repq_cli.images.files import list_folder, read_rgb
+from repq_cli.images.decode import ImageError
+from repq_cli.images.files import read_rgb
+from repq_cli.images.listing import list_folder, on_lines, some
 
 logger = logging.getLogger("repq")
 
 Folders = str | list[str]
-NAMED = 5  # files that a message names
 
 
 def describe(upscaling: Upscaling, **_: object) -> Inputs:
@@ -55,7 +56,8 @@ def load(
         raise ValueError(f"data.train={train} names no folder: name one with photographs.")
     if val is None and val_lr is not None:
         raise ValueError(f"data.val_lr={val_lr} needs data.val, the same pictures at full resolution.")
-    listed = [entry for folder, low in _with_low(train, train_lr) for entry in _listed(folder, low, upscaling.scale)]
+    folders = _with_low(train, train_lr)
+    listed = _once(entry for folder, low in folders for entry in _listed(folder, low, upscaling.scale))
     held: list[Entry] = []
     if val is None:
         every = max(1, len(listed) // val_images)
@@ -114,7 +116,7 @@ def _listed(folder: Path, low: Path | None, scale: int) -> list[Entry]:
     alone = sorted(set(names) ^ set(lows))
     if alone:
         raise DataError(
-            f"{folder} and {low} do not pair: {_some(alone)} {'is' if len(alone) == 1 else 'are'} in one of them only; "
+            f"{folder} and {low} do not pair: {some(alone)} {'is' if len(alone) == 1 else 'are'} in one of them only; "
             f"a picture of NAME.png is NAME.png or NAMEx{scale}.png."
         )
     return [(path, lows[name]) for name, path in names.items()]
@@ -137,33 +139,31 @@ def _pairs(entries: Iterable[Entry], upscaling: Upscaling, what: str, patch: int
     """Read the pairs, one at a time; those that cannot be used are left out and named, and DataError if all are."""
     listed = list(entries)
     left_out: list[str] = []
-    reasons = set()
     bar = tqdm(listed, desc=f"reading {what}", unit="image", leave=False, disable=not sys.stderr.isatty(), delay=2)
     for path, low_path in bar:
         try:
             high = read_rgb(path)
             low = None if low_path is None else read_rgb(low_path)
-        except DataError:
-            left_out.append(path.name)
-            reasons.add("cannot be decoded")
-            continue
-        if patch and min(cropped(high, upscaling.scale).shape[-2:]) < patch * upscaling.scale:
-            left_out.append(path.name)
-            reasons.add(f"are smaller than a patch of {patch * upscaling.scale} pixels (data.patch={patch})")
+            if patch and min(cropped(high, upscaling.scale).shape[-2:]) < patch * upscaling.scale:
+                raise ImageError(
+                    path, f"is smaller than a patch of {patch * upscaling.scale} pixels (data.patch={patch})"
+                )
+        except ImageError as error:
+            left_out.append(str(error))
             continue
         yield pair_of(str(path), high, upscaling, low)
     if len(left_out) == len(listed):
-        raise DataError(f"Of {what} no picture can be used: all {len(listed)} {' or '.join(sorted(reasons))}.")
+        raise DataError(f"Of the {len(listed)} pictures of {what} none can be used:{on_lines(left_out)}")
     if left_out:
+        logger.warning("%d of %d pictures of %s are left out:%s", len(left_out), len(listed), what, on_lines(left_out))
+
+
+def _once(entries: Iterable[Entry]) -> list[Entry]:
+    """Each photograph once, though links of several folders lead to it: one held out must not train from another."""
+    kept: dict[Path, Entry] = {}
+    again = [entry[0] for entry in entries if kept.setdefault(entry[0].resolve(), entry) != entry]
+    if again:
         logger.warning(
-            "%d of %d pictures of %s are left out, which %s: %s.",
-            len(left_out),
-            len(listed),
-            what,
-            " or ".join(sorted(reasons)),
-            _some(left_out),
+            "%d pictures of data.train are in two of its folders and count once: %s.", len(again), some(again)
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return list(kept.values())

@@ -1,4 +1,4 @@
-"""Image files: which they are, and their pixels as tensors."""
+"""Pixels of image files as tensors, and back."""
 
 from __future__ import annotations
 
@@ -10,40 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from repq_cli.errors import DataError
 from repq_cli.files import write_atomically
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-def is_image(path: Path) -> bool:
-    """By its ending; hidden files are left by desktops and editors."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-
-
-def list_folder(folder: Path) -> list[Path]:
-    """The image files of a folder and of those below it, in a fixed order; DataError if there are none."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: name one that holds images.")
-    visible = (path for path in folder.glob("**/*") if not _hidden(path.relative_to(folder)))
-    found = sorted(path for path in visible if is_image(path))
-    if not found:
-        raise DataError(f"{folder} holds no images ({', '.join(EXTENSIONS)}): name a folder that does.")
-    return found
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def open_image(path: Path, mode: str) -> Image.Image:
-    """The decoded image in Pillow's ``mode``; DataError with its name if it is broken."""
-    try:
-        with Image.open(path) as opened:
-            return _eight_bit(opened).convert(mode)
-    except UNREADABLE as error:
-        raise DataError(f"The image {path} cannot be decoded: remove or replace it.") from error
+from repq_cli.images.decode import open_image
 
 
 def pixels_of(image: Image.Image) -> Tensor:
@@ -68,10 +36,3 @@ def write_png(path: Path, pixels: Tensor) -> None:
     buffer = io.BytesIO()
     to_image(pixels).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey images scaled to 8 bit, where Pillow's own conversion would clip them to white."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))

@@ -1,0 +1,147 @@
+"""Image files as pictures of 8 bits: one decoder, so that whoever reads a file sees the same pixels.
+
+A picture is turned upright (EXIF); of several in a file the first counts; colour profiles are dropped. What becomes of
+its values, and white is 255 afterwards:
+
+    1, 2, 4, 8 bits, grey      their own scale to 0..255
+    palette, YCbCr, CMYK       R = (255 - C)(255 - K) / 255, and so on
+    grey of 12 and 16 bits     v * 255 / 4095, v * 255 / 65535
+    colour of 16 bits          the upper byte of each channel, which is all that Pillow gives
+    float                      v * 255 where all lie in 0..1, v where all are whole numbers of 0..255
+    transparency               left out; the colours below it stay
+
+Everything else is refused, since its white is not known: other floats, NaN, 32-bit and signed integers, deep values of
+which 8 bits would keep nothing, Lab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from repq_cli.errors import DataError
+
+GREY, COLOUR = ("1", "L", "LA", "La"), ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+WHITE_IS_ZERO = 262, 0  # TIFF's tag and its value
+REPLACE, CONVERT = "remove or replace it", "convert it to 8 bits a channel first"
+
+
+class ImageError(DataError):
+    """An image file that cannot be used. ``reason``: what is wrong with it, and the fix."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"The image {path} {reason}.")
+
+
+def open_image(path: Path, mode: str) -> Image.Image:
+    """The picture without transparency in Pillow's ``mode``, ``L`` or ``RGB``. Raises ImageError with the reason."""
+    picture = decode(path)
+    if "A" in picture.mode and _is_drawn_in_alpha(picture):
+        raise ImageError(
+            path, "has one colour and is drawn in its transparency, which is left out: fill its background"
+        )
+    return picture.convert(mode)
+
+
+def _is_drawn_in_alpha(picture: Image.Image) -> bool:
+    *colours, alpha = (len(set(channel.getextrema())) > 1 for channel in picture.split())
+    return alpha and not any(colours)
+
+
+def decode(path: Path, deep: bool = True) -> Image.Image:
+    """The picture, upright, as Pillow's ``L``, ``LA``, ``RGB`` or ``RGBA``. Raises ImageError with the reason.
+
+    deep: whether one of more than 8 bits is brought down to them, or refused.
+    """
+    with _refusing(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large pictures and of damaged EXIF, which both are read
+        with Image.open(path) as opened:
+            kinds = [_raw_mode(tile) for tile in opened.tile]
+            if not deep and (opened.mode.startswith(("I", "F")) or any(map(_is_deep, opened.tile))):
+                raise ImageError(path, f"has more than 8 bits a channel, which would be lost: {CONVERT}")
+            inverted = getattr(opened, "tag_v2", {}).get(WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]
+            opened.load()
+            picture = _upright(opened)
+    if picture.mode.startswith(("I", "F")):
+        if inverted:
+            raise ImageError(path, f"has white as zero at more than 8 bits, which is not read: {CONVERT}")
+        return _in_eight_bits(path, picture, kinds[0] if kinds else "", opened.format == "PPM")
+    if picture.mode not in GREY + COLOUR:
+        raise ImageError(path, f"has colours of the kind {picture.mode}, which is not read: convert it to RGB")
+    mode = "L" if picture.mode in GREY else "RGB"
+    return picture.convert(f"{mode}A" if picture.has_transparency_data else mode)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever Pillow raises as ImageError: given arbitrary bytes, its decoders raise nearly everything."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        size = str(error).partition(",")[0]  # and Pillow's limit; then it speaks of an attack
+        raise ImageError(path, f"is too large to be decoded ({size}): make it smaller, or cut it into parts") from error
+    except UnidentifiedImageError as error:
+        if path.stat().st_size == 0:
+            raise ImageError(path, f"is empty: {REPLACE}") from error
+        what = "cannot be decoded: it is of no format and kind of pixels that is read here, or its beginning is damaged"
+        raise ImageError(path, f"{what}; {REPLACE}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ImageError(path, f"cannot be read: {error.strerror}") from error
+        raise ImageError(path, f"cannot be decoded ({str(error) or type(error).__name__}): {REPLACE}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF tells to show it; as it is stored where that is damaged, as viewers do."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as diverse as those of decoders
+        return image.copy()
+
+
+def _raw_mode(tile: Any) -> str:
+    """How a part of the file stores its values, in Pillow's terms."""
+    arguments = tile[3]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _is_deep(tile: Any) -> bool:
+    """Whether Pillow's decoder is told of more than 8 bits: by its raw mode, or, for PPM, by the largest value."""
+    decoder, arguments = tile[0], tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+    largest = arguments[1] if decoder.startswith("ppm") and len(arguments) > 1 else 0
+    return ";16" in str(arguments[0]) or (isinstance(largest, int) and largest > 255)
+
+
+def _in_eight_bits(path: Path, image: Image.Image, raw_mode: str, is_ppm: bool) -> Image.Image:
+    """Grey of integers or floats, where Pillow's own conversion would clip. PPM comes scaled to 16 bits."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        white = _white_of_floats(path, values)
+    elif image.mode.startswith("I;16") or is_ppm or raw_mode in ("I;16", "I;16B", "I;16N"):
+        white = 4095 if raw_mode == "I;12" else 65535
+    else:
+        kind = "signed" if raw_mode.endswith("S") and "16" in raw_mode else "32-bit"
+        raise ImageError(path, f"holds {kind} integers, of which nothing says what is white: {CONVERT}")
+    if 0 < values.max() <= white / 255:
+        held = f"holds no value above {values.max():g}, and white would be {white}"
+        raise ImageError(path, f"{held}, which leaves nothing in 8 bits: scale its values")
+    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+
+
+def _white_of_floats(path: Path, values: npt.NDArray[np.float32]) -> int:
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1:
+        return 1
+    if low >= 0 and high <= 255 and (values == values.round()).all():
+        return 255
+    held = f"holds floats from {low:g} to {high:g}" if np.isfinite(values).all() else "holds values that are not finite"
+    raise ImageError(path, f"{held}; read are those of 0 to 1, and whole numbers of 0 to 255: scale them")
