@@ -157,6 +157,17 @@ def test_image_folder_holds_validation_out_where_there_is_only_one_more_split(tm
     assert [len(part) for part in (data.train, data.val, data.tests["test"])] == [8, 4, 12]
 
 
+@pytest.mark.parametrize("cache_mib", [0, 1])
+def test_statistics_are_those_of_the_images_trained_on(cache_mib: int, tmp_path: Path) -> None:
+    """Neither of those held out for validation nor of those to test with."""
+    data = image_folder.load(str(write_folder(tmp_path)), val_fraction=0.5, cache_mib=cache_mib)
+    (batch,) = data.train.images.read([torch.arange(len(data.train))])  # type: ignore[attr-defined]
+    assert len(batch) == 6
+    std, mean = torch.std_mean(batch.double() / 255, dim=(0, 2, 3))
+    assert data.info.mean == pytest.approx(mean.tolist(), abs=1e-6)  # type: ignore[attr-defined]
+    assert data.info.std == pytest.approx(std.tolist(), abs=1e-6)  # type: ignore[attr-defined]
+
+
 def test_a_stored_network_keeps_the_statistics_it_was_trained_with(tmp_path: Path) -> None:
     other = image_folder.load(str(write_folder(tmp_path))).tests["test"]
     trained = {"input_shape": [3, 10, 8], "classes": ["cat", "dog"], "mean": [0.1, 0.2, 0.3], "std": [0.5, 1.0, 2.0]}

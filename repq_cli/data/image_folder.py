@@ -72,7 +72,7 @@ def load(
         kept, held = stratified_split(labels["train"], val_fraction)
     if len(kept) == 0:
         raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add a val/.")
-    mean, std = channel_statistics(_sample(images["train"]))
+    mean, std = channel_statistics(_sample(Subset(images["train"], kept)))
     info = DataInfo(top.name, (1 if grey else 3, *read_image.size), classes, mean, std, "the user's own")
 
     def split(name: str, indices: Tensor | None = None, augment: Augmentation | None = None) -> Split:
