@@ -100,7 +100,9 @@ def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
                 *pair, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
             )
             assert ssim(noisy, high)[index].item() == pytest.approx(wanted, abs=1e-9)
-    assert psnr(high, high).tolist() == [100.0, 100.0]
+    assert psnr(high, high).tolist() == [math.inf, math.inf], "identical, which is no number of decibels"
+    assert psnr(high + 1e-4, high).tolist() == [math.inf, math.inf], "as far as float32 can tell"
+    assert psnr(high + 0.01, high).tolist() == pytest.approx([88.13, 88.13], abs=0.01)
     torch.testing.assert_close(ssim(high, high), torch.ones(2, dtype=torch.float64))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from repq_cli import build
 from repq_cli.cli import main
 from repq_cli.cli.jobs import compose_plain
+from repq_cli.data.base import Data
+from repq_cli.data.pictures import Pictures, Upscaling, pair_of
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.images.files import read_rgb
 from repq_cli.images.panel import busiest
 from repq_cli.images.resize import to_bytes
-from repq_cli.tasks.super_resolution import SuperResolution
+from repq_cli.tasks.super_resolution import Bicubic, SuperResolution
 from repq_cli.train.evaluation import CROP
 from repq_cli.train.runner import run
 
@@ -73,6 +76,43 @@ def test_a_run_measures_everything_and_ships_what_was_trained(trained: Path) -> 
     assert row["checks"]["merge_max_abs"] > 0, "merging is compared with the branches, though FP trained merged"
     assert "fp.merged_training: true" not in (trained / "config.yaml").read_text()
     assert "merged_training: true" in (trained / "config.yaml").read_text()
+
+
+def flat_pictures() -> Data:
+    """With a set that has a picture of one colour, and one that has no other; bicubic gives them back exactly."""
+    data, upscaling = random_pictures(), Upscaling(2, "luma")
+    flat = pair_of("flat.png", torch.full((3, 40, 36), 77, dtype=torch.uint8), upscaling)
+    tests = {"mixed": Pictures([data.val.pairs[0], flat], upscaling), "flat": Pictures([flat], upscaling)}  # type: ignore[attr-defined]
+    return replace(data, tests=tests)
+
+
+def test_identical_pictures_are_counted_beside_the_mean(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "data", lambda config: flat_pictures())
+    monkeypatch.setattr(build, "data_tests", lambda config: flat_pictures().tests)
+    run(build.experiment(compose_plain([*SMALL, "verbosity=normal"])), Path("run"))
+    (closing,) = (line for line in capsys.readouterr().out.splitlines() if "psnr_y (mixed)" in line)
+    row = row_of(Path("run"))
+    found = {(m["set"], m["engine"], m["name"]): m for m in row["metrics"]}
+    first = Pictures(random_pictures().val.pairs[:1], Upscaling(2, "luma"))  # type: ignore[attr-defined]
+    ((expected),) = SuperResolution(2, "luma").measurements(Bicubic(2), first, torch.device("cpu"), 1024)
+    for name in ("psnr_y", "psnr_rgb"):
+        assert found["mixed", "bicubic", name]["value"] == pytest.approx(expected[name].item())
+        assert found["mixed", "bicubic", name]["identical"] == 1
+        assert found["flat", "bicubic", name]["identical"] == 1 and "value" not in found["flat", "bicubic", name]
+    assert "identical" not in found["mixed", "bicubic", "ssim_y"]
+    assert found["flat", "bicubic", "ssim_y"]["value"] == pytest.approx(1)
+    assert f"bicubic {expected['psnr_y'].item():.2f} dB + 1 identical   FP" in closing
+    assert main(["eval", "run=run"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "psnr_y, dB" in line]
+    assert " ".join(lines[0]).startswith(f"mixed x2 psnr_y, dB {expected['psnr_y'].item():.2f} + 1 identical ")
+    assert lines[1][:5] == ["flat", "x2", "psnr_y,", "dB", "identical"]
+    assert row_of(Path("run")) == row
+    assert main(["table", "run"]) == 0
+    assert "psnr_y on flat is without 1 pictures that are identical to their originals: bicubic in run" in (
+        capsys.readouterr().out
+    )
 
 
 def test_tensorboard_shows_crops_side_by_side(trained: Path) -> None:

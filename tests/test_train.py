@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,9 +25,10 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.repvgg import repvgg_blocks
 from repq_cli.runs.folder import RunFolder
 from repq_cli.tasks.classification import Classification
+from repq_cli.tasks.super_resolution import SuperResolution
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import load_last, save_last
-from repq_cli.train.engine import EpochTotals, training_step
+from repq_cli.train.engine import EpochTotals, evaluate, training_step
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
 from repq_cli.train.optim import learning_rate, make_optimizer, parameter_groups, patterns_without_match
@@ -108,6 +111,22 @@ def test_totals_of_an_epoch() -> None:
     totals.add(1.0, 50.0)
     totals.add(3.0, 100.0)
     assert (totals.mean_loss, totals.mean_score) == (2.0, 75.0)
+
+
+def test_identical_pictures_are_no_part_of_a_mean() -> None:
+    """Their PSNR is infinite: neither 100 dB, nor does it hide that of the others."""
+    task, half = SuperResolution(2, "luma"), torch.full((3, 1, 12, 12), 128.0)
+    batches = [(half + error, half) for error in (0.0, torch.tensor([1.0, 0.0, 2.0]).view(3, 1, 1, 1))]
+    split = SimpleNamespace(batches=lambda size, device: batches)
+    one, two = (10 * math.log10(255**2 / error**2) for error in (1, 2))
+    assert evaluate(nn.Identity(), split, task, torch.device("cpu")) == pytest.approx((one + two) / 2)  # type: ignore[arg-type]
+    del batches[1]
+    assert evaluate(nn.Identity(), split, task, torch.device("cpu")) == math.inf  # type: ignore[arg-type]
+    totals = EpochTotals()
+    for score in (math.inf, 30.0, 34.0):
+        totals.add(1.0, score)
+    assert (totals.mean_loss, totals.mean_score) == (1.0, 32.0)
+    assert EpochTotals(steps=2, identical=2).mean_score == math.inf
 
 
 def test_gradient_clipping_bounds_the_update() -> None:

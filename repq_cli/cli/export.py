@@ -21,7 +21,7 @@ from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.errors import CheckError, ConfigError, DataError
 from repq_cli.files import make_folder, write_atomically
 from repq_cli.finished_run import FinishedRun
-from repq_cli.runs.quality import UNITS, quality_table
+from repq_cli.runs.quality import UNITS, quality_table, shown
 from repq_cli.runs.row import Row
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
@@ -169,11 +169,12 @@ def _difference(
 
 def _worse_pictures(metric: str, rows: list[Row]) -> str | None:
     """A set whose metric differs between the two networks."""
-    sets: dict[tuple[Any, Any], list[float]] = defaultdict(list)
+    sets: dict[tuple[Any, Any], list[Row]] = defaultdict(list)
     for row in rows:
         if row["name"] == metric:
-            sets[row["set"], row.get("scale")].append(row["value"])
-    for (name, _), (first, second) in sets.items():
-        if not abs(first - second) <= DECIBELS:
-            return f"{metric} on {name}, {first:.2f} and {second:.2f} {UNITS[metric]}, differs"
+            sets[row["set"], row.get("scale")].append(row)
+    for (name, _), pair in sets.items():
+        first, second = (row.get("value", math.inf) for row in pair)
+        if first != second and not abs(first - second) <= DECIBELS:
+            return f"{metric} on {name}, {' and '.join(map(shown, pair))} {UNITS[metric]}, differs"
     return None

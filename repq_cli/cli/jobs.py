@@ -17,7 +17,7 @@ from repq_cli.cli.figures import pictures_of
 from repq_cli.cli.hydra_app import CONFIGS, plain
 from repq_cli.modes.catalogue import mode_named, used_rep
 from repq_cli.runs.folder import RunFolder
-from repq_cli.runs.row import failure
+from repq_cli.runs.row import deployed_metric, failure
 from repq_cli.schema import with_defaults
 from repq_cli.train.runner import run
 
@@ -40,7 +40,7 @@ def train(
             folder.write_row(failure(error) | asked | {"quant": config["quant"], "seed": config["seed"]})
         raise
     row = run(experiment, folder.path, stop_file=stop_file, command_line=command_line, figures=pictures_of)
-    return float(row["metric"]["deployed"])
+    return deployed_metric(row)
 
 
 def _shown(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from repq_cli.build import checked
 from repq_cli.cli.jobs import resume_job, run_key, same_run, train
 from repq_cli.errors import DataError, Interrupted, RepqError
 from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.row import deployed_metric
 from repq_cli.runs.sweep import Job, Plan, SweepFolder
 
 
@@ -92,7 +93,7 @@ class SweepJob:
                     self._train(config, plan)
         else:
             self._train(config, plan)
-        return float(self.folder.readable_row()["metric"]["deployed"])
+        return deployed_metric(self.folder.readable_row())
 
     def _train(self, config: dict[str, Any], plan: Plan) -> None:
         stop = self.sweep.stop_file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from repq_cli.runs.quality import measured
 from repq_cli.text import columns
 
 Numbers = dict[str, Any]
@@ -68,14 +69,13 @@ def gap_unit(diagnosis: Numbers) -> str:
 
 def summary(diagnosis: Numbers) -> str:
     """The metric of the whole network in every setting."""
-    unit = diagnosis["metric"]["unit"]
     lines = [["", diagnosis["metric"]["name"], "drop", "output SQNR"]]
     for setting, name in SETTINGS.items():
         found = diagnosis["network"][setting]
         more = ["", ""]
         if isinstance(found, dict):
             more = [f"{drop_text(found['drop'])} {gap_unit(diagnosis)}", f"{_tenth(found['output_sqnr'])} dB"]
-        lines.append([name, f"{value_of(diagnosis, setting):.2f} {unit}", *more])
+        lines.append([name, measured(value_of(diagnosis, setting), diagnosis["metric"]["name"]), *more])
     return columns(lines, 1)
 
 

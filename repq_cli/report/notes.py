@@ -7,8 +7,9 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.lines import NO_CONFIG, Line, method, settle, value_text
-from repq_cli.report.runs import Run, bits_label
+from repq_cli.report.runs import Measured, Run, bits_label
 from repq_cli.report.sections import UNKNOWN, Section
+from repq_cli.runs.quality import ENGINES
 
 NAMED = 4  # lines or runs that a note names before it says how many more there are
 MOST = 8  # notes of one kind
@@ -22,7 +23,7 @@ FATES = {"failed": "failed", "interrupted": "was interrupted", "unfinished": "is
 
 
 def notes_on(section: Section) -> list[str]:
-    """Unlike training, seeds that are not in a mean, runs passed over, metrics that are missing."""
+    """Unlike training, seeds that are not in a mean, runs passed over, metrics that are missing, pictures left out."""
     lines = section.lines
     finders = (
         _unlike(lines),
@@ -32,6 +33,7 @@ def notes_on(section: Section) -> list[str]:
         _fp_given(lines),
         _passed_over(lines),
         _without_metric(section),
+        _identical(section),
     )
     return [note for found in finders for note in _first_few(list(found))]
 
@@ -167,6 +169,20 @@ def _without_metric(section: Section) -> Iterator[str]:
     names = [run.name for run in section.runs if run.status == "done" and "metric.deployed" not in run.numbers]
     if names and section.metric != UNKNOWN:
         yield f"Done, but without {section.metric.name} of the deployed net: {_listed(sorted(names))}."
+
+
+def _identical(section: Section) -> Iterator[str]:
+    """Pictures that a net gives back exactly have no PSNR, and means over different pictures do not compare."""
+    names: dict[tuple[Measured, float], list[str]] = defaultdict(list)
+    for run in section.runs:
+        for key, count in run.identical.items():
+            if key.name == section.metric.name:
+                names[key, count].append(run.name)
+    for (key, count), found in names.items():
+        yield (
+            f"The mean {key.name} on {key.set} is without {count:g} pictures that are identical to their originals: "
+            f"{ENGINES.get(key.engine, key.engine)} in {_listed(found)}."
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -84,6 +84,7 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
         metric=fields.metric(),
         numbers=fields.numbers(),
         values=fields.values(),
+        identical=fields.values("identical"),
         finished=_text(_at(row, "lineage.finished")) or "",
         linked=_at(row, "lineage.same_as") is not None,
         machine=_machine(env or {}, config, row),
@@ -139,15 +140,18 @@ class _Fields:
                     found[f"{section}.{key}"] = float(value)
         return found
 
-    def values(self) -> dict[Measured, float]:
-        measured = self.row.get("metrics")
+    def values(self, what: str = "value") -> dict[Measured, float]:
+        """What ``metrics`` says of each set, metric and engine: its mean, or how many pictures are ``identical``."""
+        rows = self.row.get("metrics")
         found = {}
-        for item in measured if isinstance(measured, list) else ():
-            if isinstance(item, dict) and self._is_number("a value of metrics", item.get("value")):
+        for item in rows if isinstance(rows, list) else ():
+            # Where all pictures are identical there is no mean, and where none are that is not said.
+            due = isinstance(item, dict) and (what in item or "identical" not in (what, *item))
+            if due and self._is_number(f"a {what} of metrics", item.get(what)):
                 scale = item.get("scale")
                 key = Measured(str(item.get("set")), scale, str(item.get("name")), str(item.get("engine")))
                 if scale is None or isinstance(scale, int):
-                    found[key] = float(item["value"])
+                    found[key] = float(item[what])
         return found
 
     def _is_number(self, key: str, value: Any) -> bool:

@@ -41,6 +41,7 @@ class Run:
         columns of tables (mode and bits). Without a config.yaml, what its row says of quantizer and block.
     numbers: ``metric.fp``, ``metric.deployed``, and all of ``checks``, ``size``, ``cost`` and ``time``, under their
         dotted keys.
+    identical: of how many pictures a mean of ``values`` says nothing, since they are those of the original.
     finished: ISO time, empty where the row has none. linked: a copy of an identical run (``lineage.same_as``).
     machine: what its times depend on. environment: what is known of machine, versions and sources, by name.
     error: why it failed, all of it. fp_file: where its FP net came from, if from a file.
@@ -60,6 +61,7 @@ class Run:
     metric: Metric | None
     numbers: Mapping[str, float]
     values: Mapping[Measured, float]
+    identical: Mapping[Measured, float]
     finished: str
     linked: bool
     machine: str

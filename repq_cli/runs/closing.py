@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from repq_cli.modes.catalogue import mode_named
 from repq_cli.modes.mode import Mode
-from repq_cli.runs.quality import ENGINES, UNITS, number
+from repq_cli.runs.quality import ENGINES, UNITS, shown
 from repq_cli.runs.row import Row
 from repq_cli.text import file_size, scaled
 
@@ -37,8 +37,8 @@ def _qualities(row: Row, mode: Mode) -> list[tuple[str, str]]:
     metric, engines = row["metric"]["name"], ENGINES | ({} if mode.trains else {"fake": mode.title})
     lines: dict[str, list[str]] = {}
     for found in row["metrics"]:
-        if found["name"] == metric and "value" in found:
-            word = f"{engines[found['engine']]} {number(found['value'], metric)} {UNITS[metric]}"
+        if found["name"] == metric and ("value" in found or "identical" in found):
+            word = f"{engines[found['engine']]} {shown(found, f' {UNITS[metric]}')}"
             name = found["set"] if "scale" in found else found["set"].rpartition("/")[2]
             lines.setdefault(name, []).append(word)
     return [(f"{metric} ({name})", "   ".join(words)) for name, words in lines.items()]

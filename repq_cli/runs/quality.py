@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from repq_cli.runs.row import Row
@@ -34,18 +35,39 @@ def quality_table(rows: Sequence[Row]) -> str:
     scaled = any("scale" in row for row in rows)
     header = ["set", *(["scale"] if scaled else []), "metric"]
     lines = [[*header, *(ENGINES[engine] for engine in engines)]]
-    values = {(row["set"], row.get("scale"), row["name"], row["engine"]): row["value"] for row in rows}
+    values = {(row["set"], row.get("scale"), row["name"], row["engine"]): shown(row) for row in rows}
     for name, scale, metric in dict.fromkeys(key[:3] for key in values):
         unit = UNITS.get(metric, "")
         words = [name, *([f"x{scale}"] if scaled else []), f"{metric}, {unit}" if unit else metric]
-        found = (values.get((name, scale, metric, engine)) for engine in engines)
-        lines.append([*words, *("" if value is None else number(value, metric) for value in found)])
+        found = (values.get((name, scale, metric, engine), "") for engine in engines)
+        lines.append([*words, *found])
     return columns(lines, len(header))
 
 
 def number(value: float, metric: str) -> str:
     """With as many digits as the literature gives."""
     return f"{value:.4f}" if metric.startswith("ssim") else f"{value:.2f}"
+
+
+def measured(value: float, metric: str) -> str:
+    """With its unit; an infinite PSNR is that of identical pictures.
+
+    >>> measured(33.64, "psnr_y"), measured(math.inf, "psnr_y"), measured(0.91, "ssim_y")
+    ('33.64 dB', 'identical', '0.9100')
+    """
+    return "identical" if math.isinf(value) else f"{number(value, metric)} {UNITS[metric]}".rstrip()
+
+
+def shown(row: Row, unit: str = "") -> str:
+    """What a row of ``metrics`` says; identical pictures are counted beside the mean of the others.
+
+    >>> shown({"name": "psnr_y", "value": 33.64, "identical": 2}, " dB"), shown({"name": "psnr_y", "identical": 5})
+    ('33.64 dB + 2 identical', 'identical')
+    """
+    if "value" not in row:
+        return "identical" if "identical" in row else ""
+    others = f" + {row['identical']} identical" if "identical" in row else ""
+    return f"{number(row['value'], row['name'])}{unit}{others}"
 
 
 def signed(value: float, metric: str) -> str:

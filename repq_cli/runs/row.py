@@ -42,6 +42,12 @@ def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
+def deployed_metric(row: Row) -> float:
+    """What a sweeper judges a finished run by; infinite where all pictures were identical to their originals."""
+    value = row["metric"].get("deployed")
+    return math.inf if value is None else float(value)
+
+
 def failure(error: BaseException) -> Row:
     """What a failed run's row says of its error."""
     return {"status": "failed", "error": str(error) or type(error).__name__, "traceback": traceback.format_exc()}

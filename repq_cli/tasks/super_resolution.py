@@ -17,6 +17,7 @@ from repq_cli.tasks.tiles import Upscaler, run_in_tiles
 PEAK = 255.0
 WINDOW, DEVIATION = 11, 1.5  # SSIM's Gaussian
 K1, K2 = 0.01, 0.03
+SAME = 1e-3  # of 255: what rounding in float32 explains
 
 
 class PicturePair(Protocol):
@@ -36,12 +37,13 @@ class PictureSet(Protocol):
 
 
 def psnr(picture: Tensor, reference: Tensor) -> Tensor:
-    """``10 log10(255^2 / mean (x - y)^2)`` in dB for each of ``[B, C, H, W]``, as float64 ``[B]``; 100 at most.
+    """``10 log10(255^2 / mean (x - y)^2)`` in dB for each of ``[B, C, H, W]``, as float64 ``[B]``.
 
-    100 dB stands for equal pictures, whose PSNR is infinite.
+    Infinite for identical pictures, of which no sample differs by more than rounding explains.
     """
-    error = (picture.double() - reference.double()).square().mean(dim=(1, 2, 3))
-    return (10 * torch.log10(PEAK**2 / error)).clamp_max(100.0)
+    difference = picture.double() - reference.double()
+    identical = difference.abs().amax(dim=(1, 2, 3)) < SAME
+    return (10 * torch.log10(PEAK**2 / difference.square().mean(dim=(1, 2, 3)))).masked_fill(identical, math.inf)
 
 
 def ssim(picture: Tensor, reference: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class SuperResolution:
         return F.l1_loss(outputs, targets)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """PSNR on luma for each picture, in dB; the metric is their mean."""
+        """PSNR on luma for each picture, in dB; the metric is their mean, without those that are identical."""
         pictures = (self._luma(self._finished(outputs)), self._luma(targets))
         return psnr(*map(self._shaved, pictures))
 

@@ -20,7 +20,7 @@ from repq_cli.quant.measures import Noise, decibels, quantization_noise, range_r
 from repq_cli.quant.quantizer import Quantizer, quantizers
 from repq_cli.quant.wiring import input_quantizers
 from repq_cli.reparam.block import Block
-from repq_cli.train.engine import EVAL_BATCH, Task
+from repq_cli.train.engine import EVAL_BATCH, Task, mean_score
 
 Numbers = dict[str, Any]
 
@@ -68,7 +68,7 @@ def diagnose(
     bar = tqdm(total=2 * len(alone) + 5, desc="diagnose", unit="pass", leave=False, disable=not show_bar)
     with bar:
         measured = _Measured(net, batches, task, bar.update)
-        network = {"fp": _score(fp, batches, task)[0], "nothing": measured.reference}
+        network = {"fp": mean_score(_score(fp, batches, task)[0]).item(), "nothing": mean_score(measured.scores).item()}
         bar.update(2)
         whole = {name: measured.with_only(kept) for name, kept in settings.items()}
         noises = _tensor_noise(net, of_tensors, batches)
@@ -88,24 +88,29 @@ class _Measured:
     def __init__(self, net: nn.Module, batches: Sequence[Batch], task: Task, done: Callable[[], object]) -> None:
         self.net, self.batches, self.task, self.done = net, batches, task, done
         with quantizing_only(net, (), batches[0][0]):
-            self.reference, self.outputs = _score(net, batches, task)
+            self.scores, self.outputs = _score(net, batches, task)
 
     def with_only(self, kept: set[str]) -> Numbers:
-        """``value`` of the metric; ``drop`` from that without quantization; ``output_sqnr`` against its outputs, dB."""
+        """``value`` of the metric; ``drop`` from that without quantization; ``output_sqnr`` against its outputs, dB.
+
+        ``drop`` is that of the images whose score is finite both times: the others have no place in either mean.
+        """
         with quantizing_only(self.net, kept, self.batches[0][0]):
-            value, outputs = _score(self.net, self.batches, self.task)
+            scores, outputs = _score(self.net, self.batches, self.task)
         self.done()
         pairs = list(zip(outputs, self.outputs, strict=True))
         signal = sum(in_float64(expected).square().sum().item() for _, expected in pairs)
         noise = sum(in_float64(y - expected).square().sum().item() for y, expected in pairs)
-        drop = self.reference - value if self.task.higher_is_better else value - self.reference
-        return {"value": value, "drop": drop, "output_sqnr": decibels(signal, noise)}
+        both = scores.isfinite() & self.scores.isfinite()
+        change = (self.scores[both].mean() - scores[both].mean()).item() if both.any() else 0.0
+        drop = change if self.task.higher_is_better else -change
+        return {"value": mean_score(scores).item(), "drop": drop, "output_sqnr": decibels(signal, noise)}
 
 
-def _score(net: nn.Module, batches: Sequence[Batch], task: Task) -> tuple[float, list[Tensor]]:
+def _score(net: nn.Module, batches: Sequence[Batch], task: Task) -> tuple[Tensor, list[Tensor]]:
     outputs = [net(x) for x, _ in batches]
     scores = [task.scores(y, targets) for y, (_, targets) in zip(outputs, batches, strict=True)]
-    return in_float64(torch.cat(scores)).mean().item(), outputs
+    return in_float64(torch.cat(scores)), outputs
 
 
 def _tensor_noise(net: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Noise]:

@@ -45,9 +45,14 @@ class EpochTotals:
     steps: int = 0
     loss: float = 0.0
     score: float = 0.0
+    identical: int = 0  # steps of infinite score
 
     def add(self, loss: float, score: float) -> None:
-        self.steps, self.loss, self.score = self.steps + 1, self.loss + loss, self.score + score
+        self.steps, self.loss = self.steps + 1, self.loss + loss
+        if math.isinf(score):
+            self.identical += 1
+        else:
+            self.score += score
 
     @property
     def mean_loss(self) -> float:
@@ -56,8 +61,9 @@ class EpochTotals:
 
     @property
     def mean_score(self) -> float:
-        """Average score."""
-        return self.score / max(1, self.steps)
+        """Average score, of the steps where it is finite."""
+        finite = self.steps - self.identical
+        return self.score / finite if finite else math.inf
 
 
 @dataclass
@@ -98,9 +104,9 @@ def training_step(
     outputs = net(x)
     loss = task.loss(outputs, targets)
     objective = loss if penalty is None else loss + penalty()
-    score = task.scores(outputs.detach(), targets).mean()
+    mean = mean_score(task.scores(outputs.detach(), targets))
     # One transfer for all: a GPU has to be waited for.
-    value, minimised, mean_score = torch.stack([part.detach().float() for part in (loss, objective, score)]).tolist()
+    value, minimised, score = torch.stack([part.detach().float() for part in (loss, objective, mean)]).tolist()
     if not math.isfinite(minimised):
         raise CheckError(
             f"The loss became {minimised}: {first_non_finite(net, x)}. The last good checkpoint is kept; "
@@ -112,7 +118,18 @@ def training_step(
         nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
     optimizer.step()
     clip_latent_weights(net)
-    return value, mean_score
+    return value, score
+
+
+def mean_score(scores: Tensor) -> Tensor:
+    """The mean without infinite ones, the PSNR of identical pictures, which would hide all others; infinite if all are.
+
+    >>> mean_score(torch.tensor([30.0, math.inf, 34.0])).item(), mean_score(torch.tensor([math.inf])).item()
+    (32.0, inf)
+    """
+    finite = ~scores.isposinf()
+    mean = scores.where(finite, 0.0).sum() / finite.sum()
+    return mean.where(finite.any(), math.inf)  # no look at the values, for which a GPU would have to be waited
 
 
 @torch.no_grad()
@@ -122,7 +139,7 @@ def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device
     net.eval()
     scores = [task.scores(net(x), targets) for x, targets in split.batches(EVAL_BATCH, device)]
     net.train(was_training)
-    return in_float64(torch.cat(scores)).mean().item()
+    return mean_score(in_float64(torch.cat(scores))).item()
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from repq_cli.images.resize import to_bytes
 from repq_cli.runs.folder import CropFolder
 from repq_cli.runs.row import Row
 from repq_cli.tasks.super_resolution import SuperResolution
-from repq_cli.train.engine import Task
+from repq_cli.train.engine import Task, mean_score
 
 CROP = 96  # pixels a side
 
@@ -45,20 +45,22 @@ def measure(
                         values.setdefault(metric, []).append(score.cpu().double())
                     bar.update(len(next(iter(scores.values()))))
             rows += [
-                {
-                    **task.set_keys(data_name, name),
-                    "name": metric,
-                    "engine": engine,
-                    "value": torch.cat(parts).mean().item(),
-                }
+                {**task.set_keys(data_name, name), "name": metric, "engine": engine, **_summary(torch.cat(parts))}
                 for metric, parts in values.items()
             ]
     return rows
 
 
+def _summary(scores: Tensor) -> Row:
+    """``value``, the mean; ``identical``: how many pictures are, and no part of it. Without ``value`` where all are."""
+    identical = int(scores.isposinf().sum())
+    value = {} if identical == len(scores) else {"value": mean_score(scores).item()}
+    return value | ({"identical": identical} if identical else {})
+
+
 def value_of(rows: list[Row], keys: Row) -> float | None:
     """The value of the row that has all of ``keys``."""
-    return next((row["value"] for row in rows if keys.items() <= row.items()), None)
+    return next((row.get("value") for row in rows if keys.items() <= row.items()), None)
 
 
 def crops(
@@ -89,7 +91,7 @@ def write_crops(folder: CropFolder, pictures: Mapping[str, Tensor], metrics: Seq
     for label, picture in shown.items():
         write_png(folder.picture(label), picture)
     measured = [row for row in metrics if row["set"] == folder.name and row["engine"] in shown]
-    values = {row["engine"]: row["value"] for row in measured if row["name"] == "psnr_y"}
+    values = {row["engine"]: row["value"] for row in measured if row["name"] == "psnr_y" and "value" in row}
     write_json(folder.values, {"scale": measured[0]["scale"], "psnr_y": values})
 
 

@@ -17,6 +17,8 @@ from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import step_sizes
 from repq_cli.reparam.repvgg import repvgg_blocks
 from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.quality import measured
+from repq_cli.runs.row import prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.engine import EpochTotals, StepTimer, evaluate, training_step
@@ -161,9 +163,10 @@ class StageTrainer:
         self.log.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.global_step)
 
     def _log_epoch(self, score: float) -> None:
-        name, log, task = self.stage.name, self.log, self.experiment.task
+        name, log, metric = self.stage.name, self.log, self.experiment.task.metric
         totals = self.totals
-        entry = {"train_loss": totals.mean_loss, f"train_{task.metric}": totals.mean_score, f"val_{task.metric}": score}
+        # A score is infinite, and then not logged, where all pictures are identical to their originals.
+        entry = prune({"train_loss": totals.mean_loss, f"train_{metric}": totals.mean_score, f"val_{metric}": score})
         steps = step_sizes(self.net)
         typical = {"step_sizes": {key: step.log().mean().exp().item() for key, step in steps.items()}} if steps else {}
         log.write({"stage": name, "step": self.step, "epoch": self.epoch, **entry, **typical})
@@ -176,7 +179,7 @@ class StageTrainer:
         epochs = self.stage.options.epochs
         log.epoch_line(
             f"{name.upper():>4} epoch {self.epoch + 1:>3}/{epochs}  loss {totals.mean_loss:.4f}  "
-            f"train {totals.mean_score:.2f} {task.unit}  val {score:.2f} {task.unit}  {self.seconds:.0f} s",
+            f"train {measured(totals.mean_score, metric)}  val {measured(score, metric)}  {self.seconds:.0f} s",
             last=self.epoch + 1 == epochs,
         )
 
