@@ -78,6 +78,57 @@ def test_resizing_is_matlabs(size: tuple[int, int], scale: Fraction) -> None:
     np.testing.assert_allclose(resize(pixels, scale).numpy(), expected, atol=1e-3)
 
 
+def matlab_bytes(pixels: list[list[int]], factor: int) -> list[list[int]]:
+    """MATLAB's ``imresize(uint8, 1/factor)`` in exact fractions: the height first, bytes after each pass."""
+
+    def keys(x: Fraction) -> Fraction:
+        x = abs(x)
+        if x <= 1:
+            return Fraction(3, 2) * x**3 - Fraction(5, 2) * x**2 + 1
+        return -(x**3) / 2 + Fraction(5, 2) * x**2 - 4 * x + 2 if x <= 2 else Fraction(0)
+
+    def smaller(line: list[int]) -> list[int]:
+        found = []
+        for index in range(len(line) // factor):
+            centre = factor * index + Fraction(factor - 1, 2)
+            value = Fraction(0)
+            for place in range(math.floor(centre - 2 * factor), math.ceil(centre + 2 * factor) + 1):
+                mirrored = place % (2 * len(line))
+                mirrored = mirrored if mirrored < len(line) else 2 * len(line) - 1 - mirrored
+                value += keys((place - centre) / factor) / factor * line[mirrored]
+            found.append(min(255, max(0, math.floor(value + Fraction(1, 2)))))
+        return found
+
+    def turned(picture: list[list[int]]) -> list[list[int]]:
+        return [list(line) for line in zip(*picture, strict=True)]
+
+    return [smaller(line) for line in turned([smaller(line) for line in turned(pixels)])]
+
+
+def test_low_resolution_has_matlabs_bytes() -> None:
+    """Rounded after each pass, the height first, ties away from zero: each of the three decides a pixel here."""
+    high = [
+        [128, 231, 56, 19, 140, 69, 63, 159],
+        [35, 239, 205, 21, 196, 161, 206, 198],
+        [60, 130, 117, 191, 185, 225, 146, 127],
+        [131, 203, 198, 14, 159, 186, 41, 197],
+        [201, 17, 238, 26, 63, 99, 68, 83],
+        [223, 64, 82, 215, 246, 1, 60, 46],
+        [88, 163, 159, 122, 3, 128, 48, 174],
+        [83, 14, 244, 187, 156, 167, 177, 230],
+    ]
+    low = [[144, 101, 127, 150], [128, 138, 165, 144], [149, 126, 93, 64], [95, 169, 122, 162]]
+    assert matlab_bytes(high, 2) == low
+    assert shrink(torch.tensor(high, dtype=torch.uint8), 2).tolist() == low
+    low[3][0] = 94
+    assert shrink(torch.tensor(high, dtype=torch.uint8), 2, "once").tolist() == low
+    for factor in (2, 3, 4):
+        for rows, columns in ((3, 5), (4, 2), (5, 4)):
+            pixels = picture(factor * rows, factor * columns)
+            for kind in (pixels, (pixels > 127) * torch.tensor(255, dtype=torch.uint8)):
+                assert shrink(kind, factor).tolist() == matlab_bytes(kind.tolist(), factor)
+
+
 def test_shrinking_gives_bytes_and_keeps_what_is_constant() -> None:
     flat = torch.full((3, 12, 18), 77, dtype=torch.uint8)
     assert torch.equal(shrink(flat, 3), flat[:, :4, :6])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from repq_cli.data import photos, sr_folder
 from repq_cli.data.pictures import Pair, Patches, Pictures, Upscaling, in_colour, pair_of
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.images.files import to_image
-from repq_cli.images.resize import shrink
+from repq_cli.images.resize import LowRounding, shrink
 
 LUMA2 = Upscaling(2, "luma")
 
@@ -110,6 +111,23 @@ def test_folders_with_pictures_made_small_here(tmp_path: Path) -> None:
     assert {name: len(split) for name, split in data.tests.items()} == {"one": 1, "two": 2}
     again = sr_folder.load(LUMA2, train, val=train[1], test=test, patch=16, patches=8)
     assert (len(again.train), len(again.val)) == (5, 1)
+
+
+def test_low_resolution_made_here_is_rounded_as_asked_for(tmp_path: Path) -> None:
+    high = picture()
+    folder, upscaling = write(tmp_path / "high", x=high), LUMA2
+    kinds: tuple[LowRounding, ...] = ("each_pass", "once")
+    lows = {kind: shrink(high, 2, kind) for kind in kinds}
+    assert not torch.equal(lows["each_pass"], lows["once"])
+    for kind, low in lows.items():
+        data = sr_folder.load(upscaling, folder, val=folder, test={"s": folder}, patch=16, low_rounding=kind)
+        np.testing.assert_array_equal(data.train.pairs[0][0], in_colour(low, "luma").numpy())  # type: ignore[attr-defined]
+        alone = sr_folder.evaluation_sets(upscaling, {"s": folder}, low_rounding=kind)
+        for split in (data.val, data.tests["s"], alone["s"]):
+            assert torch.equal(split.pairs[0].low, low)  # type: ignore[attr-defined]
+    assert torch.equal(sr_folder.evaluation_sets(upscaling, {"s": folder})["s"].pairs[0].low, lows["each_pass"])  # type: ignore[attr-defined]
+    first, second = (photos.evaluation_sets(upscaling, kind)["astronaut"].pairs[0].low for kind in kinds)  # type: ignore[attr-defined]
+    assert not torch.equal(first, second)
 
 
 def test_folders_of_pictures_at_low_resolution(tmp_path: Path) -> None:

@@ -232,8 +232,10 @@ def test_eval_on_folders_keeps_every_number_once(
     ]
     found = [(m["set"], m["engine"], m["name"]) for m in row_of(trained)["metrics"]]
     assert len(found) == len(set(found)) == 3 * len(ENGINES) * len(METRICS)
-    assert main(["eval", f"run={trained}", "data=sr_folder", sets, "psnr_rounding=false"]) == 0
-    assert "not kept in its row" in capsys.readouterr().out
+    for rule in ("psnr_rounding", "data.low_rounding"):
+        other = f"{rule}={'false' if rule == 'psnr_rounding' else 'once'}"
+        assert main(["eval", f"run={trained}", "data=sr_folder", sets, other]) == 0
+        assert f"Measured with another {rule} than the run's: printed only" in capsys.readouterr().out
     assert len(row_of(trained)["metrics"]) == len(found)
 
 

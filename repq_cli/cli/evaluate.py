@@ -51,8 +51,7 @@ def eval_job(config: dict[str, Any]) -> None:
     print(f"{run}\n{quality_table(rows)}", flush=True)
     if config["engine"] == "integer":
         print(_integer_proof(deployed, nets["integer"], sets, task))
-    same_rule = asked["psnr_rounding"] == run_config["psnr_rounding"] or asked["task"] == "classification"
-    _keep(run.folder, rows, same_rule)
+    _keep(run.folder, rows, _other_rules(asked, run_config))
 
 
 def _integer_net(deployed: DeployedNet, device: torch.device) -> nn.Module:
@@ -111,10 +110,22 @@ def _with_data(run_config: dict[str, Any], config: dict[str, Any]) -> dict[str, 
     return build.checked(run_config | changes)
 
 
-def _keep(folder: RunFolder, rows: list[Row], same_rule: bool) -> None:
+def _other_rules(asked: dict[str, Any], run_config: dict[str, Any]) -> list[str]:
+    """The keys of rounding in which this measurement differs from the run's own."""
+    if asked["task"] == "classification":
+        return []
+    rules = [("psnr_rounding", asked["psnr_rounding"], run_config["psnr_rounding"])]
+    low = [config["data"].get("low_rounding") for config in (asked, run_config)]
+    if None not in low:  # in data of a plugin, or of an earlier version
+        rules.append(("data.low_rounding", *low))
+    return [key for key, here, there in rules if here != there]
+
+
+def _keep(folder: RunFolder, rows: list[Row], other_rules: list[str]) -> None:
     """Put what was measured into summary.json; numbers under another rule of rounding would not compare."""
-    if not same_rule:
-        print("Measured with another psnr_rounding than the run's: printed only, not kept in its row.")
+    if other_rules:
+        keys = " and ".join(other_rules)
+        print(f"Measured with another {keys} than the run's: printed only, not kept in its row.")
         return
     with alone_in(folder.path):
         row = folder.read_row()

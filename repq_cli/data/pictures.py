@@ -15,7 +15,7 @@ from repq_cli.data.base import Batch, Inputs
 from repq_cli.devices import CPU, to_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.images.colour import luma
-from repq_cli.images.resize import shrink, to_bytes
+from repq_cli.images.resize import LowRounding, shrink, to_bytes
 from repq_cli.seeds import derive_seed
 
 Colour = Literal["luma", "rgb"]
@@ -72,7 +72,13 @@ def cropped(high: Tensor, scale: int) -> Tensor:
     return high[..., :rows, :columns]
 
 
-def pair_of(name: str, high: Tensor, upscaling: Upscaling, low: Tensor | None = None) -> Pair:
+def pair_of(
+    name: str,
+    high: Tensor,
+    upscaling: Upscaling,
+    low: Tensor | None = None,
+    low_rounding: LowRounding = "each_pass",
+) -> Pair:
     """A pair of RGB pictures; without ``low``, ``high`` is shrunk as MATLAB's bicubic does.
 
     Raises DataError where both sizes do not fit or the picture is too small to be measured.
@@ -83,7 +89,7 @@ def pair_of(name: str, high: Tensor, upscaling: Upscaling, low: Tensor | None = 
     if min(high.shape[-2:]) < least:
         raise DataError(f"{name} is {_size(high)}: pictures need at least {least} pixels a side at scale {scale}.")
     if low is None:
-        return Pair(name, shrink(high, scale), high)
+        return Pair(name, shrink(high, scale, low_rounding), high)
     if tuple(size * scale for size in low.shape[-2:]) != tuple(high.shape[-2:]):
         raise DataError(
             f"{name} is {_size(high)} and its low-resolution picture {_size(low)}, which is not 1/{scale} of it: use "

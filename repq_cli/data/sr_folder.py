@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from repq_cli.errors import DataError
 from repq_cli.images.decode import ImageError
 from repq_cli.images.files import read_rgb
 from repq_cli.images.listing import list_folder, on_lines, some
+from repq_cli.images.resize import LowRounding
 
 logger = logging.getLogger("repq")
 
@@ -39,11 +41,13 @@ def load(
     test_lr: dict[str, str] | None = None,
     patch: Annotated[int, Range(8)] = 48,
     patches: Annotated[int, Range(1)] = 3200,
+    low_rounding: LowRounding = "each_pass",
 ) -> Data:
     """Photographs of the folders ``train`` to train on, of ``val`` to validate, and of every set of ``test``.
 
     Without ``val``, ``val_images`` of the training photographs are held out. ``*_lr``: folders with the same pictures
     at low resolution, ``0001.png`` or ``0001x2.png`` for ``0001.png``; without them MATLAB's bicubic makes them.
+    low_rounding: after each pass of that, as MATLAB rounds bytes, or once at the end.
     patch: low-resolution pixels a side of the crops that training draws. patches: how many make an epoch.
     Pictures that are broken, or smaller than a patch in training, are left out and named. Raises DataError where none
     is left, where a folder is missing or empty, where pictures of both resolutions do not pair.
@@ -68,15 +72,20 @@ def load(
     if not listed:
         raise DataError(f"data.train={train} holds too few photographs to hold data.val_images={val_images} out.")
     info = PictureInfo("sr_folder", upscaling, "the user's own")
-    crops = Patches(_pairs(listed, upscaling, f"data.train={train}", patch), upscaling, patch, patches)
+    read = functools.partial(_pairs, upscaling=upscaling, low_rounding=low_rounding)
+    crops = Patches(read(listed, what=f"data.train={train}", patch=patch), upscaling, patch, patches)
     least = patch if val is None else 0  # what training would leave out is not held out either
-    checked = Pictures(list(_pairs(held, upscaling, "the validation pictures", least)), upscaling)
+    checked = Pictures(list(read(held, what="the validation pictures", patch=least)), upscaling)
     seen = fingerprint(path for entry in (*listed, *held) for path in entry if path is not None)
-    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr), seen)
+    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr, low_rounding), seen)
 
 
 def evaluation_sets(
-    upscaling: Upscaling, test: dict[str, str] | None = None, test_lr: dict[str, str] | None = None, **_: object
+    upscaling: Upscaling,
+    test: dict[str, str] | None = None,
+    test_lr: dict[str, str] | None = None,
+    low_rounding: LowRounding = "each_pass",
+    **_: object,
 ) -> dict[str, Evaluation]:
     """The evaluation sets by name. Raises DataError as ``load`` does."""
     if not test:
@@ -88,7 +97,8 @@ def evaluation_sets(
     for name, folder in test.items():
         low = (test_lr or {}).get(name)
         listed = _listed(Path(folder), None if low is None else Path(low), upscaling.scale)
-        found[name] = Pictures(list(_pairs(listed, upscaling, f"data.test.{name}={folder}")), upscaling)
+        pairs = _pairs(listed, upscaling, low_rounding, f"data.test.{name}={folder}")
+        found[name] = Pictures(list(pairs), upscaling)
     return found
 
 
@@ -135,7 +145,9 @@ def _by_name(folder: Path, paths: list[Path]) -> dict[str, Path]:
     return found
 
 
-def _pairs(entries: Iterable[Entry], upscaling: Upscaling, what: str, patch: int = 0) -> Iterator[Pair]:
+def _pairs(
+    entries: Iterable[Entry], upscaling: Upscaling, low_rounding: LowRounding, what: str, patch: int = 0
+) -> Iterator[Pair]:
     """Read the pairs, one at a time; those that cannot be used are left out and named, and DataError if all are."""
     listed = list(entries)
     left_out: list[str] = []
@@ -151,7 +163,7 @@ def _pairs(entries: Iterable[Entry], upscaling: Upscaling, what: str, patch: int
         except ImageError as error:
             left_out.append(str(error))
             continue
-        yield pair_of(str(path), high, upscaling, low)
+        yield pair_of(str(path), high, upscaling, low, low_rounding)
     if len(left_out) == len(listed):
         raise DataError(f"Of the {len(listed)} pictures of {what} none can be used:{on_lines(left_out)}")
     if left_out:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+LowRounding = Literal["each_pass", "once"]  # of pictures that are made small
 
 RADIUS = 2.0  # of the cubic
 
@@ -39,10 +42,12 @@ def taps(size: int, new_size: int, scale: Fraction) -> tuple[Tensor, Tensor]:
     return torch.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)[:, used], weights[:, used]
 
 
-def resize(images: Tensor, scale: Fraction) -> Tensor:
+def resize(images: Tensor, scale: Fraction, eight_bit: bool = False) -> Tensor:
     """``images [..., H, W]`` made ``scale`` times as large, ``ceil(scale * H)`` high, as float32.
 
-    Two passes, rows first; neither rounded nor clipped, and the cubic overshoots.
+    Two passes, the height first, as MATLAB takes equal scales; neither rounded nor clipped, and the cubic overshoots.
+    eight_bit: both after each pass, ties away from zero, as MATLAB does to uint8. (Sums of bytes by weights of
+    1/2 and 1/4 are exact in float32, so that ties are ties; for 1/3 there are none.)
     """
     result = images.float()
     for dim in (-2, -1):
@@ -54,7 +59,7 @@ def resize(images: Tensor, scale: Fraction) -> Tensor:
         total = next(parts)
         for part in parts:
             total += part
-        result = total
+        result = torch.floor(total.clamp(0, 255) + 0.5) if eight_bit else total
     return result
 
 
@@ -63,11 +68,18 @@ def to_bytes(images: Tensor) -> Tensor:
     return images.clamp(0, 255).round().to(torch.uint8)
 
 
-def shrink(images: Tensor, factor: int) -> Tensor:
-    """``uint8 [..., H, W]`` of ``1 / factor`` the size, as ``uint8``; sides must be multiples of it."""
-    return to_bytes(resize(images, Fraction(1, factor)))
+def shrink(images: Tensor, factor: int, rounding: LowRounding = "each_pass") -> Tensor:
+    """``uint8 [..., H, W]`` of ``1 / factor`` the size, as ``uint8``; sides must be multiples of it.
+
+    rounding: ``each_pass`` gives the bytes of MATLAB's ``imresize``, which published low-resolution pictures have;
+    ``once`` rounds at the end, as ``imresize`` of floats.
+    """
+    return to_bytes(resize(images, Fraction(1, factor), eight_bit=rounding == "each_pass"))
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:
-    """``[..., H, W]`` of ``factor`` times the size, float32, not rounded: what networks are compared with."""
+    """``[..., H, W]`` of ``factor`` times the size, float32, not rounded: what networks are compared with.
+
+    Published figures of bicubic come from floats, too: rounding each pass lowers them by another 0.01 dB at most.
+    """
     return resize(images, Fraction(factor))
