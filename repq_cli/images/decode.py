@@ -29,7 +29,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from repq_cli.errors import DataError
 
 GREY, COLOUR = ("1", "L", "LA", "La"), ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-WHITE_IS_ZERO = 262, 0  # TIFF's tag and its value
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and a value of it
 REPLACE, CONVERT = "remove or replace it", "convert it to 8 bits a channel first"
 
 
@@ -63,20 +63,21 @@ def decode(path: Path, deep: bool = True) -> Image.Image:
     with _refusing(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures and of damaged EXIF, which both are read
         with Image.open(path) as opened:
-            kinds = [_raw_mode(tile) for tile in opened.tile]
             if not deep and (opened.mode.startswith(("I", "F")) or any(map(_is_deep, opened.tile))):
                 raise ImageError(path, f"has more than 8 bits a channel, which would be lost: {CONVERT}")
-            inverted = getattr(opened, "tag_v2", {}).get(WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]
+            raw_mode = next(map(_raw_mode, opened.tile), "")
+            white_is_zero = getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
             opened.load()
-            picture = _upright(opened)
-    if picture.mode.startswith(("I", "F")):
-        if inverted:
-            raise ImageError(path, f"has white as zero at more than 8 bits, which is not read: {CONVERT}")
-        return _in_eight_bits(path, picture, kinds[0] if kinds else "", opened.format == "PPM")
-    if picture.mode not in GREY + COLOUR:
-        raise ImageError(path, f"has colours of the kind {picture.mode}, which is not read: convert it to RGB")
-    mode = "L" if picture.mode in GREY else "RGB"
-    return picture.convert(f"{mode}A" if picture.has_transparency_data else mode)
+            with contextlib.suppress(Exception):  # of damaged EXIF, as diverse as decoders': shown as it is stored
+                ImageOps.exif_transpose(opened, in_place=True)
+            if opened.mode.startswith(("I", "F")):
+                if white_is_zero:
+                    raise ImageError(path, f"has white as zero at more than 8 bits, which is not read: {CONVERT}")
+                return _in_eight_bits(path, opened, raw_mode)
+            if opened.mode not in GREY + COLOUR:
+                raise ImageError(path, f"has colours of the kind {opened.mode}, which is not read: convert it to RGB")
+            mode = "L" if opened.mode in GREY else "RGB"
+            return opened.convert(f"{mode}A" if opened.has_transparency_data else mode)
 
 
 @contextlib.contextmanager
@@ -100,14 +101,6 @@ def _refusing(path: Path) -> Iterator[None]:
         raise ImageError(path, f"cannot be decoded ({str(error) or type(error).__name__}): {REPLACE}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """As its EXIF tells to show it; as it is stored where that is damaged, as viewers do."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as diverse as those of decoders
-        return image.copy()
-
-
 def _raw_mode(tile: Any) -> str:
     """How a part of the file stores its values, in Pillow's terms."""
     arguments = tile[3]
@@ -116,17 +109,16 @@ def _raw_mode(tile: Any) -> str:
 
 def _is_deep(tile: Any) -> bool:
     """Whether Pillow's decoder is told of more than 8 bits: by its raw mode, or, for PPM, by the largest value."""
-    decoder, arguments = tile[0], tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-    largest = arguments[1] if decoder.startswith("ppm") and len(arguments) > 1 else 0
-    return ";16" in str(arguments[0]) or (isinstance(largest, int) and largest > 255)
+    of_ppm = tile[0].startswith("ppm") and isinstance(tile[3], tuple)
+    return ";16" in _raw_mode(tile) or (of_ppm and tile[3][1] > 255)
 
 
-def _in_eight_bits(path: Path, image: Image.Image, raw_mode: str, is_ppm: bool) -> Image.Image:
+def _in_eight_bits(path: Path, image: Image.Image, raw_mode: str) -> Image.Image:
     """Grey of integers or floats, where Pillow's own conversion would clip. PPM comes scaled to 16 bits."""
     values = np.asarray(image)
     if image.mode == "F":
         white = _white_of_floats(path, values)
-    elif image.mode.startswith("I;16") or is_ppm or raw_mode in ("I;16", "I;16B", "I;16N"):
+    elif image.mode.startswith("I;16") or image.format == "PPM" or raw_mode in ("I;16", "I;16B", "I;16N"):
         white = 4095 if raw_mode == "I;12" else 65535
     else:
         kind = "signed" if raw_mode.endswith("S") and "16" in raw_mode else "32-bit"
