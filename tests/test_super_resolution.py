@@ -110,7 +110,7 @@ def test_identical_pictures_are_counted_beside_the_mean(
     assert lines[1][:5] == ["flat", "x2", "psnr_y,", "dB", "identical"]
     assert row_of(Path("run")) == row
     assert main(["table", "run"]) == 0
-    assert "psnr_y on flat is without 1 pictures that are identical to their originals: bicubic in run" in (
+    assert "psnr_y on flat: 1 identical to the original and no part of the mean, bicubic in run" in (
         capsys.readouterr().out
     )
 

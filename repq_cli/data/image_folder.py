@@ -178,9 +178,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
     found = entries(folder)
     classes = tuple(entry.name for entry in found if entry.is_dir())
     if len(classes) < 2:
-        beside = sum(is_image(Path(entry.name)) for entry in found if entry.is_file())
-        images = f", beside {beside} images that lie in none" if beside else ""
-        raise DataError(f"{folder} needs at least two class folders, and has {len(classes)}{images}.")
+        alone = [entry.name for entry in found if entry.is_file() and is_image(Path(entry.name))]
+        beside = f", beside images that lie in none ({some(alone)})" if alone else ""
+        raise DataError(f"{folder} needs at least two class folders, and has {len(classes)}{beside}.")
     return classes
 
 
@@ -197,7 +197,7 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
         )
     alone = [entry.name for entry in present if entry.is_file() and is_image(Path(entry.name))]
     if alone:
-        logger.warning("%d images of %s lie in no class folder and are left out: %s.", len(alone), folder, some(alone))
+        logger.warning("Images of %s that lie in no class folder are left out: %s.", folder, some(alone))
     listed, passed, again = [], [], []
     classes_of: dict[str, str] = {}
     for label, name in enumerate(classes):

@@ -175,7 +175,5 @@ def _once(entries: Iterable[Entry]) -> list[Entry]:
     kept: dict[Path, Entry] = {}
     again = [entry[0] for entry in entries if kept.setdefault(entry[0].resolve(), entry) != entry]
     if again:
-        logger.warning(
-            "%d pictures of data.train are in two of its folders and count once: %s.", len(again), some(again)
-        )
+        logger.warning("Pictures that are in two folders of data.train count once: %s.", some(again))
     return list(kept.values())

@@ -97,9 +97,7 @@ def say_passed_over(folder: Path, files: Iterable[Path], again: Iterable[Path]) 
         )
     repeated = [path for path in again if is_image(path)]
     if repeated:
-        logger.warning(
-            "Below %s, %d images are further links to others and count once: %s.", folder, len(repeated), some(repeated)
-        )
+        logger.warning("Below %s, images that are further links to others count once: %s.", folder, some(repeated))
 
 
 def some(names: Iterable[object]) -> str:

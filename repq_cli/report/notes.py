@@ -180,7 +180,7 @@ def _identical(section: Section) -> Iterator[str]:
                 names[key, count].append(run.name)
     for (key, count), found in names.items():
         yield (
-            f"The mean {key.name} on {key.set} is without {count:g} pictures that are identical to their originals: "
+            f"{key.name} on {key.set}: {count:g} identical to the original and no part of the mean, "
             f"{ENGINES.get(key.engine, key.engine)} in {_listed(found)}."
         )
 
