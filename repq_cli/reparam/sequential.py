@@ -108,7 +108,7 @@ def _image_of_zero(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
     else:
         assert norm.running_mean is not None and norm.running_var is not None
         mean, var = norm.running_mean, norm.running_var
-    return (norm.bias - mean * norm_multiplier(norm.weight, var, norm.eps)).view(-1, 1, 1)
+    return (norm.bias - norm_multiplier(mean * norm.weight, var, norm.eps)).view(-1, 1, 1)
 
 
 class PointConvBranch(PointFirst):
