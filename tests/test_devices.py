@@ -147,13 +147,13 @@ def stop_after_some_steps(arguments: list[str], folder: Path) -> None:
         "import os, sys\n"
         "from repq_cli.cli import main\n"
         "from repq_cli.train import checkpoint\n"
-        "save = checkpoint.RunCheckpoints.save_last\n"
-        "def save_and_die(self, content):\n"
-        "    save(self, content)\n"
+        "save = checkpoint.save_last\n"
+        "def save_and_die(folder, content):\n"
+        "    save(folder, content)\n"
         "    if content['stage'] == 'qat':\n"
         "        os._exit(9)\n"
-        "checkpoint.RunCheckpoints.save_last = save_and_die\n"
-        "main(['train', *sys.argv[1:]])\n"
+        "checkpoint.save_last = save_and_die\n"
+        "sys.exit(main(['train', *sys.argv[1:]]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments, f"hydra.run.dir={folder}"], capture_output=True)
     assert done.returncode == 9, done.stderr.decode()

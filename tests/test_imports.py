@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": set(),
     "tasks": {"images"},
     "data": {"images"},
-    "models": {"reparam"},
+    "models": {"reparam", "library"},  # the door, where a network is asked for by name
     "modes": {"models", "reparam", "quant"},
     "deploy": {"quant"},
     "report": {"runs"},

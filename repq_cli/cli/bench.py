@@ -12,10 +12,10 @@ import torch
 from tqdm import tqdm
 
 from repq_cli.bench.timing import interleaved, speedup, spread
-from repq_cli.cli.extras import extra
 from repq_cli.cli.figures import drawn
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import ConfigError
+from repq_cli.extras import extra
 from repq_cli.files import make_folder, write_json
 from repq_cli.finished_run import FinishedRun
 from repq_cli.reparam.block import merge_first

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from repq_cli import build
-from repq_cli.cli.extras import extra
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
+from repq_cli.extras import extra
 from repq_cli.finished_run import FinishedRun
 from repq_cli.runs.folder import RunFolder, alone_in
 from repq_cli.runs.quality import quality_table

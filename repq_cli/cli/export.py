@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from repq_cli import build
-from repq_cli.cli.extras import extra
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.errors import CheckError, ConfigError, DataError
+from repq_cli.extras import extra
 from repq_cli.files import make_folder, write_atomically
 from repq_cli.finished_run import FinishedRun
 from repq_cli.runs.quality import UNITS, quality_table, shown

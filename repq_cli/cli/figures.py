@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repq_cli.cli.extras import extra
 from repq_cli.errors import DataError
+from repq_cli.extras import extra
 from repq_cli.files import write_atomically
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.runs.folder import RunFolder

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repq_cli.cli.arguments import PATHS, known_names, outputs, parser_of_paths, with_notes
-from repq_cli.cli.extras import extra
 from repq_cli.cli.figures import FORMATS, save
 from repq_cli.errors import DataError
+from repq_cli.extras import extra
 from repq_cli.files import make_folder
 from repq_cli.report.figures.catalogue import FIGURES, drawings
 from repq_cli.runs.outputs import OUTPUTS, reserve

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from repq_cli import __version__
 from repq_cli.cli.arguments import outputs, parser_of_paths, with_notes
-from repq_cli.cli.extras import extra
 from repq_cli.errors import DataError
+from repq_cli.extras import extra
 from repq_cli.files import make_folder, write_atomically
 from repq_cli.report.page.page import Making, Picture, page_of
 from repq_cli.report.page.render import render

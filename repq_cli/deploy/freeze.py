@@ -53,16 +53,19 @@ def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
         elif step.op == "call_function" and step.target is operator.add and len(inputs) == 2:
             nodes.append({"name": step.name, "inputs": inputs, "op": "add"})
         elif step.op == "call_module":
-            operation = _operation(str(step.target), net.get_submodule(str(step.target)), stored)
-            nodes.append({"name": step.name, "inputs": inputs, **operation})
+            path = str(step.target)
+            nodes.append({"name": step.name, "inputs": inputs, **operation(path, net.get_submodule(path), stored)})
         else:
             raise ValueError(f"The network's forward calls {step.target}, which has no deployed form: use a module.")
     net.train(was_training)
     graph = {"format": FORMAT, **description, "input": source, "output": output, "nodes": nodes}
-    return DeployedNet(graph, {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}).eval()
+    # Copies: training that goes on must not reach what is frozen.
+    return DeployedNet(
+        graph, {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored.items()}
+    ).eval()
 
 
-def _operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
+def operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
     """The node of one module; its tensors go into ``stored`` under the module's path."""
 
     def store(key: str, tensor: Tensor | None) -> str | None:

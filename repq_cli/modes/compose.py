@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from functools import partial
+from typing import NamedTuple
 
 from torch import nn
 
@@ -20,38 +22,75 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.pixels import PixelQuantizer
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
-from repq_cli.quant.wiring import link_inputs
+from repq_cli.quant.wiring import input_quantizers, link_inputs
 from repq_cli.reparam.block import Block
 
+FLOAT = QuantOptions(weight_bits=32, act_bits=32)
 
-def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions) -> nn.Module:
+
+class Composition(NamedTuple):
+    """What a quantization-aware network was composed by."""
+
+    mode: ModeOptions
+    quant: QuantOptions
+
+
+def composition_of(net: nn.Module) -> Composition:
+    """What ``compose`` made ``net`` by. Raises ConfigError for any other network."""
+    found = getattr(net, "composition", None)
+    if not isinstance(found, Composition):
+        raise ConfigError("This network is not quantization-aware: give the one that prepare (or compose) has made.")
+    return found
+
+
+def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: Collection[str] = ()) -> nn.Module:
     """A quantization-aware copy of ``net``; steps still want ``calibrate``.
 
     Every block becomes one convolution whose kernel comes from where the mode says, every tap its tensor's quantizer,
     every linear layer a quantized one. The function is that of ``net`` in eval mode, up to quantization.
+    ``keep_float``: names of modules whose layers stay in floating point, and with them the tensors that only they read.
     """
     refuse_signs_behind_relu(net, quant)
     net = copy.deepcopy(net)
+    net.composition = Composition(mode, quant)  # type: ignore[assignment]
     edges = net.edges()  # type: ignore[operator]
     like = next(net.parameters())
     for name, module in list(net.named_modules()):
         edge = name in edges
+        options = FLOAT if is_kept(name, keep_float) else quant
         if isinstance(module, Block):
-            net.set_submodule(name, compose_block(module, mode, quant, edge))
+            net.set_submodule(name, compose_block(module, mode, options, edge))
         elif isinstance(module, Tap):
-            net.set_submodule(name, _tap_quantizer(module, quant, edge).to(like))
+            net.set_submodule(name, _tap_quantizer(module, options, edge).to(like))
         elif isinstance(module, Shortcut):
             module.reads_raw = quant.residual == "fp"
         elif isinstance(module, nn.Linear):
-            net.set_submodule(name, _compose_linear(module, quant, edge))
+            net.set_submodule(name, _compose_linear(module, options, edge))
+    if keep_float:
+        _free_what_only_floats_read(net, keep_float)
     if quant.int32_bias:
         link_inputs(net)
     return net
 
 
+def is_kept(name: str, keep_float: Collection[str]) -> bool:
+    """Whether the module of that name is one of ``keep_float``, or inside one."""
+    return any(f"{name}.".startswith(f"{kept}.") for kept in keep_float)
+
+
+def _free_what_only_floats_read(net: nn.Module, keep_float: Collection[str]) -> None:
+    """Take the quantizer from every tensor that is read by kept layers alone."""
+    readers: dict[str, list[str]] = {}
+    for layer, quantizer in input_quantizers(net).items():
+        readers.setdefault(quantizer, []).append(layer)
+    for quantizer, layers in readers.items():
+        if all(is_kept(layer, keep_float) for layer in layers):
+            net.set_submodule(quantizer, NoQuantizer())
+
+
 def merge_blocks(net: nn.Module) -> nn.Module:
     """A copy of ``net``, in eval mode, with every block merged into one convolution and nothing quantized."""
-    return compose(net, ModeOptions(PTQ.name), QuantOptions(weight_bits=32, act_bits=32)).eval()
+    return compose(net, ModeOptions(PTQ.name), FLOAT).eval()
 
 
 def refuse_signs_behind_relu(net: nn.Module, quant: QuantOptions) -> None:

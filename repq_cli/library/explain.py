@@ -1,0 +1,126 @@
+"""``repq.explain``: what every layer of a network becomes, before anything is trained."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from repq_cli.deploy.freeze import operation
+from repq_cli.errors import ConfigError
+from repq_cli.library.quantize import mode_options, quant_options, require_blocks, require_fit, unblocked_layers
+from repq_cli.modes.catalogue import AUTO
+from repq_cli.modes.compose import compose
+from repq_cli.quant.layers import QuantLayer
+from repq_cli.quant.quantizer import Quantizer
+from repq_cli.quant.wiring import QuantTracer, input_quantizers
+from repq_cli.reparam.block import Block
+from repq_cli.text import columns
+
+
+class Layer(NamedTuple):
+    """What becomes of one operation.
+
+    block        the kind of the block that it was, ``linear``, or the class of a layer without weights
+    branches     how many branches train
+    weight_bits, act_bits   of its weight and of what it reads; 32: floating point, None: it has no weight
+    becomes      its operation in the deployed network; None where it has none
+    refusal      why it has none, as a sentence
+    """
+
+    name: str
+    block: str
+    branches: int
+    weight_bits: int | None
+    act_bits: int | None
+    becomes: str | None
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """``layers`` in the order of execution; printed, a table."""
+
+    mode: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why the network cannot be shipped, a sentence each; empty where it can."""
+        return [layer.refusal for layer in self.layers if layer.refusal is not None]
+
+    def __str__(self) -> str:
+        header = ("layer", "block", "branches", "weights", "input", "becomes")
+        lines = [
+            (
+                layer.name,
+                layer.block,
+                str(layer.branches or ""),
+                _bits(layer.weight_bits),
+                _bits(layer.act_bits),
+                layer.becomes or "refused",
+            )
+            for layer in self.layers
+        ]
+        return "\n".join([f"mode {self.mode}", columns([header, *lines], len(header)), *self.refusals])
+
+
+@torch.no_grad()
+def explain(net: nn.Module, example: Tensor, weight_bits: int = 8, act_bits: int = 8) -> Explanation:
+    """What ``prepare`` and ``freeze`` would make of every layer, for inputs like ``example``; ``net`` stays as it is.
+
+    Raises ConfigError for a network without blocks, or one whose forward pass cannot be followed.
+    """
+    require_blocks(net)
+    require_fit(net, example)
+    quant = quant_options(None, weight_bits, act_bits)
+    mode = mode_options(net, AUTO, quant)
+    composed = compose(mode.rule.shaped_net(net, [example], mode), mode, quant).eval()
+    try:
+        nodes = list(QuantTracer().trace(composed).nodes)
+    except Exception as error:  # whatever a forward pass does with a stand-in for a tensor
+        raise ConfigError(
+            f"The forward pass of {type(net).__name__} cannot be followed ({error}): it may depend on the values of "
+            f"tensors; take that part out of the network."
+        ) from error
+    left, reads = unblocked_layers(net), input_quantizers(composed)
+    return Explanation(
+        mode.name, tuple(_layer(node, net, composed, left, reads) for node in nodes if _computes(node, composed))
+    )
+
+
+def _computes(node: fx.Node, net: nn.Module) -> bool:
+    """Whether a node does more than pass tensors on or quantize them."""
+    if node.op != "call_module":
+        return node.op in ("call_function", "call_method")
+    return not isinstance(net.get_submodule(str(node.target)), Quantizer | nn.Identity)
+
+
+def _layer(node: fx.Node, net: nn.Module, composed: nn.Module, left: list[str], reads: dict[str, str]) -> Layer:
+    if node.op != "call_module":
+        known = node.target is operator.add
+        word = getattr(node.target, "__name__", str(node.target))
+        refusal = None if known else f"{word} has no deployed form: use a module of torch's that has one."
+        return Layer(node.name, "", 0, None, None, "add" if known else None, refusal)
+    name = str(node.target)
+    module, before = composed.get_submodule(name), net.get_submodule(name)
+    if name in left:
+        refusal = f"{name} is a {type(before).__name__} outside a block: make a block of it, or name it in keep_float."
+        return Layer(name, type(before).__name__, 0, 32, 32, None, refusal)
+    try:
+        becomes, refusal = str(operation(name, module, {})["op"]), None
+    except ValueError as error:
+        becomes, refusal = None, str(error)
+    if not isinstance(module, QuantLayer):
+        return Layer(name, type(module).__name__, 0, None, None, becomes, refusal)
+    quantizer = composed.get_submodule(reads[name]) if name in reads else None
+    act_bits = quantizer.bits if isinstance(quantizer, Quantizer) else 32
+    kind, branches = (before.kind, len(before.branches)) if isinstance(before, Block) else ("linear", 1)
+    return Layer(name, kind, branches, module.quantizer.bits, act_bits, becomes, refusal)
+
+
+def _bits(bits: int | None) -> str:
+    return "" if bits is None else "float" if bits == 32 else f"{bits} bit"

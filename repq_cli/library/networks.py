@@ -1,0 +1,110 @@
+"""``repq.models.NAME(...)``: the networks of ``configs/model``, without Hydra."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import yaml
+from torch import nn
+
+from repq_cli import build
+from repq_cli.data.base import Inputs
+from repq_cli.errors import ConfigError
+from repq_cli.reparam.block import MakeBlock
+from repq_cli.typecheck import annotations_of, mistake, nearest
+
+NO_KEYS = {"_target_", "name", "num_classes"}  # of a model's file: what the door has arguments for
+
+
+class UnknownNetworkError(ConfigError, AttributeError):
+    """``repq.models`` has no network of that name."""
+
+
+def named(name: str) -> Callable[..., nn.Module]:
+    """The function that makes the network of ``configs/model/NAME.yaml``."""
+    if name not in names("model"):
+        near = nearest(name, names("model"))
+        hint = f"did you mean '{near}'?" if near else f"there are {', '.join(names('model'))}."
+        raise UnknownNetworkError(f"repq.models has no network '{name}': {hint}")
+    return functools.partial(network, name)
+
+
+def network(
+    name: str,
+    num_classes: int = 10,
+    in_channels: int | None = None,
+    rep: str | MakeBlock | None = None,
+    **keys: Any,
+) -> nn.Module:
+    """A freshly initialised network of blocks.
+
+    in_channels  of the images; by default 3, or 1 for a network that enlarges luma
+    rep          how its convolutions train: a name of ``configs/rep``, or a function
+                 ``(geometry, activation) -> Block``; by default the model's own
+    keys         those of ``configs/model/NAME.yaml``: ``width``, ``blocks``, …
+
+    Raises ConfigError, with the legal names or values, for what cannot be built.
+    """
+    found = configuration("model", name)
+    own_rep, model = found.pop("own_rep"), found["model"]
+    _check_keys(name, model, keys)
+    model |= keys
+    chosen = own_rep if rep is None else rep
+    if in_channels is None:
+        in_channels = 1 if model.get("colour") == "luma" else 3
+    if isinstance(chosen, str):
+        if chosen not in names("rep"):
+            raise ConfigError(
+                f"rep={chosen} must be one of {', '.join(names('rep'))}, or a function that makes a block."
+            )
+        section = configuration("rep", chosen) | found.get("rep", {})
+        config = {"model": model, "rep": section, "mode": {"name": "auto"}, "plugins": []}
+        return build.network_maker(config, Inputs("the arguments", (in_channels, 1, 1), num_classes))()
+    function = build.resolve(model["_target_"], [])
+    arguments = {key: value for key, value in model.items() if key not in NO_KEYS}
+    if "num_classes" in annotations_of(function):
+        arguments["num_classes"] = num_classes
+    try:
+        return function(make_block=chosen, in_channels=in_channels, **arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_keys(name: str, model: dict[str, Any], keys: dict[str, Any]) -> None:
+    legal = annotations_of(build.resolve(model["_target_"], []))
+    for key, value in keys.items():
+        if key in NO_KEYS or key not in model:
+            near = nearest(key, set(model) - NO_KEYS)
+            hint = f"did you mean '{near}'?" if near else f"it has {', '.join(sorted(set(model) - NO_KEYS))}."
+            raise ConfigError(f"repq.models.{name} has no key '{key}': {hint}")
+        wrong = mistake(legal[key], value)
+        if wrong:
+            raise ConfigError(f"repq.models.{name}: {key}={value} {wrong}.".replace("?.", "?"))
+
+
+@functools.cache
+def names(group: str) -> list[str]:
+    """The options of a group of ``configs/``."""
+    folder = resources.files("repq_cli.configs") / group
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def configuration(group: str, name: str) -> dict[str, Any]:
+    """The values of a group's option over those of the options that it starts from, as Hydra composes them.
+
+    ``own_rep``: of a model, the block that it brings.
+    """
+    text = (resources.files("repq_cli.configs") / group / f"{name}.yaml").read_text()
+    values: dict[str, Any] = yaml.safe_load(text)
+    found: dict[str, Any] = {"own_rep": "none"} if group == "model" else {}
+    for entry in values.pop("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            found = configuration(group, entry)
+        elif isinstance(entry, dict) and "override /rep" in entry:
+            found["own_rep"] = entry["override /rep"]
+    for key, value in values.items():
+        found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
+    return found

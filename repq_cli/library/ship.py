@@ -1,0 +1,163 @@
+"""From a quantization-aware network to the integers that ship, with the proofs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from repq_cli.deploy import check as proof
+from repq_cli.deploy import freeze as deploy
+from repq_cli.deploy.integer import IntegerNet
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.devices import full_float32
+from repq_cli.errors import CheckError, ConfigError
+from repq_cli.extras import extra
+from repq_cli.files import write_atomically
+from repq_cli.library.quantize import Batches, inputs_of, require_fit
+from repq_cli.modes.compose import composition_of
+
+
+class Shipped:
+    """The network that ships: called with images it runs as the trained one does; its files are ``save``'s.
+
+    Equal networks give equal bytes.
+    """
+
+    def __init__(self, deployed: DeployedNet) -> None:
+        self.deployed = deployed
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.deployed.to(x.device)(x)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` (packed codes, steps, biases) and ``model.json`` (the graph)."""
+        self.deployed.save(Path(folder))
+
+    def integer(self) -> IntegerNet:
+        """The same network in integers alone, on the CPU. Raises ConfigError where it keeps floating-point numbers."""
+        return IntegerNet(self.deployed.cpu())
+
+    def digest(self) -> str:
+        """Of all that its files hold."""
+        return self.deployed.digest()
+
+
+def freeze(qat: nn.Module, example: Tensor, description: dict[str, Any] | None = None) -> Shipped:
+    """The integers of a network that ``prepare`` made, by its running statistics.
+
+    example      a batch of inputs: their shape goes into the files
+    description  what else whoever runs the files must know: ``mean``, ``std``, ``classes``, …
+
+    Raises ConfigError for a layer without a deployed form.
+    """
+    composition = composition_of(qat)
+    require_fit(qat, example)
+    shipped = composition.mode.rule.shipped_net(qat, composition.quant.init)
+    enlarges = any(isinstance(module, nn.PixelShuffle) for module in qat.modules())
+    task = "super_resolution" if enlarges else "classification"
+    told = {"task": task, **(description or {}), "input_shape": list(example.shape[1:])}
+    try:
+        return Shipped(deploy.freeze(shipped, told))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load(folder: str | Path) -> Shipped:
+    """What ``Shipped.save`` wrote, or the ``deploy/`` of a run. Raises DataError for damaged files."""
+    return Shipped(DeployedNet.load(Path(folder)))
+
+
+def check(qat: nn.Module, shipped: Shipped, batches: Batches) -> proof.Agreement:
+    """Run both on all ``batches``, which are as ``prepare``'s. Raises CheckError unless every output is equal."""
+    composition = composition_of(qat)
+    trained = composition.mode.rule.shipped_net(qat, composition.quant.init)
+    device = next(qat.parameters()).device
+    inputs = (inputs_of(batch).to(device) for batch in batches)
+    with full_float32():
+        agreement = proof.compare(trained, shipped.deployed.to(device), inputs, _same_answers)
+    if agreement.max_abs != 0:
+        raise CheckError(
+            f"The frozen network differs from the trained one by {agreement.max_abs:g} ({agreement.answers:.2f} % of "
+            f"answers equal): freeze it again after the last training step, and ship nothing before they agree."
+        )
+    return agreement
+
+
+class Report(NamedTuple):
+    """What ONNX Runtime makes of an exported file.
+
+    biases   ``int32`` or ``float``: the latter run in floating point, slowly
+    answers  percent of answers equal to the shipped network's, and ``max_abs`` the largest difference of outputs, over
+             ``compared`` answers; None where no batches were given: nothing is proven then
+    """
+
+    path: Path
+    biases: str
+    compared: int
+    answers: float | None
+    max_abs: float | None
+
+
+@torch.no_grad()
+def export_onnx(
+    shipped: Shipped,
+    path: str | Path,
+    *,
+    batches: Batches | None = None,
+    biases: Literal["auto", "int32", "float"] = "auto",
+    reduce_range: bool = False,
+    threads: int | None = None,
+) -> Report:
+    """Write the network as ONNX in QDQ form and compare it, in ONNX Runtime, on ``batches``.
+
+    biases        int32, or unrounded; ``auto``: int32 unless that changes more than one answer in a thousand
+    reduce_range  for processors without VNNI, whose int8 kernels saturate
+
+    Needs the extra ``export``. Raises CheckError, and leaves no file, where more answers change.
+    """
+    with extra("export"):
+        from repq_cli.deploy.onnx_graph import to_onnx
+        from repq_cli.deploy.onnx_run import OnnxNet
+    deployed = shipped.deployed.cpu()
+    inputs = None if batches is None else [inputs_of(batch).cpu() for batch in batches]
+    for kind in ("int32", "float") if biases == "auto" else (biases,):
+        content = to_onnx(deployed, kind == "float", reduce_range).SerializeToString()
+        report = Report(Path(path), kind, 0, None, None)
+        if inputs is not None:
+            net = OnnxNet(content, deployed.halo, threads)
+            pairs = [(net(x), deployed(x)) for x in inputs]
+            same = torch.cat([_same_answers(found, expected) for found, expected in pairs])
+            difference = torch.stack([(found - expected).abs().max() for found, expected in pairs]).max().item()
+            report = Report(Path(path), kind, len(same), same.mean().item(), difference)
+        if _agrees(report):
+            write_atomically(Path(path), content)
+            return report
+    raise CheckError(
+        f"{report.answers:.2f} % of {report.compared} answers of the exported network are the shipped one's, with a "
+        f"largest difference of {report.max_abs:g}: no file is written. biases=float may help, or training with "
+        f"quant=repq.QuantOptions(int32_bias=True)."
+    )
+
+
+def _agrees(report: Report) -> bool:
+    """Whether at most one answer in a thousand changed; nothing else is known where nothing was compared."""
+    if report.answers is None:
+        return True
+    changed = round(report.compared * (1 - report.answers / 100))
+    return changed <= report.compared // 1000 and math.isfinite(report.max_abs or 0.0)
+
+
+def _same_answers(outputs: Tensor, reference: Tensor) -> Tensor:
+    """Per answer 100 where both agree, else 0: the class of ``[B, classes]``, of other outputs each image's values.
+
+    Those agree where what differs is 40 dB below what is there.
+    """
+    if outputs.dim() == 2:
+        return (outputs.argmax(1) == reference.argmax(1)).float() * 100
+    noise, signal = ((part.flatten(1).square().sum(1)) for part in (outputs - reference, reference))
+    return (noise <= 1e-4 * signal).float() * 100
