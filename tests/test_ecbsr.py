@@ -169,16 +169,17 @@ def tiny(rep: str = "ecb", activation: str = "prelu", scale: int = 2) -> ECBSR:
     return net
 
 
-@pytest.mark.parametrize("rep", BARE)
 @pytest.mark.parametrize("mode", ["plain", "merged", "repq", "ptq", "branchwise"])
-def test_without_quantization_every_mode_is_the_fp_network(rep: str, mode: str) -> None:
-    if mode == "plain":
-        rep = "plain"
-    net = tiny(rep).double().eval()
-    x = torch.rand(2, 1, 9, 11, dtype=torch.float64) * 255
-    composed = compose(net, ModeOptions(mode), FP32)  # type: ignore[arg-type]
-    torch.testing.assert_close(composed.eval()(x), net(x), atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(composed.train()(x), net(x), atol=1e-10, rtol=1e-10)
+def test_without_quantization_every_mode_is_the_fp_network(mode: str, subtests: pytest.Subtests) -> None:
+    for rep in BARE:
+        with subtests.test(rep=str(rep)):
+            if mode == "plain":
+                rep = "plain"
+            net = tiny(rep).double().eval()
+            x = torch.rand(2, 1, 9, 11, dtype=torch.float64) * 255
+            composed = compose(net, ModeOptions(mode), FP32)  # type: ignore[arg-type]
+            torch.testing.assert_close(composed.eval()(x), net(x), atol=1e-10, rtol=1e-10)
+            torch.testing.assert_close(composed.train()(x), net(x), atol=1e-10, rtol=1e-10)
 
 
 QUANTS = {
@@ -191,19 +192,20 @@ QUANTS = {
 }
 
 
-@pytest.mark.parametrize("quant", QUANTS)
 @pytest.mark.parametrize("mode", ["plain", "merged", "repq", "ptq", "branchwise"])
-def test_the_deployed_network_is_the_trained_one(mode: str, quant: str, tmp_path: object) -> None:
-    options = QUANTS[quant]
-    fp = tiny("plain" if mode == "plain" else "ecb")
-    x = (torch.rand(4, 1, 13, 15) * 219 + 16).round()
-    net = compose(fp, ModeOptions(mode, post_bn=False), options)  # type: ignore[arg-type]
-    calibrate(net, x, "min_error", fp)
-    net = requantize(net, "min_error") if mode == "branchwise" else net
-    folder = tmp_path / "deploy"  # type: ignore[operator]
-    freeze(net, {"input_shape": [1, 9, 9]}).save(folder)
-    agreement = compare(net, DeployedNet.load(folder), [x], SuperResolution(2, "luma").agreement)
-    assert agreement.max_abs == 0 and agreement.answers == 100 and agreement.max_lsb == 0
+def test_the_deployed_network_is_the_trained_one(mode: str, tmp_path: object, subtests: pytest.Subtests) -> None:
+    for quant in QUANTS:
+        with subtests.test(quant=str(quant)):
+            options = QUANTS[quant]
+            fp = tiny("plain" if mode == "plain" else "ecb")
+            x = (torch.rand(4, 1, 13, 15) * 219 + 16).round()
+            net = compose(fp, ModeOptions(mode, post_bn=False), options)  # type: ignore[arg-type]
+            calibrate(net, x, "min_error", fp)
+            net = requantize(net, "min_error") if mode == "branchwise" else net
+            folder = tmp_path / "deploy"  # type: ignore[operator]
+            freeze(net, {"input_shape": [1, 9, 9]}).save(folder)
+            agreement = compare(net, DeployedNet.load(folder), [x], SuperResolution(2, "luma").agreement)
+            assert agreement.max_abs == 0 and agreement.answers == 100 and agreement.max_lsb == 0
 
 
 def test_prelu_outputs_are_signed_and_pixels_are_not() -> None:

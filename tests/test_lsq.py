@@ -65,17 +65,18 @@ def test_gradients_per_channel_equal_numpy_row_by_row() -> None:
         np.testing.assert_allclose(got_s[row].item(), 0.5 * (grad_s * direction[row].numpy()).sum(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("channels", [None, 3])
-def test_the_integer_grid_is_a_fixed_point(bits: int, signed: bool, channels: int | None) -> None:
-    quantizer = LSQ(bits, signed, channels)
-    with torch.no_grad():
-        quantizer.raw_step.copy_(torch.rand_like(quantizer.raw_step) + 0.01)
-    grid = torch.arange(quantizer.codes.low, quantizer.codes.high + 1).float().repeat(3, 1)
-    values = grid * quantizer.step_for(grid)
-    assert torch.equal(quantizer(values), values)
-    assert torch.equal(quantizer.integers(values), grid)
+def test_the_integer_grid_is_a_fixed_point(subtests: pytest.Subtests) -> None:
+    for bits in BITS:
+        for signed in [True, False]:
+            for channels in [None, 3]:
+                with subtests.test(bits=str(bits), signed=str(signed), channels=str(channels)):
+                    quantizer = LSQ(bits, signed, channels)
+                    with torch.no_grad():
+                        quantizer.raw_step.copy_(torch.rand_like(quantizer.raw_step) + 0.01)
+                    grid = torch.arange(quantizer.codes.low, quantizer.codes.high + 1).float().repeat(3, 1)
+                    values = grid * quantizer.step_for(grid)
+                    assert torch.equal(quantizer(values), values)
+                    assert torch.equal(quantizer.integers(values), grid)
 
 
 @settings(max_examples=60, deadline=None)

@@ -48,12 +48,13 @@ every_block = pytest.mark.parametrize("block", [name for name in BLOCKS if name 
 
 
 @every_block
-@pytest.mark.parametrize("mode", catalogue.MODES)
-def test_without_quantization_eval_mode_is_the_fp_network(mode: str, block: str) -> None:
-    net = net_for(mode, block).double().eval()
-    composed = compose(net, ModeOptions(mode), FP32).eval()
-    x = images()
-    torch.testing.assert_close(composed(x), net(x), atol=1e-10, rtol=1e-10)
+def test_without_quantization_eval_mode_is_the_fp_network(block: str, subtests: pytest.Subtests) -> None:
+    for mode in catalogue.MODES:
+        with subtests.test(mode=str(mode)):
+            net = net_for(mode, block).double().eval()
+            composed = compose(net, ModeOptions(mode), FP32).eval()
+            x = images()
+            torch.testing.assert_close(composed(x), net(x), atol=1e-10, rtol=1e-10)
 
 
 @every_block

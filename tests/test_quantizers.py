@@ -305,38 +305,42 @@ def test_fake_quantization_is_the_grid_times_integers_bit_for_bit(
     assert set(integers.unique().tolist()) <= set(codes_of(quantizer))
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_the_whole_integer_grid_is_a_fixed_point(name: str) -> None:
-    quantizer = EVERY[name]().eval()
-    quantizer.calibrate(torch.randn(4, 3, 3, 3))
-    codes = torch.tensor(codes_of(quantizer)).repeat(4, 1)
-    # Steps that follow the tensor are those of the grid itself: 0.25 throughout.
-    own = quantizer.step() is not None
-    grid = quantizer.grid(codes) if own else Grid(torch.tensor(1.0 if quantizer.scale_free else 0.25))
-    values = grid.dequantize(codes)
-    with torch.no_grad():
-        torch.testing.assert_close(quantizer(values), values, atol=0, rtol=0 if own or quantizer.by_sign else 1e-6)
-    if own or isinstance(quantizer, TernaryWeight):
-        assert torch.equal(quantizer.integers(values), codes)
+def test_the_whole_integer_grid_is_a_fixed_point(subtests: pytest.Subtests) -> None:
+    for name in EVERY:
+        with subtests.test(name=str(name)):
+            quantizer = EVERY[name]().eval()
+            quantizer.calibrate(torch.randn(4, 3, 3, 3))
+            codes = torch.tensor(codes_of(quantizer)).repeat(4, 1)
+            # Steps that follow the tensor are those of the grid itself: 0.25 throughout.
+            own = quantizer.step() is not None
+            grid = quantizer.grid(codes) if own else Grid(torch.tensor(1.0 if quantizer.scale_free else 0.25))
+            values = grid.dequantize(codes)
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    quantizer(values), values, atol=0, rtol=0 if own or quantizer.by_sign else 1e-6
+                )
+            if own or isinstance(quantizer, TernaryWeight):
+                assert torch.equal(quantizer.integers(values), codes)
 
 
-@pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("value", [0.0, 0.7, -0.7])
-def test_constant_tensors_stay_finite_and_keep_their_gradient(name: str, value: float) -> None:
-    quantizer = EVERY[name]().train()
-    values = torch.full((4, 3, 3, 3), value, requires_grad=True)
-    quantizer.calibrate(values)
-    y = quantizer(values)
-    y.sum().backward()
-    assert torch.isfinite(y).all()
-    assert values.grad is not None
-    assert torch.isfinite(values.grad).all()
-    assert (quantizer.grid(values).step > 0).all()
-    if value == 0 and not quantizer.scale_free:
-        assert y.abs().max() <= 1e-2
-    for parameter in quantizer.parameters():
-        assert parameter.grad is not None
-        assert torch.isfinite(parameter.grad).all()
+def test_constant_tensors_stay_finite_and_keep_their_gradient(subtests: pytest.Subtests) -> None:
+    for name in EVERY:
+        for value in [0.0, 0.7, -0.7]:
+            with subtests.test(name=str(name), value=str(value)):
+                quantizer = EVERY[name]().train()
+                values = torch.full((4, 3, 3, 3), value, requires_grad=True)
+                quantizer.calibrate(values)
+                y = quantizer(values)
+                y.sum().backward()
+                assert torch.isfinite(y).all()
+                assert values.grad is not None
+                assert torch.isfinite(values.grad).all()
+                assert (quantizer.grid(values).step > 0).all()
+                if value == 0 and not quantizer.scale_free:
+                    assert y.abs().max() <= 1e-2
+                for parameter in quantizer.parameters():
+                    assert parameter.grad is not None
+                    assert torch.isfinite(parameter.grad).all()
 
 
 def test_min_error_with_an_offset_beats_the_signed_and_the_unsigned_grid() -> None:

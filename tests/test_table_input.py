@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,34 +60,46 @@ def test_what_is_no_row_is_said_and_left_out(content: str, tmp_path: Path, capsy
     assert lines_with(text, str(tmp_path / "bad"))
 
 
-@pytest.mark.parametrize(
-    "value", ["97.1", None, True, [], float("nan"), float("inf"), pytest.param(10**400, id="huge"), 1e200]
-)
-@pytest.mark.parametrize("key", ["metric.deployed", "metric.fp", "size.bytes_packed", "cost.bops", "time.qat_step_ms"])
-def test_what_is_no_number_counts_as_not_measured(key: str, value: Any, tmp_path: Path) -> None:
-    config = config_of({})
-    row = row_of(config, 70.0, 71.0)
-    section, name = key.split(".")
-    row[section][name] = value
-    write_run(tmp_path / "run", config, row)
-    done(tmp_path / "other", {"seed": 1}, 70.0, 71.0)
-    runs, notes = find_runs([tmp_path])
-    assert any(key in note for note in notes)
-    assert all(key not in run.numbers for run in runs if run.seed == 0)
-    content = document(runs, notes, [], False)
-    json.loads(as_json(content), parse_constant=pytest.fail)
-    assert "nan" not in as_csv(content)
+def test_what_is_no_number_counts_as_not_measured(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for value in ["97.1", None, True, [], float("nan"), float("inf"), 10**400, 1e200]:
+        for key in ["metric.deployed", "metric.fp", "size.bytes_packed", "cost.bops", "time.qat_step_ms"]:
+            with subtests.test(value=str(value), key=str(key)):
+                config = config_of({})
+                row = row_of(config, 70.0, 71.0)
+                section, name = key.split(".")
+                row[section][name] = value
+                write_run(tmp_path / "run", config, row)
+                done(tmp_path / "other", {"seed": 1}, 70.0, 71.0)
+                runs, notes = find_runs([tmp_path])
+                assert any(key in note for note in notes)
+                assert all(key not in run.numbers for run in runs if run.seed == 0)
+                content = document(runs, notes, [], False)
+                json.loads(as_json(content), parse_constant=pytest.fail)
+                assert "nan" not in as_csv(content)
 
 
-@pytest.mark.parametrize("change", [{"metrics": 3}, {"metrics": [3, {"value": "x"}]}, {"metric": "top1"}, {"size": []},
-                                    {"lineage": 1}, {"seed": "0"}, {"seed": None}, {"quant": {}}, {"status": "well"},
-                                    {"status": ["done"]}, {"mode": 3}, {"data": None}, {"error": 3}])  # fmt: skip
-@pytest.mark.parametrize("form", [markdown, latex, as_csv, as_json])
-def test_rows_of_another_schema_do_no_harm(change: dict[str, Any], form: Callable[[Any], str], tmp_path: Path) -> None:
-    config = config_of({})
-    write_run(tmp_path / "a", config, row_of(config, 70.0, 71.0) | change)
-    write_run(tmp_path / "b", None, row_of(config, 70.0, 71.0) | change)
-    assert form(document(*find_runs([tmp_path]), list(TABLES), False))
+def test_rows_of_another_schema_do_no_harm(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for change in [
+        {"metrics": 3},
+        {"metrics": [3, {"value": "x"}]},
+        {"metric": "top1"},
+        {"size": []},
+        {"lineage": 1},
+        {"seed": "0"},
+        {"seed": None},
+        {"quant": {}},
+        {"status": "well"},
+        {"status": ["done"]},
+        {"mode": 3},
+        {"data": None},
+        {"error": 3},
+    ]:
+        for form in [markdown, latex, as_csv, as_json]:
+            with subtests.test(change=str(change), form=str(form)):
+                config = config_of({})
+                write_run(tmp_path / "a", config, row_of(config, 70.0, 71.0) | change)
+                write_run(tmp_path / "b", None, row_of(config, 70.0, 71.0) | change)
+                assert form(document(*find_runs([tmp_path]), list(TABLES), False))
 
 
 @pytest.mark.parametrize(
