@@ -8,6 +8,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 from repq_cli import schema
 from repq_cli.errors import ConfigError
@@ -200,6 +201,7 @@ def experiment(config: dict[str, Any]) -> Any:
     quant = QuantOptions(**config["quant"])
     with torch.device("meta"):  # what cannot be built is said before anything is written
         refuse_signs_behind_relu(make_net(), quant)
+    identity = loaded.identity()
     return Experiment(
         config=config,
         data_name=config["data"]["name"],
@@ -207,6 +209,7 @@ def experiment(config: dict[str, Any]) -> Any:
         rep=config["rep"]["name"],
         make_net=make_net,
         data=loaded,
+        identity=identity,
         batch_size=batch_size,
         task=task(config),
         quant=quant,
@@ -218,6 +221,6 @@ def experiment(config: dict[str, Any]) -> Any:
         runtime=RuntimeOptions(**config["runtime"]),
         seed=config["seed"],
         verbosity=config["verbosity"],
-        # A stored configuration may lack keys that a composed one has.
-        fp_key=fp_key(schema.with_defaults(config), loaded.fingerprint),
+        # A stored configuration may lack keys that a composed one has; data that is not known is like no other.
+        fp_key=fp_key(schema.with_defaults(config), identity.training or uuid4().hex),
     )

@@ -115,15 +115,3 @@ def test_the_fp_key_depends_on_what_determines_the_fp_stage() -> None:
     assert others[0] == others[3], "rep=none and mode=plain have one FP stage"
     assert len({base, *others}) == 7
     assert key("data=cifar10", "data.root=a") == key("data=cifar10", "data.root=b")
-
-
-def test_the_fp_key_knows_files_and_plugins(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = compose_plain(["+model=repvgg_a0", "plugins=[my_blocks]"])
-    assert fp_key(config) == fp_key(config, "") != fp_key(config, "of some folder")
-    module = in_folder / "my_blocks.py"
-    monkeypatch.syspath_prepend(str(in_folder))
-    config["rep"]["_target_"] = "my_blocks.block"
-    module.write_text("block = 1")
-    before = fp_key(config)
-    module.write_text("block = 2")
-    assert fp_key(config) != before

@@ -15,12 +15,11 @@ import pytest
 import torch
 from conftest import TINY, own_logging, results, row_of
 
+from repq_cli import build
 from repq_cli.cli import main
 from repq_cli.cli.jobs import compose_plain
 from repq_cli.files import Taken
-from repq_cli.schema import with_defaults
 from repq_cli.train.fp_cache import ROOT, FPCache, stored
-from repq_cli.train.fp_key import fp_key
 
 Run = Callable[..., tuple[int, Path | None]]
 
@@ -28,7 +27,7 @@ SHARED = [*TINY, "fp.reuse=true"]
 
 
 def key_of(*overrides: str) -> str:
-    return fp_key(with_defaults(compose_plain([*SHARED, *overrides])))
+    return str(build.experiment(compose_plain([*SHARED, *overrides])).fp_key)
 
 
 @pytest.fixture

@@ -162,6 +162,7 @@ def test_a_run_leaves_the_folder_of_the_contract(finished: Path) -> None:
     assert names - events == {
         ".lock",
         "config.yaml",
+        "data.json.gz",
         "summary.json",
         "env.json",
         "metrics.jsonl",

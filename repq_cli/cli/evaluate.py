@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from repq_cli import build
-from repq_cli.data.base import Evaluation
+from repq_cli.data.base import Evaluation, listings_of
+from repq_cli.data.identity import Identity
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
@@ -51,7 +52,9 @@ def eval_job(config: dict[str, Any]) -> None:
     print(f"{run}\n{quality_table(rows)}", flush=True)
     if config["engine"] == "integer":
         print(_integer_proof(deployed, nets["integer"], sets, task))
-    _keep(run.folder, rows, _other_rules(asked, run_config))
+    names = asked["data"]["name"], run_config["data"]["name"]
+    own = {name: split for name, split in sets.items() if len({str(task.set_keys(data, name)) for data in names}) == 1}
+    _keep(run.folder, rows, _other_rules(asked, run_config) or _other_images(run.folder, own))
 
 
 def _integer_net(deployed: DeployedNet, device: torch.device) -> nn.Module:
@@ -110,22 +113,30 @@ def _with_data(run_config: dict[str, Any], config: dict[str, Any]) -> dict[str, 
     return build.checked(run_config | changes)
 
 
-def _other_rules(asked: dict[str, Any], run_config: dict[str, Any]) -> list[str]:
-    """The keys of rounding in which this measurement differs from the run's own."""
+def _other_rules(asked: dict[str, Any], run_config: dict[str, Any]) -> str:
+    """In what rules of rounding this measurement differs from the run's own."""
     if asked["task"] == "classification":
-        return []
+        return ""
     rules = [("psnr_rounding", asked["psnr_rounding"], run_config["psnr_rounding"])]
     low = [config["data"].get("low_rounding") for config in (asked, run_config)]
     if None not in low:  # in data of a plugin, or of an earlier version
         rules.append(("data.low_rounding", *low))
-    return [key for key, here, there in rules if here != there]
+    keys = [key for key, here, there in rules if here != there]
+    return f"another {' and '.join(keys)} than the run's" if keys else ""
 
 
-def _keep(folder: RunFolder, rows: list[Row], other_rules: list[str]) -> None:
-    """Put what was measured into summary.json; numbers under another rule of rounding would not compare."""
-    if other_rules:
-        keys = " and ".join(other_rules)
-        print(f"Measured with another {keys} than the run's: printed only, not kept in its row.")
+def _other_images(folder: RunFolder, sets: Mapping[str, Evaluation]) -> str:
+    """In what evaluation sets are not those of the same names that the run was measured on, as far as it tells."""
+    then = Identity.load(folder.data_file)
+    now = Identity(listings_of(sets))
+    changes = now.select(then.splits).changes_since(then.select(now.splits)) if then is not None else []
+    return f"other images than the run's ({', '.join(changes)})" if changes else ""
+
+
+def _keep(folder: RunFolder, rows: list[Row], difference: str) -> None:
+    """Put what was measured into summary.json, unless it would not compare with what stands there."""
+    if difference:
+        print(f"Measured with {difference}: printed only, not kept in its row.")
         return
     with alone_in(folder.path):
         row = folder.read_row()

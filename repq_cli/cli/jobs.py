@@ -28,9 +28,13 @@ def run_job(config: dict[str, Any]) -> float:
 
 
 def train(
-    config: dict[str, Any], folder: RunFolder, stop_file: Path | None = None, command_line: str | None = None
+    config: dict[str, Any],
+    folder: RunFolder,
+    stop_file: Path | None = None,
+    command_line: str | None = None,
+    beside: RunFolder | None = None,
 ) -> float:
-    """One run in its folder; its deployed metric. For ``stop_file`` and ``command_line`` see ``run``."""
+    """One run in its folder; its deployed metric. For ``stop_file``, ``command_line`` and ``beside`` see ``run``."""
     try:
         experiment = build.experiment(checked(config))
     except Exception as error:
@@ -39,7 +43,9 @@ def train(
             asked = {section: config[section].get("name") for section in ("model", "rep", "mode", "data")}
             folder.write_row(failure(error) | asked | {"quant": config["quant"], "seed": config["seed"]})
         raise
-    row = run(experiment, folder.path, stop_file=stop_file, command_line=command_line, figures=pictures_of)
+    row = run(
+        experiment, folder.path, stop_file=stop_file, command_line=command_line, figures=pictures_of, beside=beside
+    )
     return deployed_metric(row)
 
 
@@ -48,10 +54,12 @@ def _shown(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def resume_job(folder: RunFolder, config: dict[str, Any], stop_file: Path | None = None) -> None:
+def resume_job(
+    folder: RunFolder, config: dict[str, Any], stop_file: Path | None = None, beside: RunFolder | None = None
+) -> None:
     """Go on with the run in ``folder``, whose ``config`` was read there."""
     experiment = build.experiment(checked(with_defaults(config)))
-    run(experiment, folder.path, resume=True, stop_file=stop_file, figures=pictures_of)
+    run(experiment, folder.path, resume=True, stop_file=stop_file, figures=pictures_of, beside=beside)
 
 
 def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
@@ -70,6 +78,16 @@ def _relevant(config: dict[str, Any]) -> dict[str, Any]:
 def same_run(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two configurations describe the same run: all that matters to its result agrees."""
     return _canonical(_relevant(first)) == _canonical(_relevant(second))
+
+
+def same_data(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two configurations read the same data in the same way."""
+
+    def reading(config: dict[str, Any]) -> str:
+        model = config["model"]
+        return _canonical({"data": config["data"], "scale": model.get("scale"), "colour": model.get("colour")})
+
+    return reading(first) == reading(second)
 
 
 def run_key(config: dict[str, Any]) -> str:

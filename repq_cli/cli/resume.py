@@ -55,7 +55,7 @@ def _apply(override: str, config: dict[str, object]) -> None:
     section, _, name = key.partition(".")
     if key == "verbosity":
         config[key] = text
-    elif section == "runtime" and isinstance(config["runtime"], dict) and name in config["runtime"]:
+    elif section == "runtime" and isinstance(config["runtime"], dict):  # whose keys are checked with all others
         config["runtime"][name] = yaml.safe_load(text)
     else:
         raise ConfigError(

@@ -10,10 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from tqdm import tqdm
 
 from repq_cli.build import checked
-from repq_cli.cli.jobs import resume_job, run_key, same_run, train
+from repq_cli.cli.jobs import resume_job, run_key, same_data, same_run, train
 from repq_cli.errors import DataError, Interrupted, RepqError
 from repq_cli.runs.folder import RunFolder
-from repq_cli.runs.row import deployed_metric
+from repq_cli.runs.row import deployed_metric, failure
 from repq_cli.runs.sweep import Job, Plan, SweepFolder
 
 
@@ -62,8 +62,8 @@ class SweepJob:
                 self.sweep.ask_to_stop(interruption.args[0])
                 return None
             except Exception as error:
-                if self.folder.status != "failed":
-                    raise
+                if self.folder.readable_row().get("error") != failure(error)["error"]:
+                    raise  # no row tells of it
                 kind = "" if isinstance(error, RepqError) else f"{type(error).__name__}: "
                 self._say(config, f"failed: {kind}{error}")
                 return None
@@ -98,14 +98,21 @@ class SweepJob:
     def _train(self, config: dict[str, Any], plan: Plan) -> None:
         stop = self.sweep.stop_file
         if not self.folder.is_used:
-            train(config, self.folder, stop, plan.command)
+            train(config, self.folder, stop, plan.command, self._beside(config, plan))
             return
         if not self._is_of(config):
             raise DataError(
                 f"{self.folder} holds a run of another configuration: remove the folder, or start a new sweep."
             )
         asked = {key: config[key] for key in ("runtime", "verbosity")}
-        resume_job(self.folder, self.folder.read_config() | asked, stop)
+        resume_job(self.folder, self.folder.read_config() | asked, stop, self._beside(config, plan))
+
+    def _beside(self, config: dict[str, Any], plan: Plan) -> RunFolder | None:
+        """The first other job that began with the same data, as far as the configuration tells."""
+        own = checked(config)
+        others = (self.sweep.job(job.number) for job in plan.legal if job.number != self.number)
+        begun = (folder for folder in others if folder.is_used and folder.data_file.exists())
+        return next((folder for folder in begun if same_data(folder.read_config(), own)), None)
 
     def _is_of(self, config: dict[str, Any]) -> bool:
         """Whether the folder's run is of this configuration; one that lost its config.yaml is taken for it."""

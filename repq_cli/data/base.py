@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from repq_cli.data.contents import content_hash
+from repq_cli.data.identity import Identity, Listed, Listing
 from repq_cli.devices import CPU, to_device
 from repq_cli.errors import ConfigError
 from repq_cli.seeds import derive_seed
@@ -78,11 +78,28 @@ class Images(Protocol):
         ...
 
 
-class InMemory:
-    """Images that fit into memory."""
+Marks = tuple[list[str], list[str]]  # names of images, or none; hashes of what they hold
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+
+@runtime_checkable
+class Marked(Protocol):
+    """Images that tell what they hold."""
+
+    def marks(self, indices: Tensor) -> Marks | None:
+        """None where what is behind them does not tell."""
+        ...
+
+
+def marks_of(images: Images, indices: Tensor) -> Marks | None:
+    """The marks of some images, where those tell."""
+    return images.marks(indices) if isinstance(images, Marked) else None
+
+
+class InMemory:
+    """Images that fit into memory. ``source``: the files that they were read from, if any."""
+
+    def __init__(self, images: Tensor, source: Marked | None = None) -> None:
+        self.images, self.source = images, source
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,6 +107,13 @@ class InMemory:
     def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
         """The images of each batch of indices, in order."""
         return (self.images[indices] for indices in batches)
+
+    def marks(self, indices: Tensor) -> Marks | None:
+        """Those of the files, else hashes of the pixels."""
+        if self.source is not None:
+            return self.source.marks(indices)
+        pixels = self.images.cpu().contiguous().numpy()
+        return [], [content_hash(pixels[index]) for index in indices.tolist()]
 
 
 class Training(Protocol):
@@ -158,6 +182,11 @@ class Split:
         for indices, images in zip(batches, self.images.read(batches), strict=True):
             yield self._normalise(images, device), to_device(self.labels[indices], device)
 
+    def listing(self) -> Listing | None:
+        """What the split consists of."""
+        marks = marks_of(self.images, torch.arange(len(self)))
+        return None if marks is None else Listing(*marks, self.labels.tolist())
+
     def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Split:
         """The same images for a network that was trained with other statistics."""
         return Split(self.images, self.labels, replace(self.info, mean=tuple(mean), std=tuple(std)), self.augment)
@@ -173,7 +202,7 @@ class Split:
 class Data:
     """A dataset; ``tests`` by name, the first of which gives a run's metric.
 
-    fingerprint: of the user's own files that train and validate; empty where the name of the dataset says it all.
+    fingerprint: of what trains and validates, from a dataset with splits of its own that do not list their images.
     """
 
     info: Info
@@ -182,14 +211,20 @@ class Data:
     tests: Mapping[str, Evaluation]
     fingerprint: str = ""
 
+    def identity(self) -> Identity:
+        """What it consists of; files are read for it, once for all runs."""
+        return Identity(
+            {"train": _listing(self.train), "val": _listing(self.val), **listings_of(self.tests)}, self.fingerprint
+        )
 
-def fingerprint(files: Iterable[Path], sizes: bool = True) -> str:
-    """A hash of the files' names, those of their folders, and their sizes: the whole may move, but not change."""
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size if sizes else ""
-        digest.update(f"{path.parent.name}/{path.name}/{size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+
+def listings_of(tests: Mapping[str, Evaluation]) -> dict[str, Listing | None]:
+    """What evaluation sets consist of, under the names that an ``Identity`` has for them."""
+    return {f"test/{name}": _listing(split) for name, split in tests.items()}
+
+
+def _listing(split: Training | Evaluation) -> Listing | None:
+    return split.listing() if isinstance(split, Listed) else None
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

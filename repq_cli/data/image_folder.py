@@ -19,11 +19,14 @@ from repq_cli.data.base import (
     DataInfo,
     Images,
     InMemory,
+    Marks,
     Split,
     channel_statistics,
-    fingerprint,
+    marks_of,
     stratified_split,
 )
+from repq_cli.data.contents import file_hashes
+from repq_cli.data.identity import names_of
 from repq_cli.errors import DataError
 from repq_cli.images.decode import decode, open_image
 from repq_cli.images.files import pixels_of
@@ -81,8 +84,7 @@ def load(
         return Split(Subset(images[name], indices), labels[name][indices], info, augment)
 
     train, tests = split("train", kept, Augmentation(crop, mirror)), {"test": split(evaluation[-1])}
-    seen = fingerprint(path for name in ("train", *evaluation[:-1]) for path, _ in files[name])
-    return Data(info, train, split("val") if held is None else split("train", held), tests, seen)
+    return Data(info, train, split("val") if held is None else split("train", held), tests)
 
 
 class Decoder:
@@ -127,6 +129,10 @@ class Subset:
         """The images of each batch of indices, in order."""
         return self.images.read([self.indices[batch] for batch in batches], seed)
 
+    def marks(self, indices: Tensor) -> Marks | None:
+        """Those of the images that they are some of."""
+        return marks_of(self.images, self.indices[indices])
+
 
 Decode = Callable[[Path, "int | None"], Tensor]  # an image file, with a seed for its random crop
 
@@ -147,6 +153,12 @@ class Files(Dataset["Tensor | str"]):
             return self.decode(self.paths[index], None if seed is None else derive_seed(seed, index))
         except DataError as error:
             return str(error)
+
+    def marks(self, indices: Tensor) -> Marks:
+        """Names below the folder of all of them, and hashes of the files."""
+        names = names_of(self.paths)
+        chosen = indices.tolist()
+        return [names[index] for index in chosen], file_hashes([self.paths[index] for index in chosen])
 
     def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
         """The images of each batch of indices, decoded ahead by workers, in order; pinned where a GPU waits."""
@@ -229,7 +241,7 @@ def _only_size(files: dict[str, list[tuple[Path, int]]]) -> tuple[int, int]:
 def _images(paths: list[Path], decode: Decoder, cache_mib: int, workers: int) -> Images:
     files = Files(paths, decode, workers)
     size = len(paths) * (1 if decode.grey else 3) * decode.size[0] * decode.size[1]
-    return InMemory(torch.stack([decode(path) for path in paths])) if size <= cache_mib << 20 else files
+    return InMemory(torch.stack([decode(path) for path in paths]), files) if size <= cache_mib << 20 else files
 
 
 def _sample(images: Images) -> Tensor:

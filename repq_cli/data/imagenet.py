@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 from repq_cli.bounds import Range
-from repq_cli.data.base import Data, DataInfo, Inputs, Split, fingerprint, stratified_split
+from repq_cli.data.base import Data, DataInfo, Inputs, Split, stratified_split
 from repq_cli.data.image_folder import Files, Subset, class_names, list_images
 from repq_cli.errors import DataError
 from repq_cli.images.decode import open_image
@@ -71,7 +71,6 @@ def load(
         Split(Subset(Files(paths["train"], cut, workers), kept), labels["train"][kept], info),
         Split(Subset(Files(paths["train"], look, workers), held), labels["train"][held], info),
         {"test": Split(Files(paths["val"], look, workers), labels["val"], info)},
-        fingerprint(paths["train"], sizes=False),  # which of the images there are; their contents do not vary
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from repq_cli.data.base import Batch, Inputs
+from repq_cli.data.contents import content_hash
+from repq_cli.data.identity import Listing, names_of
 from repq_cli.devices import CPU, to_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.images.colour import luma
@@ -107,6 +110,12 @@ def in_colour(pixels: Tensor, colour: Colour) -> Tensor:
     return pixels if colour == "rgb" else to_bytes(luma(pixels))
 
 
+def _content(pair: Pair) -> str:
+    """A hash of the pixels at both resolutions, whatever files they came from."""
+    both = (pixels.contiguous().numpy() for pixels in (pair.low, pair.high))
+    return content_hash(b"".join(f"{pixels.shape}".encode() + pixels.tobytes() for pixels in both))
+
+
 class Pictures:
     """Whole pairs, in order, each a batch of its own; what is read from files is kept as RGB."""
 
@@ -115,6 +124,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def listing(self) -> Listing:
+        """What the split consists of."""
+        contents = [_content(pair) for pair in self.pairs]
+        return Listing(names_of([Path(pair.name) for pair in self.pairs]), contents, [])
 
     def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """One pair a batch, whatever ``batch_size``, since sizes differ."""
@@ -132,15 +146,23 @@ class Patches:
     def __init__(self, pairs: Iterable[Pair], upscaling: Upscaling, patch: int, patches: int) -> None:
         """``patch``: pixels a side at low resolution; pairs are held in the network's colours."""
         self.scale, self.patch, self.patches = upscaling.scale, patch, patches
-        self.pairs = [
-            (in_colour(low, upscaling.colour).numpy(), in_colour(high, upscaling.colour).numpy())
-            for _, low, high in pairs
-        ]
+        self.names: list[Path] = []
+        self.contents: list[str] = []  # of the RGB pictures, which are not kept
+        self.pairs: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
+        for pair in pairs:
+            self.names.append(Path(pair.name))
+            self.contents.append(_content(pair))
+            low, high = (in_colour(pixels, upscaling.colour).numpy() for pixels in (pair.low, pair.high))
+            self.pairs.append((low, high))
         positions = np.array([(low.shape[1] - patch + 1) * (low.shape[2] - patch + 1) for low, _ in self.pairs])
         self.share = np.cumsum(positions) / positions.sum()
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def listing(self) -> Listing:
+        """What the split consists of."""
+        return Listing(names_of(self.names), self.contents, [])
 
     def steps(self, batch_size: int) -> int:
         """Full batches of one epoch."""

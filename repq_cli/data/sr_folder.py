@@ -12,7 +12,7 @@ from typing import Annotated
 from tqdm import tqdm
 
 from repq_cli.bounds import Range
-from repq_cli.data.base import Data, Evaluation, Inputs, fingerprint
+from repq_cli.data.base import Data, Evaluation, Inputs
 from repq_cli.data.pictures import Pair, Patches, PictureInfo, Pictures, Upscaling, cropped, pair_of
 from repq_cli.errors import DataError
 from repq_cli.images.decode import ImageError
@@ -76,8 +76,7 @@ def load(
     crops = Patches(read(listed, what=f"data.train={train}", patch=patch), upscaling, patch, patches)
     least = patch if val is None else 0  # what training would leave out is not held out either
     checked = Pictures(list(read(held, what="the validation pictures", patch=least)), upscaling)
-    seen = fingerprint(path for entry in (*listed, *held) for path in entry if path is not None)
-    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr, low_rounding), seen)
+    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr, low_rounding))
 
 
 def evaluation_sets(

@@ -42,6 +42,7 @@ class RunFolder:
     """One run's folder, which need not exist.
 
     config_file  the resolved configuration     env_file      what it was made with: versions, processor, git state
+    data_file    what its data consists of
     row_file     what came of the run           weights_file  histograms of its weights
     log_file     an object a step or epoch      printed_file  what was said
     tensorboard  TensorBoard's events           crops         pictures of each evaluation set
@@ -54,6 +55,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = path = Path(path)
         self.config_file, self.row_file, self.env_file = path / CONFIG, path / ROW, path / "env.json"
+        self.data_file = path / "data.json.gz"
         self.log_file, self.printed_file, self.tensorboard = path / LOG, path / "train.log", path / TENSORBOARD
         self.checkpoints = path / CHECKPOINTS
         self.fp, self.best = self.checkpoints / FP_NET, self.checkpoints / "best.pt"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from repq_cli.data.base import Data
+from repq_cli.data.identity import Identity
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.train.engine import Task
@@ -27,6 +28,7 @@ class Experiment:
     rep: str
     make_net: Callable[[], nn.Module]
     data: Data
+    identity: Identity
     batch_size: int
     task: Task
     quant: QuantOptions

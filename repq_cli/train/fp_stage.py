@@ -30,7 +30,7 @@ class FPStage:
         self.context, self.times = context, times
         self.experiment = experiment = context.experiment
         shared = experiment.fp.reuse and experiment.fp.checkpoint is None
-        self.cache = FPCache(experiment.fp_key) if shared else None
+        self.cache = FPCache(context.fp_key) if shared else None
         self._waiting = False
 
     def net(self, saved: dict[str, Any] | None) -> nn.Module:
@@ -44,7 +44,7 @@ class FPStage:
             self.times |= saved["earlier"]
         elif experiment.fp.checkpoint is not None:
             self._load(net, experiment.fp.checkpoint)
-        elif self.cache is not None:
+        elif self.cache is not None and self._may_be_shared():
             self._train_once(net, saved, self.cache)
         else:
             self._train(net, saved)
@@ -58,6 +58,17 @@ class FPStage:
         if about is None or Path(about["run"]).resolve() == self.context.folder.path.resolve():
             return None
         return str(about["run"])
+
+    def _may_be_shared(self) -> bool:
+        """Whether another run with the same key would train the same; says so where not."""
+        why = None
+        if self.experiment.identity.training is None:
+            why = f"data={self.experiment.data_name} does not tell what it consists of."
+        elif self.context.fp_key != self.experiment.fp_key:
+            why = "data, sources or versions are not those that it began with."
+        if why is not None:
+            logger.warning("This FP stage is not shared with other runs: %s", why)
+        return why is None
 
     def _load(self, net: nn.Module, path: str) -> None:
         experiment = self.experiment

@@ -73,6 +73,7 @@ class RuntimeOptions:
     device: ``auto`` takes an accelerator if there is one. threads: null leaves torch's choice.
     log_every: training steps between two entries of metrics.jsonl and TensorBoard.
     tile: (super-resolution) pictures of more low-resolution pixels a side are run in tiles; results do not change.
+    changed_data: whether a run, or a sweep, goes on with data that is not what it was; its row then says so.
     """
 
     device: str = "auto"
@@ -80,3 +81,4 @@ class RuntimeOptions:
     log_every: Annotated[int, Range(1)] = 10
     tensorboard: bool = True
     tile: Annotated[int, Range(64)] = 1024
+    changed_data: Literal["refuse", "accept"] = "refuse"

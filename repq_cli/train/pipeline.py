@@ -28,6 +28,7 @@ from repq_cli.seeds import derive_seed
 from repq_cli.train.checkpoint import load_last
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import crops, measure, value_of, write_crops
+from repq_cli.train.fp_key import mixed_key
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
 from repq_cli.train.options import StageOptions
@@ -81,10 +82,13 @@ class Run:
 
     def carry_out(self, resume: bool) -> None:
         """FP, QAT, freeze, check, evaluate."""
-        context = self.context
         saved = load_last(self.folder) if resume else None
         if saved is None:
-            context.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
+            self.context.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
+        else:
+            self.context = replace(self.context, fp_key=self.continued_key(saved))
+        context = self.context
+        self.row["lineage"]["fp_cache"] = context.fp_key
         if self.experiment.optim.custom_l2:
             logger.warning("optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593).")
         fp_stage = FPStage(context, self.time)
@@ -109,6 +113,13 @@ class Run:
         context.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
         self.row["lineage"]["finished"] = now()
         self.folder.write_row(self.row)
+
+    def continued_key(self, saved: dict[str, Any]) -> str:
+        """The key of the FP stage of ``saved``: that of its beginning, but of none where it goes on as another one."""
+        begun, now = saved.get("fp_key", ""), self.experiment.fp_key
+        if begun and (saved["stage"] == "qat" or begun == now):
+            return str(begun)
+        return mixed_key(begun, now)
 
     def first_batches(self) -> Iterator[Tensor]:
         """The batches that QAT will start with: for statistics and steps."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repq_cli.data.identity import Identity
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, Interrupted
 from repq_cli.files import make_folder
@@ -23,6 +24,7 @@ from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
 from repq_cli.train.pipeline import Run
+from repq_cli.train.same_data import known_data
 from repq_cli.train.stage import RunContext
 
 
@@ -33,32 +35,38 @@ def run(
     stop_file: Path | None = None,
     command_line: str | None = None,
     figures: Callable[[RunFolder], Iterable[tuple[str, Tensor]]] = lambda folder: (),
+    beside: RunFolder | None = None,
 ) -> Row:
     """Carry out a run in ``run_dir`` and return its row, which also stands in summary.json, whatever happens.
 
     It stops after a checkpoint at a signal, or where ``stop_file`` appears. ``command_line``: what the row tells of how
     it was started, by default this process' own. ``figures``: of a run that is done, by title, for TensorBoard.
-    Raises ConfigError if ``run_dir`` holds a run that is not to be resumed, DataError if another process works in it.
+    ``beside``: another run, which has to have the same data.
+    Raises ConfigError if ``run_dir`` holds a run that is not to be resumed, DataError if another process works in it or
+    the data has changed.
     """
     folder = RunFolder(run_dir)
     log_lines = logging_to(folder.printed_file, experiment.verbosity)
     with alone_in(run_dir), log_lines, stop_request(stop_file) as stop:
-        if not resume:
-            if folder.is_used:
-                raise ConfigError(
-                    f"{folder} holds a run already: go on with it by resume={folder}, or name another folder."
-                )
-            folder.write_config(experiment.config)
+        if folder.is_used and not resume:
+            raise ConfigError(
+                f"{folder} holds a run already: go on with it by resume={folder}, or name another folder."
+            )
         done = folder.read_row() if resume else None
         if done is not None and done["status"] == "done":
             logger.info("%s is already done:\n%s", folder, closing_table(done))
             return done
+        accept = experiment.runtime.changed_data == "accept"
+        identity = known_data(experiment.identity, folder, resume, beside, accept)
+        identity.save(folder.data_file)
+        if not resume:
+            folder.write_config(experiment.config)
         log = RunLog(folder, experiment.runtime.tensorboard, experiment.verbosity == "quiet")
-        row = _opening_row(experiment, _env(folder, command_line))
+        row = _opening_row(experiment, identity, _env(folder, command_line))
         try:
             device = _prepare(experiment, folder)
             logger.info("%s\n%s", _title(experiment, device), folder)
-            Run(RunContext(experiment, folder, device, log, stop), row).carry_out(resume)
+            Run(RunContext(experiment, folder, device, log, stop, experiment.fp_key), row).carry_out(resume)
             for title, picture in figures(folder) if log.tensorboard else ():
                 log.image(title, picture)
         except Interrupted as interruption:
@@ -111,7 +119,7 @@ def _quant(options: QuantOptions) -> dict[str, Any]:
     return {key: getattr(options, key) for key in QUANT_KEYS} | changed
 
 
-def _opening_row(experiment: Experiment, env: dict[str, Any]) -> Row:
+def _opening_row(experiment: Experiment, identity: Identity, env: dict[str, Any]) -> Row:
     git = env["git"]
     return {
         "status": "done",
@@ -126,6 +134,8 @@ def _opening_row(experiment: Experiment, env: dict[str, Any]) -> Row:
         "lineage": {
             "fp_cache": experiment.fp_key,
             "fp_run": experiment.fp.checkpoint,
+            "data": identity.training,
+            "changed_data": identity.changed or None,
             "git_commit": git and git["commit"],
             "torch_version": torch.__version__,
             "started": env["started"],

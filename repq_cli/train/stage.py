@@ -46,13 +46,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages of a run share: what is to be done, where, and with which log; and whether to stop."""
+    """What the stages of a run share: what is to be done, where, and with which log; and whether to stop.
+
+    fp_key: of the FP stage that the run began with.
+    """
 
     experiment: Experiment
     folder: RunFolder
     device: torch.device
     log: RunLog
     stop: StopRequest
+    fp_key: str
 
 
 class StageTrainer:
@@ -214,6 +218,7 @@ class StageTrainer:
                 "step_seconds": self.timer.seconds,
                 "metrics_bytes": self.log.offset(),
                 "signature": self.experiment.signature,
+                "fp_key": self.context.fp_key,
             },
         )
 
