@@ -25,6 +25,7 @@ SOURCES = (
     "train/optim.py",
 )
 PLACES = ("root", "download", "workers", "cache_mib", "test", "test_lr")  # where data comes from, not what it is
+NOT_TRAINED = ("checkpoint", "format", "weights", "head", "input", "reuse")  # of fp: where weights come from instead
 SECTIONS = ("model", "data", "task", "psnr_rounding", "optim", "schedule", "seed")
 
 
@@ -37,7 +38,7 @@ def fp_key(config: dict[str, Any], data_fingerprint: str = "") -> str:
     if _is_ours(config["data"]):
         parts["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
     parts["rep"] = used_rep(config)
-    parts["fp"] = {key: value for key, value in config["fp"].items() if key not in ("checkpoint", "format", "reuse")}
+    parts["fp"] = {key: value for key, value in config["fp"].items() if key not in NOT_TRAINED}
     digest = hashlib.sha256(json.dumps([parts, data_fingerprint, metadata.version("torch")], sort_keys=True).encode())
     for path in sorted(_source_files()):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
