@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "deploy": {"quant"},
     "report": {"runs"},
     "bench": {"deploy", "modes", "reparam"},
-    "train": {"pretrained", "data", "models", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs"},
+    "train": {"pretrained", "data", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs"},
 }
 # What a mode is, without torch: every room may ask.
 SAYS_WHAT_MODES_ARE = ("repq_cli.modes.catalogue", "repq_cli.modes.mode.")

@@ -16,9 +16,9 @@ from conftest import TINY, results, row_of
 
 from repq_cli import build
 from repq_cli.cli import main
-from repq_cli.cli.jobs import stored_config
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.reparam.repvgg import RepVGGBlock
+from repq_cli.runs.folder import RunFolder
 from repq_cli.train import stage
 
 Run = Callable[..., tuple[int, Path | None]]
@@ -152,7 +152,7 @@ def test_qat_starts_from_a_body_for_other_images(run_repq: Run, in_folder: Path)
 def test_a_merged_file_gets_batch_norms_with_the_datas_statistics(
     finished: Path, run_repq: Run, in_folder: Path
 ) -> None:
-    config = stored_config(finished)
+    config = RunFolder(finished).read_config()
     net = build.network_maker(config, build.data_inputs(config))()
     net.load_state_dict(torch.load(finished / "checkpoints/fp.pt", weights_only=True)["net"])
     merged = {f"linear.{key}": value for key, value in net.classifier.state_dict().items()}

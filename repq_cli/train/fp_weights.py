@@ -143,7 +143,7 @@ def _why_none(path: Path, net: nn.Module, sets: list[WeightSet], fits: list[Fit]
         hint = f"its keys are of none of the known layouts ({known})"
     elif name != asked:
         hint = f"its keys look like fp.format={name} ({FORMATS[name].net})"
-    elif not normed(net) and any(key.endswith("running_var") for key in keys):
+    elif all_plain(net) and not normed(net) and any(key.endswith("running_var") for key in keys):
         hint = "the file has batch norm, which rep.batch_norm=false leaves out"
     return f"{path} as fp.format={asked} is for {FORMATS[asked].net}, and this run's net is another: {hint}."
 
