@@ -185,15 +185,15 @@ def task(config: dict[str, Any]) -> Any:
     return Classification(config["optim"].get("label_smoothing", 0.0))
 
 
-def experiment(config: dict[str, Any]) -> Any:
-    """Everything a run needs. ``config`` is validated and its mode resolved."""
+def experiment(config: dict[str, Any], loaded: Any = None) -> Any:
+    """Everything a run needs. ``config`` is validated and its mode resolved; ``loaded``: its data, if at hand."""
     import torch
 
     from repq_cli.modes.compose import refuse_signs_behind_relu
     from repq_cli.train.experiment import Experiment
     from repq_cli.train.fp_key import fp_key
 
-    loaded = data(config)
+    loaded = data(config) if loaded is None else loaded
     batch_size = config["data"]["batch_size"]
     loaded.train.steps(batch_size)  # says so if a batch is larger than the data
     optim = OptimOptions(**config["optim"])

@@ -72,10 +72,13 @@ def _task_fits(config: dict[str, Any]) -> Iterator[Problem]:
 def _stages_have_weights(config: dict[str, Any]) -> Iterator[Problem]:
     if config["fp"]["checkpoint"] is None and config["fp"]["epochs"] == 0:
         yield Problem("fp.epochs", 0, "leaves QAT without FP weights; use 1 or more, or set fp.checkpoint")
-    if config["fp"]["checkpoint"] is None and config["fp"].get("format", "auto") != "auto":
-        yield Problem("fp.format", config["fp"]["format"], "has no file to describe; set fp.checkpoint as well")
+    of_a_file = {"format": "auto", "weights": "auto", "head": "same", "input": "same"}
+    for key in of_a_file:
+        if config["fp"]["checkpoint"] is None and config["fp"].get(key, of_a_file[key]) != of_a_file[key]:
+            yield Problem(f"fp.{key}", config["fp"][key], "has no file to describe; set fp.checkpoint as well")
     hints = {"checkpoint": "; go on with a run by resume=DIR", "merged_training": ", where the mode decides"}
-    for key, default in (("checkpoint", None), ("merged_training", "auto"), ("reuse", True)):
+    of_fp: dict[str, Any] = {"checkpoint": None, "merged_training": "auto", "reuse": True, **of_a_file}
+    for key, default in of_fp.items():
         if config["qat"].get(key, default) != default:
             hint = hints.get(key, " for QAT")
             yield Problem(f"qat.{key}", config["qat"][key], f"has no meaning{hint}")

@@ -133,6 +133,25 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2
     return captured.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ("fp.checkpoint=nowhere.pth", 3, "There is no checkpoint nowhere.pth"),
+        (f"fp.checkpoint={__file__}", 3, "is a text that begins"),
+        ("data=image_folder data.root=nowhere", 3, "data.root=nowhere has no folder 'train'"),
+        ("data=cifar10 data.root=nowhere", 3, "data.root=nowhere holds no intact CIFAR10"),
+        ("data.batch_size=5000", 2, "is larger than the training split"),
+        ("rep.kernels=[9]", 2, "makes no block of this network"),
+        ("runtime.device=nonsense", 2, "runtime.device=nonsense is not available here"),
+    ],
+)
+@pytest.mark.parametrize("folder", [[], ["hydra.run.dir=mine"]])
+def test_wrong_inputs_leave_no_run_behind(
+    arguments: str, code: int, sentence: str, folder: list[str], in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in complaint(capsys, "+model=repvgg_a0", *arguments.split(), *folder, code=code)
+
+
 def test_a_missing_model_is_said_before_anything_is_composed(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -455,9 +474,10 @@ def test_totals_of_info_are_the_sums_of_its_lines(in_folder: Path, capsys: pytes
         ("model.groups=7", "Layer blocks.2: groups=7 must divide in_channels=48"),
         ("model=resnet18 rep=acnet rep.kernels=[1,3]", "Layer stages.1.0.shortcut: rep=acnet adds a middle row"),
         ("rep=qarepvgg rep.variant=v5", "rep.variant=v5 must be one of v1, v2, v3, v4"),
-        ("fp.format=repvgg", "fp.format=repvgg must be one of auto, repq, torchvision, repvgg_official"),
+        ("fp.format=repvgg", "fp.format=repvgg must be one of auto, repq, torchvision, timm, repvgg_official"),
         ("mode=ptqq", "did you mean 'ptq'?"),
         ("fp.format=torchvision", "fp.format=torchvision has no file to describe; set fp.checkpoint as well."),
+        ("fp.head=new", "fp.head=new has no file to describe; set fp.checkpoint as well."),
         ("optim.bias_lr=-1", "optim.bias_lr=-1 must be a number, at least 0."),
         ("rep.gamma_init=1", "rep.gamma_init=1 is an unknown key"),
     ],

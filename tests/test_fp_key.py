@@ -35,6 +35,7 @@ WITHOUT_EFFECT = {
     "quant/": "an FP net has no quantizer; what training asks of quantized layers finds none",
     "modes/": "composed after the stage; whether they use branches stands in the key",
     "train/checkpoint.py": "keeps tensors as they are",
+    "pretrained/": "layouts of weights that were trained elsewhere",
     "train/fp_weights.py": "reads weights that were trained elsewhere, and the stored stage as it is",
     "train/fp_cache.py": "the place where stages are kept",
     "train/fp_key.py": "makes the key",

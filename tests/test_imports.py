@@ -24,11 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {"images"},
     "data": {"images"},
     "models": {"reparam", "library"},  # the door, where a network is asked for by name
+    "pretrained": {"models", "reparam"},
     "modes": {"models", "reparam", "quant"},
     "deploy": {"quant"},
     "report": {"runs"},
     "bench": {"deploy", "modes", "reparam"},
-    "train": {"data", "models", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs"},
+    "train": {"pretrained", "data", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs"},
 }
 # What a mode is, without torch: every room may ask.
 SAYS_WHAT_MODES_ARE = ("repq_cli.modes.catalogue", "repq_cli.modes.mode.")

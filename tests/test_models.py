@@ -13,11 +13,11 @@ from torch import nn
 from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
 from repq_cli.models.mobilenet import mobilenet_v1, mobilenet_v2
-from repq_cli.models.official import FORMATS, convert
 from repq_cli.models.repvgg import RepVGG, repvgg
 from repq_cli.models.resnet import resnet
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
+from repq_cli.pretrained.resnet import torchvision as torchvision_layout
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.acnet import acnet_block
 from repq_cli.reparam.algebra import Geometry
@@ -194,11 +194,11 @@ V1_STRIDES, V2_STRIDES = [2, 1, 2, 2, 2, 2], [2, 1, 2, 2, 2, 1, 2, 1]
 def test_mobilenet_v2_is_torchvisions(width: float) -> None:
     net = mobilenet_v2(plain_block, 3, 7, V2_STRIDES, width).eval()
     reference = torchvision.models.mobilenet_v2(num_classes=7, width_mult=width)
-    layout = FORMATS["torchvision"].layout(net)
+    layout = torchvision_layout(net)
     assert layout is not None
     state = randomise(reference).eval().state_dict()
     assert {source.key for source in layout.sources.values()} == set(state)
-    net.load_state_dict(convert(net, state, layout))
+    net.load_state_dict({key: source.read(state) for key, source in layout.sources.items()})
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(net(x), reference(x), rtol=1e-4, atol=1e-4)
     assert parameters(net) == parameters(reference)

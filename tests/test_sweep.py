@@ -19,7 +19,7 @@ from conftest import TINY, results, row_of
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from repq_cli.cli import main
+from repq_cli.cli import main, preflight
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.jobs import compose_plain, run_key, same_run
 from repq_cli.cli.monitor import Monitor
@@ -143,16 +143,49 @@ def test_a_sweep_leaves_out_what_is_illegal_and_runs_the_same_once(
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
-def test_a_failing_job_is_told_and_tried_again(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_sweep_starts_from_is_read_before_it_has_a_folder(
+    finished: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mistaken = {
+        ("fp.checkpoint=nowhere.pth", "quant=w8a8,w4a4"): "There is no checkpoint nowhere.pth",
+        (f"fp.checkpoint={finished},nowhere.pth",): "There is no checkpoint nowhere.pth",
+        (f"fp.checkpoint={finished}", "rep=acnet,none"): "has rep repvgg and this run rep acnet",
+        ("data=cifar10,mnist", "data.root=nowhere"): "data.root=nowhere holds no intact CIFAR10",
+    }
+    for arguments, sentence in mistaken.items():
+        assert main(["train", "-m", *TINY, *arguments]) == 3
+        assert sentence in capsys.readouterr().err
+    assert not Path("outputs").exists()
+    fitting = [f"fp.checkpoint={finished}", "model.width=0.125,0.25", "rep.kernels=[3],[9]", "verbosity=normal"]
+    assert main(["train", "-m", *TINY, "qat.epochs=0", *fitting]) == 0
+    assert list(rows(folder_of_sweep())) == [0]
+    shown = capsys.readouterr().out
+    assert "1 run in outputs/sweep" in shown and "1 of 1 runs done, 0 failed" in shown
+    assert f"left out: model.width=0.25 rep.kernels=[3]: {finished}" in shown and "(6x1x3x3, not 12x1x3x3)" in shown
+    assert "left out: model.width=0.125 rep.kernels=[9] and 1 more: rep.kernels=[9] makes no block" in shown
+
+
+@pytest.mark.no_cover  # tracing would cost more than it tells
+def test_a_failing_job_is_told_and_tried_again(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = preflight.taken
+
+    def gone(config: dict[str, Any]) -> Any:
+        if config["seed"] == 1:
+            raise DataError("The images are gone: mount them again.")
+        return real(config)
+
+    monkeypatch.setattr(preflight, "taken", gone)
     blocked = Path("mine/2/checkpoints")  # a file where the run wants a folder
     blocked.parent.mkdir(parents=True)
     blocked.touch()
-    arguments = ["train", "-m", *SMALL, "quant=w8a8,w4a4", "rep.kernels=[3],[9]", "hydra.sweep.dir=mine"]
+    arguments = ["train", "-m", *SMALL, "quant=w8a8,w4a4", "seed=0,1", "hydra.sweep.dir=mine"]
     assert main(arguments) == 1
     assert [row["status"] for row in rows(Path("mine")).values()] == ["done", "failed", "failed", "failed"]
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err and "Error executing job" not in captured.err
-    assert captured.out.count("rep.kernels=[9] makes no block") == 1  # a reason for two jobs
+    assert captured.out.count("The images are gone") == 1  # a reason for two jobs
     assert "1 of 4 runs done, 3 failed" in captured.out
     again = [line.strip() for line in captured.out.splitlines() if line.startswith("    repq train")]
     assert len(again) == 3 and "    repq train resume=mine/2" in captured.out.splitlines()
@@ -162,8 +195,9 @@ def test_a_failing_job_is_told_and_tried_again(in_folder: Path, capsys: pytest.C
     assert [row["status"] for row in rows(Path("mine")).values()] == ["done", "failed", "done", "failed"]
     assert trained(Path("mine"), "FP") == [0]
     command = shlex.split(next(line for line in again if line.endswith("mine/3")))[1:]
-    fixed = [text.replace("rep.kernels=[9]", "rep.kernels=[1,3]") for text in command]
-    assert main(fixed) == 0 and row_of(Path("mine/3"))["status"] == "done"
+    monkeypatch.undo()
+    monkeypatch.chdir(in_folder)
+    assert main(command) == 0 and row_of(Path("mine/3"))["status"] == "done"
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells

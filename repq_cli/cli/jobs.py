@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from repq_cli import build
 from repq_cli.build import checked
+from repq_cli.cli import preflight
 from repq_cli.cli.figures import pictures_of
 from repq_cli.cli.hydra_app import CONFIGS, plain
 from repq_cli.modes.catalogue import mode_named, used_rep
@@ -36,7 +37,7 @@ def train(
 ) -> float:
     """One run in its folder; its deployed metric. For ``stop_file``, ``command_line`` and ``beside`` see ``run``."""
     try:
-        experiment = build.experiment(checked(config))
+        experiment = preflight.taken(checked(config))
     except Exception as error:
         # A sweep is judged by its rows, so that even a job that could not start leaves one.
         if not folder.is_used:

@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import run_app
 from repq_cli.cli.jobs import run_key
 from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.overrides import Checker, Composed, config_file
+from repq_cli.cli.preflight import refusals
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.files import make_folder
 from repq_cli.problems import error_of
@@ -28,7 +30,7 @@ JOB = "repq_cli.cli.sweep_job:sweep_job"  # by name, because it is looked up in 
 def start(line: CommandLine, typed: Sequence[str]) -> int:
     """Run every job of a new sweep; ``typed``: the arguments as the user gave them. Returns the exit code."""
     named = _named_folder(line)
-    plan = plan_of(line, typed)
+    plan = plan_of(line, typed, inputs=True)
     folder = SweepFolder(named or reserve(OUTPUTS / "sweep", "train"))
     make_folder(folder.path)
     with alone_in(folder.path):
@@ -57,8 +59,11 @@ def _named_folder(line: CommandLine) -> Path | None:
     return named
 
 
-def plan_of(line: CommandLine, typed: Sequence[str] = ()) -> Plan:
-    """The jobs of a command line. Raises ConfigError if something in it is wrong, or no combination is legal."""
+def plan_of(line: CommandLine, typed: Sequence[str] = (), inputs: bool = False) -> Plan:
+    """The jobs of a command line. Raises ConfigError if something in it is wrong, or no combination is legal.
+
+    inputs: also read what the jobs start from; see ``_with_inputs``.
+    """
     checker = Checker("train", _expanded(line))
     checked = checker.check()
     jobs = [_job(number, composed) for number, composed in enumerate(checker.composed)]
@@ -67,7 +72,27 @@ def plan_of(line: CommandLine, typed: Sequence[str] = ()) -> Plan:
     plan = Plan(shlex.join(["repq", "train", *typed]), overrides, flags, jobs)
     if not plan.legal:
         raise error_of(checker.composed[0].illegal)
-    return plan
+    return _with_inputs(plan, [composed.config for composed in checker.composed]) if inputs else plan
+
+
+def _with_inputs(plan: Plan, configs: Sequence[dict[str, Any]]) -> Plan:
+    """Leave out what cannot be built, and weights that do not fit the network of a job.
+
+    Raises the error of data, or of a file of weights, that no job can take: that is a mistake and no pair to skip.
+    """
+    legal = [job.number for job in plan.legal]
+    refused = dict(zip(legal, refusals([configs[number] for number in legal]), strict=True))
+    for section, key in (("data", None), ("fp", "checkpoint")):
+        errors: dict[str, list[RepqError | None]] = {}
+        for number, error in refused.items():
+            given = configs[number][section]
+            errors.setdefault(str(given if key is None else given[key]), []).append(error)
+        for of_one_input in errors.values():
+            if of_one_input[0] is not None and None not in of_one_input:
+                raise of_one_input[0]
+    reasons = {number: str(error) for number, error in refused.items() if error is not None}
+    jobs = [replace(job, key=None, left_out=reasons[job.number]) if job.number in reasons else job for job in plan.jobs]
+    return replace(plan, jobs=jobs)
 
 
 def _expanded(line: CommandLine) -> CommandLine:

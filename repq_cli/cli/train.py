@@ -18,7 +18,12 @@ def train(job: str, arguments: list[str]) -> int:
         line.overrides = [override for override in line.overrides if override not in resume]
         return go_on(resume[-1].partition("=")[2], line)
     if not line.multirun:
-        return run_app("train", job, Checker("train", line).check().arguments)
+        checker = Checker("train", line)
+        arguments = checker.check().arguments
+        from repq_cli.cli.preflight import prepare
+
+        prepare(checker.composed[0].config)
+        return run_app("train", job, arguments)
     from repq_cli.cli import sweep
 
     return sweep.start(line, arguments)

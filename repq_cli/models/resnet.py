@@ -99,7 +99,7 @@ def resnet(
 
     stem: 7x7 of stride 2 and max pooling (``imagenet``), or 3x3 of stride 1 for small images (``cifar``).
     activation: behind every convolution and sum; the paper's is ReLU.
-    Differs from torchvision's in names, which ``models/official.py`` translates, and in initial weights: torch's own
+    Differs from torchvision's in names, which ``pretrained/resnet.py`` translates, and in initial weights: torch's own
     default for convolutions, as in the published code of ACNet and OREPA.
     """
     if len(blocks) != len(STAGE_WIDTHS):

@@ -21,6 +21,7 @@ LARGEST = 1e100  # number that a row may hold, so that none of our sums overflow
 PLACES = {f"data.{key}" for key in ("root", "download", "workers", "cache_mib", "test", "test_lr")}
 NAMED_SETS = ("repq_cli.data.torchvision_sets.", "repq_cli.data.imagenet.", "repq_cli.data.digits.", "None")
 IRRELEVANT = {"seed", "verbosity", "plugins", "fp.checkpoint", "fp.format", "fp.reuse"} | PLACES
+LATER = {"fp.weights": "auto", "fp.head": "same", "fp.input": "same"}  # keys that older runs lack, with their defaults
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -198,6 +199,7 @@ def _options(config: Row) -> dict[str, Any]:
     columns = ("mode.name", "quant.weight_bits", "quant.act_bits", "model.name", "data.name")
     flat = _flatten(config, "")
     kept = {key: value for key, value in flat.items() if not _irrelevant(key) and key not in columns}
+    kept = {key: value for key, value in kept.items() if LATER.get(key) != value}
     if "data.root" in flat and not str(flat.get("data._target_")).startswith(NAMED_SETS):
         kept["data.root"] = flat["data.root"]  # the folder is all that says which images those are
     return kept

@@ -37,6 +37,7 @@ SOURCES = (
 VERSIONS = ("torch", "torchvision", "numpy", "pillow")  # of what computes, decodes images, and draws crops
 # Where data comes from, and not what it is, which its fingerprint says.
 PLACES = {"root", "download", "workers", "cache_mib", "train", "train_lr", "val", "val_lr", "test", "test_lr"}
+NOT_TRAINED = ("checkpoint", "format", "weights", "head", "input", "reuse")  # of fp: where weights come from instead
 SECTIONS = ("model", "data", "task", "psnr_rounding", "optim", "schedule", "seed")
 
 
@@ -49,7 +50,7 @@ def fp_key(config: dict[str, Any], data_fingerprint: str = "") -> str:
     if _is_ours(config["data"]):
         parts["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
     parts["rep"] = used_rep(config)
-    parts["fp"] = {key: value for key, value in config["fp"].items() if key not in ("checkpoint", "format", "reuse")}
+    parts["fp"] = {key: value for key, value in config["fp"].items() if key not in NOT_TRAINED}
     versions = [metadata.version(name) for name in VERSIONS]
     digest = hashlib.sha256(json.dumps([parts, data_fingerprint, versions], sort_keys=True).encode())
     foreign = [config[name]["_target_"] for name in ("model", "rep", "data") if not _is_ours(config[name])]

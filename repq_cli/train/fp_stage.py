@@ -11,16 +11,18 @@ from torch import nn
 
 from repq_cli.errors import DataError
 from repq_cli.files import link
+from repq_cli.modes.restated_norms import with_reinserted_norms
+from repq_cli.pretrained.layout import normed
 from repq_cli.reparam.block import merge_first
 from repq_cli.runs.row import now, prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import fp_checkpoint
 from repq_cli.train.fp_cache import FPCache
-from repq_cli.train.fp_weights import load_fp
+from repq_cli.train.fp_weights import load_fp, load_own
 from repq_cli.train.log import logger
 from repq_cli.train.optim import patterns_without_match
-from repq_cli.train.stage import RunContext, Stage, train_stage
+from repq_cli.train.stage import RunContext, Stage, first_batches, train_stage
 
 
 class FPStage:
@@ -40,7 +42,7 @@ class FPStage:
         net = experiment.make_net().to(self.context.device)
         merge_first(net, experiment.fp.merged_training is True)
         if saved is not None and saved["stage"] == "qat":
-            load_fp(net, self.context.folder.fp, "repq", experiment.signature)
+            load_own(net, self.context.folder.fp, experiment.signature)
             self.times |= saved["earlier"]
         elif experiment.fp.checkpoint is not None:
             self._load(net, experiment.fp.checkpoint)
@@ -72,10 +74,15 @@ class FPStage:
 
     def _load(self, net: nn.Module, path: str) -> None:
         experiment = self.experiment
-        load_fp(net, fp_checkpoint(path), experiment.fp.format, experiment.signature)
+        choice = load_fp(net, fp_checkpoint(path), experiment.fp, experiment.signature)
+        logger.info("FP weights from %s: %s", path, choice)
+        if choice.fit.layout.merged and normed(net):
+            logger.info("They were merged: batch norms are re-inserted, with the training images' statistics.")
+            net.load_state_dict(with_reinserted_norms(net, first_batches(self.context, "fp")).state_dict())
+        if experiment.fp.head == "new" and (experiment.qat.epochs == 0 or not experiment.mode.rule.trains):
+            logger.warning("The classifier is new and this run does not train it: its answers are drawn at random.")
         content = {"stage": "fp", "net": net.state_dict(), "signature": experiment.signature}
         checkpoint.save(self.context.folder.fp, content)
-        logger.info("FP weights from %s", path)
 
     def _train(self, net: nn.Module, saved: dict[str, Any] | None) -> None:
         for pattern in patterns_without_match(net, self.experiment.optim.decay_also):
@@ -112,7 +119,7 @@ class FPStage:
                 raise DataError(f"{cache.weights} is not what was stored.")
             lines = cache.log.read_bytes()
             link(cache.weights, fp)
-            load_fp(net, fp, "repq", self.experiment.signature)  # last: where it fails, the net is as it was
+            load_own(net, fp, self.experiment.signature)  # last: where it fails, the net is as it was
         except (DataError, OSError) as error:
             logger.warning("The stored FP stage %s cannot be used and is trained again: %s", cache.folder, error)
             cache.drop()

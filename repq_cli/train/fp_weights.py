@@ -1,144 +1,179 @@
-"""FP weights from a file: a run's own checkpoint, or a published state dict of another project."""
+"""FP weights from a file: a run's own checkpoint, or a state dict of whoever saved one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repq_cli.errors import DataError
-from repq_cli.models.official import FORMATS, Layout, convert, recognise
+from repq_cli.pretrained.choose import Choice, choose, fits_of, looks_like
+from repq_cli.pretrained.fit import Fit, some
+from repq_cli.pretrained.formats import FORMATS, merged_keys
+from repq_cli.pretrained.layout import all_plain, normed
+from repq_cli.pretrained.read import SAVE, read
+from repq_cli.pretrained.sets import WeightSet, weight_sets
 from repq_cli.train import checkpoint
 from repq_cli.train.experiment import OWN_ACTIVATION
 from repq_cli.train.log import logger
-from repq_cli.train.options import WeightFormat
+from repq_cli.train.options import StageOptions
 
-LISTED = 8  # keys of a mismatch that an error names
+OF_OPTIMISERS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "step"}
 
 
-def load_fp(net: nn.Module, path: Path, layout: WeightFormat, signature: dict[str, str]) -> None:
-    """Load FP weights into ``net``; DataError, and the net as it was, says what does not fit."""
-    content = checkpoint.load_any(path)
-    own = "format" in content and "signature" in content
-    if own and layout not in ("auto", "repq"):
-        raise DataError(f"The checkpoint {path} is one of repq's own: leave fp.format={layout} out.")
-    if own or layout == "repq":
-        _load_own(net, path, checkpoint.checked(path, content), signature)
+def load_own(net: nn.Module, path: Path, signature: dict[str, str]) -> None:
+    """Load the FP weights of a run; DataError, and the net as it was, says what does not fit."""
+    load_fp(net, path, StageOptions(format="repq"), signature)
+
+
+def load_fp(net: nn.Module, path: Path, how: StageOptions, signature: dict[str, str]) -> Choice:
+    """Load FP weights into ``net`` and say what was taken; DataError, and the net as it was, says what does not fit."""
+    choice = fp_choice(net, path, how, signature)
+    net.load_state_dict(choice.fit.converted(net))
+    activation = signature.get("model.activation", OWN_ACTIVATION)
+    if choice.fit.name != "repq" and activation != OWN_ACTIVATION:
+        logger.warning(
+            "%s was trained with its own activation, and this net has %s: what it computes is another function.",
+            path,
+            activation,
+        )
+    return choice
+
+
+def fp_choice(net: nn.Module, path: Path, how: StageOptions, signature: dict[str, str]) -> Choice:
+    """What of a file ``net``, which may be one without data, takes. Raises DataError where it takes nothing."""
+    content = read(path)
+    if isinstance(content, dict) and {"format", "signature"} <= content.keys():
+        if how.format not in ("auto", "repq"):
+            raise DataError(f"The checkpoint {path} is one of repq's own: leave fp.format={how.format} out.")
+        _refuse_other_run(path, checkpoint.checked(path, content), how, signature)
+        content, names = content["net"], ["repq"]
     else:
-        _load_published(net, path, _state_dict(path, content), layout)
-        activation = signature.get("model.activation", OWN_ACTIVATION)
-        if activation != OWN_ACTIVATION:
-            logger.warning(
-                "%s was trained with its own activation, and this net has %s: what it computes is another function.",
-                path,
-                activation,
-            )
+        names = list(FORMATS) if how.format == "auto" else [how.format]
+    sets = weight_sets(content)
+    _refuse_no_weights(path, sets)
+    fits = fits_of(net, sets, names, how.head == "new")
+    choice = choose(fits, how.weights, path)
+    if choice is None:
+        raise DataError(_why_none(path, net, sets, fits, how))
+    fit = _with_input(path, choice.fit, net, how)
+    if how.head == "new" and not any(key.startswith("classifier.") for key in fit.ours):
+        raise DataError("fp.head=new is for nets with a classifier, which this one has not: leave it out.")
+    if not fit.fits:
+        raise DataError(f"{path} does not fit this run's net as fp.format={fit.name}: {_what_differs(net, fit, sets)}.")
+    fit.refuse_impossible(path)
+    return Choice(fit, choice.left)
 
 
-def _load_own(net: nn.Module, path: Path, content: dict[str, Any], signature: dict[str, str]) -> None:
+def _refuse_other_run(path: Path, content: dict[str, Any], how: StageOptions, signature: dict[str, str]) -> None:
+    """DataError for a checkpoint of ours that is no FP net, or one of another net than the run's."""
     if content.get("stage") != "fp":
         raise DataError(
             f"The checkpoint {path} holds a {content.get('stage')} net, and QAT starts from an FP net: "
             f"use the same run's checkpoints/fp.pt."
         )
+    known = {"model.activation": OWN_ACTIVATION, "rep.identity": "false", **content.get("signature", {})}
     for key, wanted in signature.items():
-        found = {"model.activation": OWN_ACTIVATION, "rep.identity": "false", **content.get("signature", {})}.get(key)
-        if found != wanted:
-            raise DataError(
-                f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: "
-                f"use a checkpoint of the same net, or change the configuration to {key} {found}."
-            )
-    wanted_shapes = {key: list(tensor.shape) for key, tensor in net.state_dict().items()}
-    found_shapes = {key: list(tensor.shape) for key, tensor in content["net"].items()}
-    for key in [*wanted_shapes, *found_shapes]:
-        if wanted_shapes.get(key) != found_shapes.get(key):
-            raise DataError(
-                f"The checkpoint {path} is of another net: its {key} has shape {found_shapes.get(key)} and this "
-                f"run's {wanted_shapes.get(key)}; use the model.* and rep.* keys that it was trained with."
-            )
-    net.load_state_dict(content["net"])
+        found = known.get(key)
+        if found == wanted or _is_adapted(key, str(found), wanted, how):
+            continue
+        other = {"classes": ", or keep its body alone by fp.head=new", "input": _other_input(str(found), wanted)}
+        raise DataError(
+            f"The checkpoint {path} has {key} {found} and this run {key} {wanted}: use a checkpoint of the same net, "
+            f"or change the configuration to {key} {found}{other.get(key, '')}."
+        )
 
 
-def _load_published(net: nn.Module, path: Path, state: dict[str, Tensor], layout: WeightFormat) -> None:
-    looks_like, known = recognise(state), ", ".join(FORMATS)
-    if layout == "auto" and looks_like is None:
-        raise DataError(f"The keys of {path} are of none of the known layouts ({known}): {_some(state)}.")
-    name = looks_like if layout == "auto" and looks_like else layout
-    if looks_like == name:
-        hint = "choose that net or another file"
-    elif looks_like:
-        hint = f"its keys look like fp.format={looks_like} ({FORMATS[looks_like].net})"
-    else:
+def _is_adapted(key: str, found: str, wanted: str, how: StageOptions) -> bool:
+    """Whether the run asked to take weights for another input or other classes."""
+    if key == "classes":
+        return how.head == "new"
+    if key != "input":
+        return False
+    found_channels, _, found_size = found.partition("x")
+    channels, _, size = wanted.partition("x")
+    same_channels = found_channels == channels or (how.input == "sum" and (found_channels, channels) == ("3", "1"))
+    return same_channels and (found_size == size or how.head == "new")  # a new head is for new images
+
+
+def _other_input(found: str, wanted: str) -> str:
+    colours_for_grey = (found.partition("x")[0], wanted.partition("x")[0]) == ("3", "1")
+    return ", or sum its first kernels over the colours by fp.input=sum" if colours_for_grey else ""
+
+
+def _refuse_no_weights(path: Path, sets: list[WeightSet]) -> None:
+    if not sets:
+        raise DataError(
+            f"The file {path} holds no state dict: fp.checkpoint takes tensors by name, bare or at any depth of a "
+            f"dict, or a checkpoint or run folder of repq's."
+        )
+    last = {key.rpartition(".")[2] for found in sets for key in found.tensors}
+    if last <= OF_OPTIMISERS:
+        raise DataError(f"The file {path} holds the state of an optimiser and no weights: {SAVE}.")
+
+
+def _with_input(path: Path, fit: Fit, net: nn.Module, how: StageOptions) -> Fit:
+    """With the first layer's kernels summed over colours, where that is asked for."""
+    if how.input == "same":
+        return fit
+    colours = fit.colours_for_grey(net.edges())  # type: ignore[operator]
+    if colours:
+        return fit.summed(colours)
+    logger.info("fp.input=sum has nothing to sum: the first layer of %s reads as many channels as this run's.", path)
+    return fit
+
+
+def _why_none(path: Path, net: nn.Module, sets: list[WeightSet], fits: list[Fit], how: StageOptions) -> str:
+    """Why a file of which no layout of this net explains most is not taken."""
+    name, known = looks_like(sets), ", ".join(FORMATS)
+    keys = next(found for found in sets if not found.path).tensors
+    merged = _merged_before(net, keys)
+    if merged:
+        return f"{path} {merged}."
+    if name is None and how.format == "auto":
+        return f"The keys of {path} are of none of the known layouts ({known}): {some(keys)}."
+    asked = name if how.format == "auto" and name is not None else how.format
+    nearest = next((fit for fit in fits if fit.name == asked), None)
+    if nearest is not None and not (nearest.layout.merged and name == asked and not merged_keys(keys)):
+        return f"{path} does not fit this run's net as fp.format={asked}: {_what_differs(net, nearest, sets)}."
+    hint = "choose that net or another file"
+    if name is None:
         hint = f"its keys are of none of the known layouts ({known})"
-    wanted = FORMATS[name].layout(net)
-    if wanted is None:
-        raise DataError(
-            f"{path} as fp.format={name} is for {FORMATS[name].net}, and this run's net is another: {hint}."
-        )
-    problems = _differences(net, state, wanted)
-    if problems:
-        raise DataError(f"{path} does not fit this run's net as fp.format={name}: {problems}; {hint}.")
-    _refuse_impossible(
-        path, {source.key: state[source.key] for source in wanted.sources.values() if source.key in state}
+    elif name != asked:
+        hint = f"its keys look like fp.format={name} ({FORMATS[name].net})"
+    elif all_plain(net) and not normed(net) and any(key.endswith("running_var") for key in keys):
+        hint = "the file has batch norm, which rep.batch_norm=false leaves out"
+    return f"{path} as fp.format={asked} is for {FORMATS[asked].net}, and this run's net is another: {hint}."
+
+
+def _merged_before(net: nn.Module, keys: Collection[str]) -> str:
+    merged = merged_keys(keys)
+    if not merged or all_plain(net):
+        return ""
+    return (
+        f"holds convolutions that were merged already ({merged[0]}), whose branches nobody can recover: it is a plain "
+        f"net now, for rep=none; use that, or the file from before merging"
     )
-    net.load_state_dict(convert(net, state, wanted))
 
 
-def _refuse_impossible(path: Path, state: dict[str, Tensor]) -> None:
-    """DataError for a tensor that no net can run with."""
-    for key, tensor in state.items():
-        counter = key.endswith("num_batches_tracked")
-        if not tensor.is_floating_point() and not counter:
-            raise DataError(f"The file {path} holds {key} as {tensor.dtype}: floating-point weights are needed.")
-        if not torch.isfinite(tensor).all():
-            raise DataError(f"The file {path} holds values in {key} that are not finite: use another file.")
-        if key.endswith("running_var") and tensor.min() < 0:
-            raise DataError(f"The file {path} holds a negative variance in {key}: use another file.")
-
-
-def _differences(net: nn.Module, state: dict[str, Tensor], wanted: Layout) -> str:
-    """Missing, unexpected and misshapen keys in words; empty if there are none."""
-    sources = {source.key for source in wanted.sources.values()}
-    optional = {key for key in sources if key.endswith("num_batches_tracked")}
-    missing = [key for key in dict.fromkeys(source.key for source in wanted.sources.values()) if key not in state]
-    parts = [
-        ("missing", [key for key in missing if key not in optional]),
-        ("unexpected", [key for key in state if key not in sources and not wanted.ignores(key)]),
-    ]
-    ours = net.state_dict()
-    misshapen = [
-        f"{source.key} ({_shape(state[source.key].shape)}, not {_shape(source.shape(ours[key]))})"
-        for key, source in wanted.sources.items()
-        if source.key in state and state[source.key].shape != source.shape(ours[key])
-    ]
-    parts.append(("of another shape", list(dict.fromkeys(misshapen))))
-    return "; ".join(f"{len(keys)} {word}: {_some(keys)}" for word, keys in parts if keys)
-
-
-def _shape(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape)) or "a number"
-
-
-def _some(keys: Iterable[str]) -> str:
-    listed = list(keys)
-    return ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")
-
-
-def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a published file: bare, or below ``state_dict`` or ``model``, with or without ``module.``."""
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise DataError(
-            f"The file {path} holds no state dict: fp.checkpoint takes tensors by name, bare or below 'state_dict' or "
-            f"'model', or a checkpoint or run folder of repq's."
-        )
-    for key, value in tensors.items():
-        if value.layout != torch.strided or value.is_quantized:
-            raise DataError(f"The file {path} holds {key} as a {value.layout} tensor: dense weights are needed.")
-    return tensors
+def _what_differs(net: nn.Module, fit: Fit, sets: list[WeightSet]) -> str:
+    """The differences, and the nearest help."""
+    head, theirs = set(fit.head()), fit.weights.tensors
+    wrong = [source.key for source in fit.misshapen.values()]
+    colours = fit.colours_for_grey(net.edges())  # type: ignore[operator]
+    name = looks_like(sets)
+    if {*fit.missing, *wrong} and {*fit.missing, *wrong} <= head:
+        classes = next((len(theirs[key]) for key in wrong), None)
+        has = "has no classifier of this name" if classes is None else f"has {classes} classes"
+        hint = f"it {has}; fp.head=new keeps the body and makes a fresh classifier"
+    elif colours and len(colours) == len(wrong):
+        hint = "its first layer reads three colours, and this run's images are grey; fp.input=sum adds its kernels up"
+    elif name is not None and name != fit.name:
+        hint = f"its keys look like fp.format={name} ({FORMATS[name].net})"
+    elif name is None:
+        hint = f"its keys are of none of the known layouts ({', '.join(FORMATS)})"
+    else:
+        hint = "use the model.* and rep.* keys that it was trained with, or another file"
+    return f"{fit.differences()}; {hint}"

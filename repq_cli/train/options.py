@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 from repq_cli.bounds import Range
 
 WeightFormat = Literal[
-    "auto", "repq", "torchvision", "repvgg_official", "qarepvgg_official", "acnet_official", "orepa_official"
+    "auto",
+    "repq",
+    "torchvision",
+    "timm",
+    "repvgg_official",
+    "qarepvgg_official",
+    "acnet_official",
+    "orepa_official",
+    "ecbsr_official",
 ]
 
 
@@ -19,7 +27,11 @@ class StageOptions:
     epochs: passes over the training split; 0 skips training (QAT: calibration only).
     lr: the peak learning rate.
     checkpoint: (FP only) a run folder, a checkpoint, or a published state dict whose weights replace this stage.
-    format: (FP only) the layout of that file; ``auto`` recognises it by its keys.
+    format: (FP only) the layout of that file; ``auto`` takes the one that explains most of its keys.
+    weights: (FP only) of a file with averaged (EMA) weights beside the plain ones; ``auto``: the averaged ones, where
+        they are whole, as projects evaluate and publish those.
+    head: (FP only) ``new``: the body of that file under a fresh classifier, for other classes or where it has none.
+    input: (FP only) ``sum``: kernels for three colours are summed over them for grey images.
     merged_training: (FP only) blocks compute their merged kernel and convolve once, instead of branch by branch, with
         the same outputs and gradients; ``auto``: where they have no batch norm, which depends on each branch's outputs.
     reuse: (FP only) take the stage from ``outputs/cache/fp`` if it was trained before, and keep it there otherwise.
@@ -29,6 +41,9 @@ class StageOptions:
     lr: Annotated[float, Range(0, None, open_low=True)] = 0.1
     checkpoint: str | None = None
     format: WeightFormat = "auto"
+    weights: Literal["auto", "ema", "plain"] = "auto"
+    head: Literal["same", "new"] = "same"
+    input: Literal["same", "sum"] = "same"
     merged_training: Literal["auto", True, False] = "auto"
     reuse: bool = True
 

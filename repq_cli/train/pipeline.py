@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -33,9 +32,8 @@ from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
 from repq_cli.train.options import StageOptions
 from repq_cli.train.outcome import choices, final_metrics
-from repq_cli.train.stage import RunContext, Stage, train_stage
+from repq_cli.train.stage import RunContext, Stage, first_batches, train_stage
 
-STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated between the stages
 MERGE_TOLERANCE = 1e-4  # of float32 merging, relative to the largest output
 
 
@@ -123,10 +121,7 @@ class Run:
 
     def first_batches(self) -> Iterator[Tensor]:
         """The batches that QAT will start with: for statistics and steps."""
-        experiment = self.experiment
-        seed = derive_seed(experiment.seed, "qat", 0)
-        batches = experiment.data.train.training_batches(experiment.batch_size, seed, device=self.context.device)
-        return (x for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
+        return first_batches(self.context, "qat")
 
     def merge_check(self, fp_net: nn.Module) -> float:
         """Largest difference of the outputs before and after merging, on one batch; CheckError if it is no rounding.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from repq_cli.train.interrupt import StopRequest
 from repq_cli.train.log import RunLog, logger
 from repq_cli.train.optim import learning_rate, make_optimizer
 from repq_cli.train.options import StageOptions
+
+STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class RunContext:
     log: RunLog
     stop: StopRequest
     fp_key: str
+
+
+def first_batches(context: RunContext, stage: str) -> Iterator[Tensor]:
+    """Images of the batches that a stage would start with: for batch norms' statistics and first steps."""
+    experiment = context.experiment
+    seed = derive_seed(experiment.seed, stage, 0)
+    batches = experiment.data.train.training_batches(experiment.batch_size, seed, device=context.device)
+    return (x for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
 
 
 class StageTrainer:

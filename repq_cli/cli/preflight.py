@@ -1,0 +1,84 @@
+"""What is wrong with a run's inputs is found before it has a folder: data, network, and weights that it starts from.
+
+A mistyped path must not leave a failed run in every later table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from repq_cli import build
+from repq_cli.devices import pick_device
+from repq_cli.errors import RepqError
+from repq_cli.train.checkpoint import fp_checkpoint
+from repq_cli.train.experiment import Experiment
+from repq_cli.train.fp_weights import fp_choice
+
+_prepared: list[Experiment] = []  # what the run of this process was checked with, so that nothing is read twice
+
+
+def prepare(config: dict[str, Any]) -> None:
+    """Read what a run starts from, and keep it for ``taken``. Raises ConfigError or DataError."""
+    pick_device(config["runtime"]["device"])
+    experiment = build.experiment(config)
+    _check_weights(experiment)
+    _prepared[:] = [experiment]
+
+
+def taken(config: dict[str, Any]) -> Experiment:
+    """The experiment of a configuration: the prepared one, if it is that."""
+    prepared = _prepared.pop() if _prepared else None
+    return prepared if prepared is not None and prepared.config == config else build.experiment(config)
+
+
+def refusals(configs: list[dict[str, Any]]) -> list[RepqError | None]:
+    """For each run of a sweep what is wrong with it, or None; runs of the same data read it once."""
+    found: list[RepqError | None] = [None] * len(configs)
+    weights: dict[str, RepqError | None] = {}
+    numbers = sorted(range(len(configs)), key=lambda number: _data_key(configs[number]))
+    for _, group in itertools.groupby(numbers, key=lambda number: _data_key(configs[number])):
+        runs = list(group)
+        loaded, error = _tried(build.data, configs[runs[0]])
+        for number in runs:
+            found[number] = error or _refusal(configs[number], loaded, weights)
+    return found
+
+
+def _refusal(config: dict[str, Any], loaded: Any, weights: dict[str, RepqError | None]) -> RepqError | None:
+    """What is wrong with a run on the data ``loaded``; ``weights``: what is known of files and networks so far."""
+    experiment, error = _tried(lambda config: build.experiment(config, loaded), config)
+    if experiment is None:
+        return error
+    key = _text(config["fp"], config["model"], config["rep"], experiment.signature)
+    if key not in weights:
+        _, weights[key] = _tried(_check_weights, experiment)
+    return weights[key]
+
+
+def _tried(function: Callable[[Any], Any], argument: Any) -> tuple[Any, RepqError | None]:
+    """What a function gives, or the error that it raises."""
+    try:
+        return function(argument), None
+    except RepqError as error:
+        return None, error
+
+
+def _data_key(config: dict[str, Any]) -> str:
+    return _text(config["data"], config["task"], config["plugins"], *map(config["model"].get, ("scale", "colour")))
+
+
+def _text(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True)
+
+
+def _check_weights(experiment: Experiment) -> None:
+    """Whether the file of ``fp.checkpoint`` fits a network without data."""
+    if experiment.fp.checkpoint is not None:
+        with torch.device("meta"):
+            net = experiment.make_net()
+        fp_choice(net, fp_checkpoint(experiment.fp.checkpoint), experiment.fp, experiment.signature)
