@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from test_integer import CASES, NETS, QUANTS, frozen
 from torch import Tensor
@@ -57,6 +58,15 @@ def test_with_int32_biases_answers_are_the_same_at_eight_bits(net: str, tmp_path
     assert (found - expected).abs().max() <= 0.2 * expected.std()
 
 
+def weight_value(deployed: DeployedNet, node: Node) -> NDArray[np.float64]:
+    """A layer's weight, the multiplier of its batch norm included."""
+    zero = deployed.stored[node["weight_zero_point"]] if node["weight_zero_point"] else 0
+    value = (deployed.codes(node) - zero) * deployed.stored[node["weight_step"]].double()
+    if node["multiplier"]:
+        value = value * deployed.stored[node["multiplier"]].view(-1, *[1] * (value.dim() - 1))
+    return value.numpy()
+
+
 @pytest.mark.parametrize(("quant", "largest", "step"), [("w8a8", 128, 1), ("w4a4", 128, 16), ("w2a2", 128, 64)])
 def test_weights_are_int8_spread_over_its_range_and_exact(quant: str, largest: int, step: int) -> None:
     deployed, _ = frozen(*NETS["repvgg"], f"quant={quant}")
@@ -67,8 +77,7 @@ def test_weights_are_int8_spread_over_its_range_and_exact(quant: str, largest: i
     codes, steps = (constants[f"{node['name']}.weight.{key}"] for key in ("codes", "step"))
     assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= largest and not (codes % step).any()
     value = codes.astype(np.float32) * steps.reshape(-1, 1, 1, 1)
-    multiplier = deployed.stored[node["multiplier"]].numpy().reshape(-1, 1, 1, 1) if node["multiplier"] else 1
-    np.testing.assert_allclose(value, deployed._held(node, "weight_value").numpy() * multiplier, rtol=1e-6)  # type: ignore[union-attr]
+    np.testing.assert_allclose(value, weight_value(deployed, node), rtol=1e-6)
     assert constants[f"{node['name']}.bias.codes"].dtype == np.int32
 
 
@@ -88,9 +97,7 @@ def test_a_reduced_range_keeps_sums_of_two_products_in_16_bits(quant: str) -> No
                 continue  # the image's pixels are grouped
             per_channel = (-1, *[1] * (codes.ndim - 1))
             found = (codes.astype(float) - zero.astype(float).reshape(per_channel)) * step.reshape(per_channel)
-            exact = deployed._held(node, "weight_value").numpy().astype(float)  # type: ignore[union-attr]
-            if node["multiplier"]:
-                exact = exact * deployed.stored[node["multiplier"]].numpy().reshape(per_channel)
+            exact = weight_value(deployed, node)
             off = np.abs(found - exact) / step.reshape(per_channel)
             assert off.max() <= (0.5 if node["bits"] == 8 else 0) + 1e-5
             assert (found[exact == 0] == 0).all()
@@ -133,8 +140,8 @@ def test_biases_are_not_rounded_where_that_changes_answers(
     def coarse(graph: onnx_graph._Graph, node: Node, bias: Tensor, multiplier: Tensor | None) -> str:
         return constant(graph, node, bias.sign() * bias.abs().max(), multiplier)
 
-    constant = onnx_graph._Graph._bias_constant
-    monkeypatch.setattr(onnx_graph._Graph, "_bias_constant", coarse)
+    constant = onnx_graph._Graph.bias_constant
+    monkeypatch.setattr(onnx_graph._Graph, "bias_constant", coarse)
     assert main(["export", f"run={finished}", "biases=int32"]) == 4
     assert "(biases=float may help)" in capsys.readouterr().err
     assert main(["export", f"run={finished}"]) == 0

@@ -46,9 +46,10 @@ def compare(
         for x in batches:
             expected = net(x)
             values = deployed.run(x)
-            outputs = values[deployed.graph["output"]]
+            outputs = deployed.value(deployed.graph["output"], values)
             lsb += [
-                (values[name] - tensor).abs().max() / by_node[name].grid(tensor).step for name, tensor in seen.items()
+                (deployed.value(name, values) - tensor).abs().max() / by_node[name].grid(tensor).step
+                for name, tensor in seen.items()
             ]
             differences.append((outputs - expected).abs().max())
             same.append(agreement(outputs, expected))
@@ -79,10 +80,9 @@ def compare_integers(
         own = integers.run(x, reference)
         for node in deployed.nodes:
             if node["op"] == "quantize":
-                codes = integers.as_codes(node, reference[node["name"]])
                 spacing = 2 if node["by_sign"] else 1  # from code to code
-                lsb.append((own[node["name"]] - codes).abs().max() / spacing)
-        expected, outputs = reference[deployed.graph["output"]], integers(x)
+                lsb.append((own[node["name"]] - reference[node["name"]]).abs().max() / spacing)
+        expected, outputs = deployed.value(deployed.graph["output"], reference), integers(x)
         differences.append((outputs - expected).abs().max())
         same.append(agreement(outputs, expected))
     return _summary(lsb, differences, same)
