@@ -18,11 +18,14 @@ class Agreement(NamedTuple):
 
     max_lsb: of the codes of any activation tensor, in steps; None if no activation is quantized.
     max_abs: of the outputs. answers: share of equal answers (classes, pixels), in percent.
+    images: how many there were; others: how many of them have another answer, or other pixels.
     """
 
     max_lsb: float | None
     max_abs: float
     answers: float
+    images: int
+    others: int
 
 
 @torch.no_grad()
@@ -91,4 +94,6 @@ def compare_integers(
 def _summary(lsb: list[Tensor], differences: list[Tensor], same: list[Tensor]) -> Agreement:
     # The maximum of a tensor is NaN if one of its values is; Python's own would pass over it.
     max_lsb = torch.stack(lsb).max().item() if lsb else None
-    return Agreement(max_lsb, torch.stack(differences).max().item(), torch.cat(same).mean().item())
+    shares = torch.cat(same)
+    max_abs, others = torch.stack(differences).max().item(), int((shares < 100).sum())
+    return Agreement(max_lsb, max_abs, shares.mean().item(), len(shares), others)
