@@ -90,7 +90,7 @@ def test_compare_sees_a_difference() -> None:
     """The check can fail: one code more in one layer is found."""
     net = trained(MODES[2], QUANTS[0])
     deployed = freeze(net, DESCRIPTION)
-    deployed.blocks_1__weight_value[0, 0, 1, 1] += 1.0
+    deployed.blocks_1__weight[0, 0, 1, 1] += 1.0
     agreement = compare(net, deployed, [torch.randn(5, 3, 12, 11)], AGREEMENT)
     assert agreement.max_abs > 0
     assert agreement.max_lsb is not None

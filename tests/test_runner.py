@@ -323,7 +323,7 @@ def test_a_deployed_net_that_differs_is_exit_4(
 
     def damaged(cls: type, folder: Path) -> DeployedNet:
         net = real(cls, folder)
-        net.blocks_1__weight_value.mul_(1.5)
+        net.blocks_1__weight.mul_(1.5)
         return net  # type: ignore[no-any-return]
 
     monkeypatch.setattr(DeployedNet, "load", classmethod(damaged))

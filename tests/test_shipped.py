@@ -57,5 +57,5 @@ def test_what_ships_is_what_was_trained(
     images = [x for split in sets.values() for x, _ in split.batches(EVAL_BATCH, torch.device("cpu"))]
     found = compare_integers(deployed, IntegerNet(deployed), images, build.task(done.config).agreement)
     assert found.max_lsb is not None and found.max_lsb <= 1
-    assert found.answers >= 99.9
+    assert found.answers >= 99.9 and ("ecbsr" in net or found.others == 0)
     assert main(["export", f"run={run}", "threads=1"]) == 0, capsys.readouterr().err

@@ -15,6 +15,7 @@ from repq_cli.data.identity import Identity
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.same import too_many_others
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.extras import extra
@@ -90,10 +91,17 @@ def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Eval
     """How far the integers are from the floating-point executor, in a sentence."""
     images = (x for split in sets.values() for x, _ in split.batches(EVAL_BATCH, torch.device("cpu")))
     found = compare_integers(deployed.cpu(), integers, images, task.agreement)
-    what = "pixels" if task.name == "super_resolution" else "answers"
+    if task.name == "super_resolution":
+        equal, problem = f"{found.answers:.2f} % of pixels", None
+    else:
+        equal, problem = (
+            f"{found.images - found.others} of {found.images} answers",
+            too_many_others(found.others, found.images),
+        )
     return (
         f"integers against the deployed net: codes differ by at most {found.max_lsb:g} in a layer that is given the "
-        f"same ones; end to end {found.answers:.2f} % of {what} equal, largest difference {found.max_abs:.3g}"
+        f"same ones; end to end {equal} equal, largest difference {found.max_abs:.3g}"
+        + (f"; {problem}" if problem else "")
     )
 
 

@@ -18,11 +18,14 @@ class Agreement(NamedTuple):
 
     max_lsb: of the codes of any activation tensor, in steps; None if no activation is quantized.
     max_abs: of the outputs. answers: share of equal answers (classes, pixels), in percent.
+    images: how many there were; others: how many of them have another answer, or other pixels.
     """
 
     max_lsb: float | None
     max_abs: float
     answers: float
+    images: int
+    others: int
 
 
 @torch.no_grad()
@@ -46,9 +49,10 @@ def compare(
         for x in batches:
             expected = net(x)
             values = deployed.run(x)
-            outputs = values[deployed.graph["output"]]
+            outputs = deployed.value(deployed.graph["output"], values)
             lsb += [
-                (values[name] - tensor).abs().max() / by_node[name].grid(tensor).step for name, tensor in seen.items()
+                (deployed.value(name, values) - tensor).abs().max() / by_node[name].grid(tensor).step
+                for name, tensor in seen.items()
             ]
             differences.append((outputs - expected).abs().max())
             same.append(agreement(outputs, expected))
@@ -79,10 +83,9 @@ def compare_integers(
         own = integers.run(x, reference)
         for node in deployed.nodes:
             if node["op"] == "quantize":
-                codes = integers.as_codes(node, reference[node["name"]])
                 spacing = 2 if node["by_sign"] else 1  # from code to code
-                lsb.append((own[node["name"]] - codes).abs().max() / spacing)
-        expected, outputs = reference[deployed.graph["output"]], integers(x)
+                lsb.append((own[node["name"]] - reference[node["name"]]).abs().max() / spacing)
+        expected, outputs = deployed.value(deployed.graph["output"], reference), integers(x)
         differences.append((outputs - expected).abs().max())
         same.append(agreement(outputs, expected))
     return _summary(lsb, differences, same)
@@ -91,4 +94,6 @@ def compare_integers(
 def _summary(lsb: list[Tensor], differences: list[Tensor], same: list[Tensor]) -> Agreement:
     # The maximum of a tensor is NaN if one of its values is; Python's own would pass over it.
     max_lsb = torch.stack(lsb).max().item() if lsb else None
-    return Agreement(max_lsb, torch.stack(differences).max().item(), torch.cat(same).mean().item())
+    shares = torch.cat(same)
+    max_abs, others = torch.stack(differences).max().item(), int((shares < 100).sum())
+    return Agreement(max_lsb, max_abs, shares.mean().item(), len(shares), others)

@@ -39,9 +39,8 @@ def layer_costs(net: DeployedNet) -> dict[str, LayerCost]:
     values = {net.graph["input"]: torch.zeros(1, *net.graph["input_shape"], device="meta")}
     layers = {}
     for node in net.nodes:
-        inputs = [values[source] for source in node["inputs"]]
         with FlopCounterMode(display=False) as counter:  # it counts two operations per multiply-accumulate
-            values[node["name"]] = getattr(net, f"_{node['op']}")(node, *inputs)
+            values[node["name"]] = getattr(net, f"_{node['op']}")(node, *net.inputs(node, values))
         bits_of[node["name"]] = node["bits"] if node["op"] == "quantize" else 32
         if "weight" in node:
             macs = counter.get_total_flops() // 2

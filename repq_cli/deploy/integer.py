@@ -69,7 +69,7 @@ class IntegerNet(nn.Module):
     def run(self, x: Tensor, reference: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Every node's integers (``int32`` by value) by name.
 
-        With the ``reference`` values of the floating-point executor each layer is given the reference's codes, so that
+        With the ``reference`` outputs of the floating-point executor each layer is given the reference's codes, so that
         differences do not add up: those between the results and the reference are one layer's own.
         """
         values, fed = {self.graph["input"]: x}, {self.graph["input"]: x}
@@ -79,16 +79,12 @@ class IntegerNet(nn.Module):
             values[name] = getattr(self, f"_{node['op']}")(node, self.constants[name], *inputs)
             fed[name] = values[name]
             if reference is not None and node["op"] == "quantize":
-                fed[name] = self.as_codes(node, reference[name])
+                fed[name] = reference[name].to(torch.int32)
         return values
-
-    def as_codes(self, node: Node, value: Tensor) -> Tensor:
-        """A quantizer's output of the floating-point executor as integers without zero-point."""
-        return (value / self.deployed.stored[node["step"]]).round().to(torch.int32)
 
     def _quantize(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
         if x.is_floating_point():  # the image: the first codes
-            return self.as_codes(node, self.deployed._quantize(node, x))
+            return self.deployed._quantize(node, x).to(torch.int32)
         if node["by_sign"]:
             return torch.where(x >= 0, node["high"], node["low"]).to(torch.int32)
         codes = _rescaled(x, constants["multiplier"]) + constants["zero_point"]
@@ -132,7 +128,11 @@ class IntegerNet(nn.Module):
         return x.minimum(limit).maximum(-limit)
 
     def _prelu(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        return torch.where(x < 0, _rescaled(x, constants["slope"]).to(torch.int32), x)
+        slope: Multiplier = constants["slope"]
+        below = _rescaled(x, slope).to(torch.int32)
+        # What a positive slope rounds to zero stays negative, since signs may be taken of it.
+        below = torch.where(slope.mantissa.view(-1, 1, 1) > 0, below.clamp(max=-1), below)
+        return torch.where(x < 0, below, x)
 
     def _pixel_shuffle(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
         return F.pixel_shuffle(_saturated(_rescaled(x, constants["multiplier"])), node["scale"])

@@ -126,20 +126,27 @@ def _prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tu
         scale = torch.where(multiplier == 0, scale, scale * multiplier.abs())
     slope = stored[node["slope"]].double() if node.get("slope") else None
     bias = stored[node["bias"]].double() if node["bias"] else torch.zeros(outputs, dtype=torch.float64)
-    if node["bias_step"]:
-        bias = bias * stored[node["bias_step"]].double()
+    worth = scale
     if node["multiplier"]:
         weight, scale = _room_for_bias(weight, scale, bias)
-    bound = weight.abs().flatten(1).sum(1) * given.bound + (bias / scale).abs() + 1
+    coarse = scale > worth
+    in_units = bias if node["bias_step"] else bias / scale  # the first are integers, which no rounding may move
+    reach = weight.abs().flatten(1).sum(1) * given.bound
+    bound = reach + in_units.abs() + 1
     if slope is not None:
         bound = bound * slope.abs().clamp(min=1)
     _check(node, bound)
     left = (INT32_MAX / bound).log2().floor().long()
-    scale, bound = scale * 2.0 ** -left.double(), bound * 2.0 ** left.double()
+    finer = 2.0 ** left.double()
+    codes = (in_units * finer).round()
+    factor, float_bias = deployed.held(node, "factor"), deployed.held(node, "bias")
+    if float_bias is not None and factor is not None:
+        codes = torch.where(coarse, codes, _with_its_signs(codes, finer, reach, factor.abs(), float_bias))
+    scale, bound = scale / finer, bound * finer
     constants: dict[str, Any] = {
         "weight": weight.to(torch.int32),
         "left": left.to(torch.int32),
-        "bias": (bias / scale).round().to(torch.int32) if node["bias"] else None,
+        "bias": codes.to(torch.int32) if node["bias"] else None,
         "pad": round(node["pad_value"] / given.scale.item()) if node.get("pad_value") else 0,
         "slope": None if slope is None else quantize_multiplier(slope),
         **_limits(activation, scale),
@@ -157,6 +164,22 @@ def _room_for_bias(weight: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor,
     units = 2.0**excess
     coarse = (weight / units.view(-1, *[1] * (weight.dim() - 1))).round().long()
     return torch.where(units.view(-1, *[1] * (weight.dim() - 1)) > 1, coarse, weight), scale * units
+
+
+def _with_its_signs(codes: Tensor, finer: Tensor, reach: Tensor, factor: Tensor, bias: Tensor) -> Tensor:
+    """Bias codes that give each sum the sign of the executor's ``sum * factor + bias``, in float32.
+
+    Rounding moves a bias by up to half a unit, and the executor's own by more; where a sum cancels it but for that,
+    signs would differ. The least sum whose value is not negative is within one of the exact quotient.
+    codes: one is worth ``factor / finer``. reach: the largest sum. factor: its magnitude, weights have its sign.
+    """
+    quotient = (-bias.double() / factor.double()).ceil().nan_to_num(nan=0.0).clamp(-reach, reach + 1)
+    near = quotient + torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
+    least = torch.where(near.float() * factor + bias >= 0, near, torch.inf).amin(0).clamp(-reach, reach + 1)
+    infinite = torch.full_like(codes, torch.inf)
+    lowest = torch.where(least <= reach, -least * finer, -infinite)  # for the least sum not to be negative
+    highest = torch.where(least > -reach, (1 - least) * finer - 1, infinite)  # for the one below it to be
+    return codes.clamp(lowest, highest)
 
 
 def _prepare_sum(known: list[Scaled], steps: list[float]) -> tuple[dict[str, Any], Scaled]:

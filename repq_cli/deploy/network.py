@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ Node = dict[str, Any]
 
 
 class DeployedNet(nn.Module):
-    """Runs a graph: quantize activations to codes, convolve codes times step, add biases.
+    """Runs a graph: quantize activations to codes, convolve codes, scale the sums, add biases.
 
+    Sums of codes are exact in float32 up to 2**24, and zero where they are zero: no rounding decides a sign.
     ``graph["nodes"]``: operations in order, each with its ``name``, ``op``, ``inputs`` and the names of its tensors.
     ``stored``: those tensors as they are in the file, weights as packed codes.
     """
@@ -33,14 +35,40 @@ class DeployedNet(nn.Module):
         super().__init__()
         self.graph, self.stored = graph, stored
         self.nodes: list[Node] = graph["nodes"]
+        self.quantizers = {node["name"]: node for node in self.nodes if node["op"] == "quantize"}
+        self.on_codes = {
+            node["name"] for node in self.nodes if node.get("weight_step") and node["inputs"][0] in self.quantizers
+        }
         for node in self.nodes:
-            if "weight" in node:
-                self._hold(node, "weight_value", self._weight_value(node))
-            if node.get("bias"):
-                self._hold(node, "bias", self._bias_value(node))
-            for key in ("step", "zero_point", "multiplier", "slope"):
+            for key in ("step", "zero_point", "slope"):
                 if node.get(key):
                     self._hold(node, key, stored[node[key]])
+            if "weight" in node:
+                self._hold_layer(node)
+
+    def _hold_layer(self, node: Node) -> None:
+        """What a layer computes with: ``sums(x, weight, summed_bias) * factor + bias``, each where there is one."""
+        if node["bits"] == 32:
+            weight = self.stored[node["weight"]]
+        else:
+            weight = self.codes(node).to(self.stored[node["weight_step"]].dtype)
+        if node.get("weight_zero_point"):
+            weight -= self.stored[node["weight_zero_point"]]
+        factor = self.stored[node["multiplier"]] if node["multiplier"] else None
+        summed = factor is None
+        if node["name"] in self.on_codes:
+            step = self.stored[self.quantizers[node["inputs"][0]]["step"]]
+            worth = self.stored[node["weight_step"]].flatten() * step
+            factor, summed = worth if factor is None else worth * factor, bool(node["bias_step"])
+        elif node.get("weight_step"):
+            weight *= self.stored[node["weight_step"]]
+        summed &= not node.get("input_scale")
+        bias = self.stored[node["bias"]].to(weight.dtype) if node["bias"] else None
+        if bias is not None and node["bias_step"] and not summed:
+            bias = bias * self.stored[node["bias_step"]]
+        for key, tensor in (("weight", weight), ("factor", factor), ("summed_bias" if summed else "bias", bias)):
+            if tensor is not None:
+                self._hold(node, key, tensor)
 
     @property
     def halo(self) -> int:
@@ -50,7 +78,8 @@ class DeployedNet(nn.Module):
     def _hold(self, node: Node, key: str, tensor: Tensor) -> None:
         self.register_buffer(f"{node['name']}__{key}", tensor, persistent=False)
 
-    def _held(self, node: Node, key: str) -> Tensor | None:
+    def held(self, node: Node, key: str) -> Tensor | None:
+        """One of the tensors that a node computes with, if it has it."""
         return getattr(self, f"{node['name']}__{key}", None)
 
     def codes(self, node: Node) -> Tensor:
@@ -63,60 +92,72 @@ class DeployedNet(nn.Module):
             )
         return codes
 
-    def _weight_value(self, node: Node) -> Tensor:
-        if node["bits"] == 32:
-            return self.stored[node["weight"]]
-        step = self.stored[node["weight_step"]]
-        codes = self.codes(node).to(step.dtype)
-        if node["weight_zero_point"]:
-            codes -= self.stored[node["weight_zero_point"]]
-        return codes * step
-
-    def _bias_value(self, node: Node) -> Tensor:
-        bias = self.stored[node["bias"]]
-        if not node["bias_step"]:
-            return bias
-        step = self.stored[node["bias_step"]]
-        return bias.to(step.dtype) * step
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)[self.graph["output"]]
+        return self.value(self.graph["output"], self.run(x))
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
-        """Every node's output by name."""
-        values = {self.graph["input"]: x}
+        """Every node's output by name, codes counted from zero."""
+        outputs = {self.graph["input"]: x}
         for node in self.nodes:
-            inputs = [values[name] for name in node["inputs"]]
-            values[node["name"]] = getattr(self, f"_{node['op']}")(node, *inputs)
-        return values
+            outputs[node["name"]] = getattr(self, f"_{node['op']}")(node, *self.inputs(node, outputs))
+        return outputs
+
+    def inputs(self, node: Node, outputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """What a node reads: codes where it sums them, otherwise what they are worth."""
+        first, *others = node["inputs"]
+        read = outputs[first] if node["name"] in self.on_codes else self.value(first, outputs)
+        return [read, *(self.value(name, outputs) for name in others)]
+
+    def value(self, name: str, outputs: Mapping[str, Tensor]) -> Tensor:
+        """A node's output in numbers: codes times their step."""
+        step = self.held(self.quantizers[name], "step") if name in self.quantizers else None
+        return outputs[name] if step is None else outputs[name] * step
 
     def _quantize(self, node: Node, x: Tensor) -> Tensor:
-        step, zero_point = self._held(node, "step"), self._held(node, "zero_point")
+        step, zero_point = self.held(node, "step"), self.held(node, "zero_point")
         assert step is not None
         if node["by_sign"]:
-            return torch.where(x >= 0, node["high"], node["low"]) * step
+            return torch.where(x >= 0, node["high"], node["low"]).to(x.dtype)
         codes = (x / step).round()
         if zero_point is None:
-            return codes.clamp(node["low"], node["high"]) * step
-        return ((codes + zero_point).clamp(node["low"], node["high"]) - zero_point) * step
+            return codes.clamp(node["low"], node["high"])
+        return (codes + zero_point).clamp(node["low"], node["high"]) - zero_point
 
     def _conv(self, node: Node, x: Tensor, raw: Tensor | None = None) -> Tensor:
-        weight = self._held(node, "weight_value")
-        assert weight is not None
-        if raw is not None:
-            y = self._convolve(node, x, weight, None) * self._input_scale(node, raw)
-            y = self._multiply_and_add(node, y, 2)
-        elif node["multiplier"]:
-            y = self._multiply_and_add(node, self._convolve(node, x, weight, None), 2)
-        else:
-            y = self._convolve(node, x, weight, self._held(node, "bias"))
+        scale = None if raw is None else self._input_scale(node, raw)
+        y = self._scaled(node, self._sums(node, x), scale)
         return y if node["activation"] == "none" else getattr(self, f"_{node['activation']}")(node, y)
 
-    def _convolve(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = node["padding"]
-        if node["pad_value"] and padding:
-            x, padding = F.pad(x, [padding] * 4, value=node["pad_value"]), 0
-        return F.conv2d(x, weight, bias, node["stride"], padding, 1, node["groups"])
+    def _linear(self, node: Node, x: Tensor) -> Tensor:
+        return self._scaled(node, self._sums(node, x))
+
+    def _sums(self, node: Node, x: Tensor) -> Tensor:
+        weight, bias = self.held(node, "weight"), self.held(node, "summed_bias")
+        assert weight is not None
+        if node["op"] == "linear":
+            sums = F.linear(x, weight, bias)
+        else:
+            padding = node["padding"]
+            if node["pad_value"] and padding:
+                x, padding = F.pad(x, [padding] * 4, value=self.pad_code(node)), 0
+            sums = F.conv2d(x, weight, bias, node["stride"], padding, 1, node["groups"])
+        # A GPU may multiply by the fractions of Winograd's transform, and be off by 1e-5.
+        return sums.round_() if sums.is_cuda and node["name"] in self.on_codes else sums
+
+    def pad_code(self, node: Node) -> int:
+        """The code of a layer's padding."""
+        return round(node["pad_value"] / self.stored[self.quantizers[node["inputs"][0]]["step"]].item())
+
+    def _scaled(self, node: Node, sums: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Sums times what they are worth, plus the bias. scale: XNOR-Net's K in between."""
+        factor, bias = self.held(node, "factor"), self.held(node, "bias")
+        shape = (-1, *[1] * (sums.dim() - 2))
+        y = sums if factor is None else self._multiplied(sums, factor.view(shape))
+        y = y if scale is None else y.mul_(scale)
+        return y if bias is None else y.add_(bias.view(shape))
+
+    def _multiplied(self, sums: Tensor, factor: Tensor) -> Tensor:
+        return sums.mul_(factor)
 
     def _input_scale(self, node: Node, raw: Tensor) -> Tensor:
         """The mean magnitude of what each position saw, per group of channels."""
@@ -124,21 +165,6 @@ class DeployedNet(nn.Module):
         magnitude = raw.abs().unflatten(1, (node["groups"], inputs)).mean(2)
         scale = F.avg_pool2d(magnitude, size, node["stride"], node["padding"])
         return scale if node["groups"] == 1 else scale.repeat_interleave(outputs // node["groups"], 1)
-
-    def _multiply_and_add(self, node: Node, y: Tensor, trailing: int) -> Tensor:
-        """The multiplier of an unfolded batch norm, then the bias, each where there is one."""
-        multiplier, bias = self._held(node, "multiplier"), self._held(node, "bias")
-        shape = (-1, *[1] * trailing)
-        if multiplier is not None:
-            y = y * multiplier.view(shape)
-        return y if bias is None else y + bias.view(shape)
-
-    def _linear(self, node: Node, x: Tensor) -> Tensor:
-        weight = self._held(node, "weight_value")
-        assert weight is not None
-        if node["multiplier"]:
-            return self._multiply_and_add(node, F.linear(x, weight), 0)
-        return F.linear(x, weight, self._held(node, "bias"))
 
     def _global_average_pool(self, node: Node, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, 1)
@@ -156,7 +182,7 @@ class DeployedNet(nn.Module):
         return F.hardtanh(x)
 
     def _prelu(self, node: Node, x: Tensor) -> Tensor:
-        slope = self._held(node, "slope")
+        slope = self.held(node, "slope")
         assert slope is not None
         return F.prelu(x, slope)
 

@@ -4,6 +4,7 @@ Activation codes are uint8, signed ones moved by 128, since x86's kernels multip
 activation functions in front, are a clip of the codes, so that nothing stands between a convolution and its quantizer,
 and runtimes make one kernel of both. Weight codes of fewer bits are multiplied by a power of two. Biases are int32 in
 units of the sums, as runtimes' kernels have them, so that a code at the edge of two can fall to the other side of it.
+Where signs are taken of sums, codes have a step of 1; the sums, integers then, are scaled behind, as by the executor.
 Needs the extra ``export``.
 """
 
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import Tensor
 
 from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.onnx_constants import Constants
 from repq_cli.deploy.onnx_stem import group_pixels
+from repq_cli.deploy.signs import sums_before_signs
 from repq_cli.errors import ConfigError
 
 OPSET = 17
@@ -65,31 +68,19 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
     return model
 
 
-class _Graph:
-    """ONNX nodes and constants; one method for each operation of a deployed network, called with its node."""
+# A layer's inputs behind its first, and what follows it: operations, each with a constant operand.
+Arithmetic = tuple[list[str], list[tuple[str, Tensor]]]
+
+
+class _Graph(Constants):
+    """One method for each operation of a deployed network, called with its node."""
 
     def __init__(self, net: DeployedNet, float_biases: bool, weights: tuple[int, int]) -> None:
-        self.net, self.float_biases, self.weights = net, float_biases, weights
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self.by_name = {node["name"]: node for node in net.nodes}
+        super().__init__(net, weights)
+        self.float_biases = float_biases
         self.readers = {name: [node for node in net.nodes if name in node["inputs"]] for name in self.by_name}
         self.float_layers = [node["name"] for node in net.nodes if "weight" in node and self._is_slow_in_int8(node)]
-
-    def add_node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """One ONNX node; the name of its output."""
-        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
-        return output
-
-    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
-        """One constant; its name."""
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), name))
-        return name
-
-    def stored(self, node: Node, key: str) -> Tensor | None:
-        """A tensor of the file, in float64."""
-        return self.net.stored[node[key]].double() if node.get(key) else None
+        self.on_integers = sums_before_signs(net)
 
     def clipped(self, name: str) -> tuple[float, float] | None:
         """The limits of a node's activation function, if the codes of its quantizers can be clipped instead.
@@ -104,6 +95,8 @@ class _Graph:
     def source(self, node: Node) -> str:
         """What a node's first input is called; an activation function that quantizers apply has no node."""
         name = node["inputs"][0]
+        if node["name"] in self.on_integers:
+            return f"{name}.integers"
         before = self.by_name.get(name, {})
         return self.source(before) if before.get("op") in LIMITS and self.clipped(name) else name
 
@@ -126,7 +119,12 @@ class _Graph:
                 self.constant(f"{name}.{key}", end, np.uint8) for key, end in zip(("low", "high"), ends, strict=True)
             )
             codes = self.add_node("Clip", [codes, least, most], f"{name}.clipped")
-        self.add_node("DequantizeLinear", [codes, *grid], name)
+        summed = [reader["name"] in self.on_integers for reader in self.readers[name]]
+        if any(summed):
+            one = self.constant(f"{name}.one", 1)
+            self.add_node("DequantizeLinear", [codes, one, grid[1]], f"{name}.integers")
+        if not all(summed) or name == self.net.graph["output"]:
+            self.add_node("DequantizeLinear", [codes, *grid], name)
 
     def _code_limits(self, node: Node, step: Tensor, zero_point: int) -> tuple[float, float]:
         """The least and the greatest code: the quantizer's own, or of the activation function in front."""
@@ -140,10 +138,11 @@ class _Graph:
         """Convolution with its bias, a batch norm's multiplier where one is left, and its activation."""
         if node["input_scale"]:
             raise ConfigError(f"The layer {node['name']} multiplies by XNOR-Net's K, which QDQ form has no place for.")
-        name, source, padding = node["name"], node["inputs"][0], node["padding"]
+        name, source, padding = node["name"], self.source(node), node["padding"]
         if node["pad_value"] and padding:
             pads = self.constant(f"{name}.pads", [0, 0, padding, padding] * 2, np.int64)
-            value = self.constant(f"{name}.pad_value", node["pad_value"])
+            pad = self.net.pad_code(node) if name in self.on_integers else node["pad_value"]
+            value = self.constant(f"{name}.pad_value", pad)
             source, padding = self.add_node("Pad", [source, pads, value], f"{name}.padded"), 0
         size = node["shape"][2]
         geometry = {
@@ -158,32 +157,43 @@ class _Graph:
 
     def linear(self, node: Node) -> None:
         """A classifier."""
-        self._layer(node, "Gemm", node["inputs"][0], None, {"transB": 1})
+        self._layer(node, "Gemm", self.source(node), None, {"transB": 1})
 
     def _layer(
         self, node: Node, op: str, source: str, activation: Callable[[Node, str], None] | None, attributes: Any
     ) -> None:
         name = node["name"]
-        multiplier, bias = self.stored(node, "multiplier"), self._bias(node)
-        folds = multiplier is None or bool((multiplier > 0).all())
-        scale = None if multiplier is None or not folds else multiplier
-        inputs = [source, self._weight(node, scale)]
-        in_float = self.float_biases or name in self.float_layers
-        inside = bias is not None and folds and not in_float
-        if bias is not None and inside:
-            inputs.append(self._bias_constant(node, bias, scale))
-        behind = [*([] if folds else ["Mul"]), *([] if inside or bias is None else ["Add"])]
+        inputs, behind = self._on_integers(node) if name in self.on_integers else self._on_values(node)
         last = name if activation is None else f"{name}.linear"
-        output = self.add_node(op, inputs, f"{name}.sums" if behind else last, **attributes)
+        output = self.add_node(op, [source, *inputs], f"{name}.sums" if behind else last, **attributes)
         shape = (-1, *[1] * (len(node["shape"]) - 2))
-        for index, kind in enumerate(behind):
-            operand = multiplier if kind == "Mul" else bias
-            assert operand is not None
+        for index, (kind, operand) in enumerate(behind):
             factor = self.constant(f"{name}.{kind.lower()}", operand.view(shape))
             target = last if index == len(behind) - 1 else f"{name}.scaled"
             output = self.add_node(kind, [output, factor], target)
         if activation is not None:
             activation(node, output)
+
+    def _on_values(self, node: Node) -> Arithmetic:
+        """Weights and biases of a layer whose sums runtimes may form of codes and scale in one kernel."""
+        multiplier, bias = self.stored(node, "multiplier"), self.bias(node)
+        folds = multiplier is None or bool((multiplier > 0).all())
+        scale = None if multiplier is None or not folds else multiplier
+        inputs = [self.weight(node, self.weight_step(node, scale))]
+        if bias is not None and folds and not (self.float_biases or node["name"] in self.float_layers):
+            inputs.append(self.bias_constant(node, bias, scale))
+            bias = None
+        behind = [("Mul", None if folds else multiplier), ("Add", bias)]
+        return inputs, [(kind, operand) for kind, operand in behind if operand is not None]
+
+    def _on_integers(self, node: Node) -> Arithmetic:
+        """As the executor computes: weights and biases are codes, and what a sum is worth is multiplied behind it."""
+        inputs = [self.weight(node, torch.ones(node["shape"][0], dtype=torch.float64))]
+        held = {key: self.net.held(node, key) for key in ("summed_bias", "factor", "bias")}
+        if held["summed_bias"] is not None:
+            inputs.append(self.constant(f"{node['name']}.bias", held["summed_bias"]))
+        behind = [("Mul", held["factor"]), ("Add", held["bias"])]
+        return inputs, [(kind, operand) for kind, operand in behind if operand is not None]
 
     def _is_slow_in_int8(self, node: Node) -> bool:
         """Depthwise with a zero-point per channel, for which ONNX Runtime has no kernel but one channel at a time.
@@ -193,56 +203,6 @@ class _Graph:
         zero_points = self.stored(node, "weight_zero_point")
         mixed = zero_points is not None and zero_points.unique().numel() > 1
         return mixed and node.get("groups", 1) == node["shape"][0] > 1
-
-    def _weight(self, node: Node, multiplier: Tensor | None) -> str:
-        name = f"{node['name']}.weight"
-        per_channel = (-1, *[1] * (len(node["shape"]) - 1))
-        if node["bits"] == 32:
-            weight = self.net.stored[node["weight"]].double()
-            return self.constant(name, weight if multiplier is None else weight * multiplier.view(per_channel))
-        step, spread = self._weight_step(node, multiplier), self._spread(node)
-        stored = self.stored(node, "weight_zero_point")
-        zero_point = torch.zeros(1, dtype=torch.float64) if stored is None else stored.flatten()
-        from_zero = self.net.codes(node) - zero_point.view(per_channel)
-        # From zero, so that a zero-point that is odd and halved moves no weight.
-        zeros = (zero_point * spread).round().expand(step.shape)
-        codes = (from_zero * spread).round() + zeros.view(per_channel)
-        inputs = [
-            self.constant(f"{name}.codes", codes.clamp(*self.weights), np.int8),
-            self.constant(f"{name}.step", step),
-            self.constant(f"{name}.zero_point", zeros, np.int8),
-        ]
-        return self.add_node("DequantizeLinear", inputs, name, axis=0)
-
-    def _weight_step(self, node: Node, multiplier: Tensor | None) -> Tensor:
-        """``[O]``, of the codes as they are written."""
-        step = self.net.stored[node["weight_step"]].double().flatten().expand(node["shape"][0]) / self._spread(node)
-        return step if multiplier is None else step * multiplier
-
-    def _spread(self, node: Node) -> float:
-        """The power of two by which weight codes are multiplied, and their step divided: the same weights.
-
-        The sums' step, in which biases are rounded, is that much finer; at 4 bit it would be coarse beside the next
-        codes. It is a half, and codes are rounded, where the range is reduced to less than they need.
-        """
-        spread = 1.0
-        while self.weights[0] <= 2 * spread * node["low"] and 2 * spread * node["high"] <= self.weights[1]:
-            spread *= 2
-        return spread if self.weights[0] <= spread * node["low"] else spread / 2
-
-    def _bias(self, node: Node) -> Tensor | None:
-        bias, step = self.stored(node, "bias"), self.stored(node, "bias_step")
-        return bias if bias is None or step is None else bias * step
-
-    def _bias_constant(self, node: Node, bias: Tensor, multiplier: Tensor | None) -> str:
-        """An int32 where the sums have a step, else a float."""
-        name, before = f"{node['name']}.bias", self.by_name.get(node["inputs"][0])
-        if node["bits"] == 32 or before is None or before["op"] != "quantize":
-            return self.constant(name, bias)
-        step = self._weight_step(node, multiplier) * self.net.stored[before["step"]].double()
-        codes = (bias / step).round().clamp(-(2**31), 2**31 - 1)
-        inputs = [self.constant(f"{name}.codes", codes, np.int32), self.constant(f"{name}.step", step)]
-        return self.add_node("DequantizeLinear", inputs, name, axis=0)
 
     def relu(self, node: Node, source: str | None = None) -> None:
         """``max(x, 0)``."""

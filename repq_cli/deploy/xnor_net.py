@@ -39,27 +39,24 @@ class XnorNet(DeployedNet):
         }
 
     def _prepare(self, node: Node, source: Node) -> None:
-        step = self.stored[source["step"]].double()
-        pad = round(node["pad_value"] / step.item())
-        codes = (source["low"], source["high"])
-        name = node["name"]
+        codes, name = (source["low"], source["high"]), node["name"]
+        pad = self.pad_code(node)
         self.binary[name] = BinaryConv(self.codes(node), codes, node["stride"], node["padding"], pad)
-        self.thresholds[name] = 0.0 if source["by_sign"] else step.item() / 2
-        scale = (self.stored[node["weight_step"]].double().flatten() * step).expand(node["shape"][0])
-        self._hold(node, "scale", scale.float().view(-1, 1, 1))
+        self.thresholds[name] = sum(codes) / 2
 
     def _quantize(self, node: Node, x: Tensor) -> Tensor:
         """Where only signs are read, whoever reads them takes them when packing."""
         return x if node["name"] in self.packed_by_readers else super()._quantize(node, x)
 
-    def _convolve(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _sums(self, node: Node, x: Tensor) -> Tensor:
         if node["name"] not in self.binary:
-            return super()._convolve(node, x, weight, bias)
-        sums = self.binary[node["name"]](x, self.thresholds[node["name"]])
-        scale = self._held(node, "scale")
-        assert scale is not None
-        y = torch.mul(sums, scale, out=sums.view(torch.float32))  # in place: fresh memory would cost as much again
-        return y if bias is None else y.add_(bias.view(-1, 1, 1))
+            return super()._sums(node, x)
+        sums, bias = self.binary[node["name"]](x, self.thresholds[node["name"]]), self.held(node, "summed_bias")
+        return sums if bias is None else sums.add_(bias.to(torch.int32).view(-1, 1, 1))
+
+    def _multiplied(self, sums: Tensor, factor: Tensor) -> Tensor:
+        """In place, also where sums are int32: fresh memory would cost as much again."""
+        return torch.mul(sums, factor, out=sums.view(torch.float32))
 
 
 def _is_binary(node: Node, source: Node) -> bool:

@@ -13,6 +13,7 @@ from repq_cli.deploy import check as proof
 from repq_cli.deploy import freeze as deploy
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.same import too_many_others
 from repq_cli.devices import full_float32
 from repq_cli.errors import CheckError, ConfigError
 from repq_cli.extras import extra
@@ -115,7 +116,7 @@ def export_onnx(
 ) -> Report:
     """Write the network as ONNX in QDQ form and compare it, in ONNX Runtime, on ``batches``.
 
-    biases        int32, or unrounded; ``auto``: int32 unless that changes more than one answer in a thousand
+    biases        int32, or unrounded; ``auto``: int32 unless that changes too many answers (``deploy/same.py``)
     reduce_range  for processors without VNNI, whose int8 kernels saturate
 
     Needs the extra ``export``. Raises CheckError, and leaves no file, where more answers change.
@@ -134,22 +135,23 @@ def export_onnx(
             same = torch.cat([_same_answers(found, expected) for found, expected in pairs])
             difference = torch.stack([(found - expected).abs().max() for found, expected in pairs]).max().item()
             report = Report(Path(path), kind, len(same), same.mean().item(), difference)
-        if _agrees(report):
+        problem = _problem(report)
+        if problem is None:
             write_atomically(Path(path), content)
             return report
     raise CheckError(
-        f"{report.answers:.2f} % of {report.compared} answers of the exported network are the shipped one's, with a "
-        f"largest difference of {report.max_abs:g}: no file is written. biases=float may help, or training with "
-        f"quant=repq.QuantOptions(int32_bias=True)."
+        f"{problem} (exported against shipped, largest difference {report.max_abs:g}): no file is written. "
+        f"biases=float may help, or training with quant=repq.QuantOptions(int32_bias=True)."
     )
 
 
-def _agrees(report: Report) -> bool:
-    """Whether at most one answer in a thousand changed; nothing else is known where nothing was compared."""
+def _problem(report: Report) -> str | None:
+    """What is wrong with an exported network; nothing is known where nothing was compared."""
     if report.answers is None:
-        return True
-    changed = round(report.compared * (1 - report.answers / 100))
-    return changed <= report.compared // 1000 and math.isfinite(report.max_abs or 0.0)
+        return None
+    if not math.isfinite(report.max_abs or 0.0):
+        return "Outputs are not numbers"
+    return too_many_others(round(report.compared * (1 - report.answers / 100)), report.compared)
 
 
 def _same_answers(outputs: Tensor, reference: Tensor) -> Tensor:

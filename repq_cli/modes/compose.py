@@ -22,7 +22,7 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.pixels import PixelQuantizer
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
-from repq_cli.quant.wiring import input_quantizers, link_inputs
+from repq_cli.quant.wiring import input_quantizers, link
 from repq_cli.reparam.block import Block
 
 FLOAT = QuantOptions(weight_bits=32, act_bits=32)
@@ -68,8 +68,7 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: 
             net.set_submodule(name, _compose_linear(module, options, edge))
     if keep_float:
         _free_what_only_floats_read(net, keep_float)
-    if quant.int32_bias:
-        link_inputs(net)
+    link(net)
     return net
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from repq_cli.quant.layers import QuantLayer, quant_layers
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import NoQuantizer, quantizers
+from repq_cli.quant.wiring import link
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def quantizing_only(net: nn.Module, kept: Collection[str], batch: Tensor) -> Ite
     }
     for name in off:
         net.set_submodule(name, NoQuantizer())
-    _forget_frozen_weights(net)
+    link(net)
     try:
         if off and norms:
             _follow(net, list(norms.values()), batch)
@@ -42,13 +43,7 @@ def quantizing_only(net: nn.Module, kept: Collection[str], batch: Tensor) -> Ite
         for name, layer in norms.items():
             assert layer.norm is not None
             layer.norm.load_state_dict(states[name])
-        _forget_frozen_weights(net)
-
-
-def _forget_frozen_weights(net: nn.Module) -> None:
-    """A layer notices changed parameters, not another quantizer without any."""
-    net.train()
-    net.eval()
+        link(net)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from repq_cli.quant.functional import Grid
+from repq_cli.quant.sums import Window, codes_of, per_channel, sums_of_codes, weighted_sums
 
 
 class FrozenWeight(NamedTuple):
@@ -28,20 +29,52 @@ class FrozenWeight(NamedTuple):
     bias_step: Tensor | None = None
 
     def value(self) -> Tensor:
-        """The weight that the layer multiplies with."""
+        """The weight that the codes stand for."""
         return self.weight if self.grid is None else self.grid.dequantize(self.weight)
 
     def bias_value(self) -> Tensor | None:
-        """The bias that the layer adds."""
+        """The bias that its codes stand for."""
         return self.bias if self.bias is None or self.bias_step is None else self.bias * self.bias_step
+
+    def inference(self, step: Tensor | None, bias_last: bool) -> Inference:
+        """What eval mode computes with, given the step of the input's codes, if it has any.
+
+        bias_last: something is multiplied in between, so that a bias cannot be one of the sums'.
+        """
+        if step is None or self.grid is None:
+            inside = self.multiplier is None and not bias_last
+            step, weight, factor = None, self.value(), self.multiplier
+        else:
+            inside = self.bias_step is not None and not bias_last
+            weight, factor = self.grid.from_zero(self.weight), self.grid.step.flatten() * step
+            factor = factor if self.multiplier is None else factor * self.multiplier
+        if inside:
+            return Inference(self, step, weight, self.bias, factor, None)
+        return Inference(self, step, weight, None, factor, self.bias_value())
 
 
 class Inference(NamedTuple):
-    """A frozen weight and the tensors that eval mode computes with."""
+    """What eval mode computes with: ``sums(x, weight, summed_bias) * factor + bias``, each where there is one.
+
+    step    that of ``x``, whose codes are summed, times those of the weight; None: ``x`` and ``weight`` are values
+    """
 
     frozen: FrozenWeight
+    step: Tensor | None
     weight: Tensor
+    summed_bias: Tensor | None
+    factor: Tensor | None
     bias: Tensor | None
+
+    def __call__(self, x: Tensor, window: Window | None, scale: Tensor | None = None) -> Tensor:
+        """The layer's output before its activation. scale: one more factor, of each place."""
+        if self.step is None:
+            y = weighted_sums(x, self.weight, self.summed_bias, window)
+        else:
+            y = sums_of_codes(codes_of(x, self.step), self.weight, self.summed_bias, window)
+        y = y if self.factor is None else y.mul_(per_channel(self.factor, y))
+        y = y if scale is None else y.mul_(scale)
+        return y if self.bias is None else y.add_(per_channel(self.bias, y))
 
 
 class Memo:
@@ -54,11 +87,10 @@ class Memo:
         self._inputs: list[Tensor] = []
         self._result: Inference | None = None
 
-    def __call__(self, inputs: list[Tensor], compute: Callable[[], FrozenWeight]) -> Inference:
-        """The frozen weight and its values, recomputed if ``inputs`` changed."""
+    def __call__(self, inputs: list[Tensor], compute: Callable[[], Inference]) -> Inference:
+        """What ``compute`` gives, computed again if ``inputs`` changed."""
         if self._result is None or not self._unchanged(inputs):
-            frozen = compute()
-            self._result = Inference(frozen, frozen.value(), frozen.bias_value())
+            self._result = compute()
             self._inputs = [tensor.detach().clone() for tensor in inputs]
         return self._result
 

@@ -24,9 +24,13 @@ class Grid(NamedTuple):
     step: Tensor
     zero_point: Tensor | None = None
 
+    def from_zero(self, codes: Tensor) -> Tensor:
+        """Codes counted from the one of zero."""
+        return codes if self.zero_point is None else codes - self.zero_point
+
     def dequantize(self, codes: Tensor) -> Tensor:
         """The values of integer codes."""
-        return (codes if self.zero_point is None else codes - self.zero_point) * self.step
+        return self.from_zero(codes) * self.step
 
 
 def integer_range(bits: int, signed: bool, symmetric: bool = False) -> IntegerRange:

@@ -12,6 +12,7 @@ from repq_cli.quant.functional import input_scale
 from repq_cli.quant.init import Initialiser
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import Quantizer
+from repq_cli.quant.sums import Steps, Window, per_channel, scaled_sums, weighted_sums
 
 LARGEST_BIAS = 2.0**30  # as an int32 code, with room for the sum of products that it is added to
 
@@ -38,6 +39,8 @@ class QuantLayer(nn.Module):
     int32_bias  whether inference adds a bias of integers: multiples of the weight's times the input's step
     """
 
+    input_scale = False
+
     def __init__(
         self,
         quantizer: Quantizer,
@@ -49,10 +52,13 @@ class QuantLayer(nn.Module):
         self.norm_frozen = False
         self._memo = Memo()
         self._reads: list[Quantizer] = []  # a plain list: the input's quantizer is no module of this layer
+        self._feeds_signs = False
 
-    def reads(self, quantizer: Quantizer) -> None:
-        """Say whose codes this layer reads."""
-        self._reads = [quantizer]
+    def link(self, reads: Quantizer | None, feeds_signs: bool) -> None:
+        """Say whose codes this layer reads, if any, and whether signs are taken of what it gives."""
+        self._reads = [] if reads is None else [reads]
+        self._feeds_signs = feeds_signs
+        self._memo.clear()
 
     def kernel_of_inference(self) -> tuple[Tensor, Tensor | None]:
         """``(weight, bias)`` of eval mode before batch norm, not quantized."""
@@ -106,9 +112,15 @@ class QuantLayer(nn.Module):
 
     def inference(self) -> Inference:
         """``freeze()`` and its values, cached until a parameter or a statistic changes."""
-        modules = (self, *self._reads) if self.int32_bias else (self,)
+        modules = (self, *self._reads)
         inputs = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        return self._memo(inputs, self.freeze)
+        return self._memo(inputs, self._prepare)
+
+    @torch.no_grad()
+    def _prepare(self) -> Inference:
+        frozen = self.freeze()
+        step = self._reads[0].grid(frozen.weight).step if self._reads else None
+        return frozen.inference(step, bias_last=self.input_scale)
 
     def latent_weights(self) -> list[nn.Parameter]:
         """The trained kernels behind the quantized weight: one, or those of all branches."""
@@ -131,11 +143,18 @@ class QuantLayer(nn.Module):
         self.norm_frozen = not isinstance(self.norm, PostNorm1d | PostNorm2d)
         self.train(self.training)
 
-    def _scaled(self, y: Tensor, frozen: Inference, trailing: int) -> Tensor:
-        """``y`` times the multiplier of an unfolded batch norm, plus the bias."""
-        assert frozen.frozen.multiplier is not None and frozen.bias is not None
-        shape = (-1, *[1] * trailing)
-        return y * frozen.frozen.multiplier.view(shape) + frozen.bias.view(shape)
+    def _in_training(self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
+        """Sums with what the quantizer makes of ``weight``, before batch norm.
+
+        Of codes, scaled, where signs are taken of them; elsewhere rounding decides nothing, and dividing by steps would
+        cost a twentieth of the time.
+        """
+        quantized = self.quantizer(weight)
+        if not (self._feeds_signs and self._reads and self.quantizer.bits < 32):
+            return weighted_sums(x, quantized, bias, window)
+        with torch.no_grad():
+            steps = Steps(self._reads[0].grid(x).step, self.quantizer.grid(weight).step)
+        return scaled_sums(x, quantized, bias, steps, window)
 
 
 class QuantConv(QuantLayer):
@@ -177,30 +196,33 @@ class QuantConv(QuantLayer):
         if self.training:
             y = self.before_norm(x, raw)
             return y if self.norm is None else self.norm(y)
-        inference = self.inference()
-        if inference.frozen.multiplier is None:
-            return self._convolve(x, raw, inference.weight, inference.bias)
-        return self._scaled(self._convolve(x, raw, inference.weight, None), inference, 2)
+        frozen = self.inference()
+        return frozen(*self._padded(x), self._scale(raw, frozen.weight))
 
     def before_norm(self, x: Tensor, raw: Tensor) -> Tensor:
         """The convolution alone, its weight fake-quantized."""
         weight, bias = self.kernel(x, raw) if self.training else self.kernel.inference()
-        return self._convolve(x, raw, self.quantizer(weight), bias)
+        x, window = self._padded(x)
+        scale = self._scale(raw, weight)
+        if scale is None:
+            return self._in_training(x, weight, bias, window)
+        y = self._in_training(x, weight, None, window) * scale
+        return y if bias is None else y + per_channel(bias, y)
 
     def calibrate(self, initialiser: Initialiser) -> None:
         """Steps inside the kernel's source first: the merged weight depends on them."""
         self.kernel.calibrate(initialiser)
         super().calibrate(initialiser)
 
-    def _convolve(self, x: Tensor, raw: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.pad_value and padding:
-            x, padding = F.pad(x, [padding] * 4, value=self.pad_value), 0
-        if not self.input_scale:
-            return F.conv2d(x, weight, bias, self.stride, padding, 1, self.groups)
-        scale = input_scale(raw, weight.shape, self.stride, self.padding)
-        y = F.conv2d(x, weight, None, self.stride, padding, 1, self.groups) * scale
-        return y if bias is None else y + bias.view(-1, 1, 1)
+    def _padded(self, x: Tensor) -> tuple[Tensor, Window]:
+        """The input with padding that is not zero, and how to convolve it then."""
+        if not (self.pad_value and self.padding):
+            return x, Window(self.stride, self.padding, self.groups)
+        return F.pad(x, [self.padding] * 4, value=self.pad_value), Window(self.stride, 0, self.groups)
+
+    def _scale(self, raw: Tensor, weight: Tensor) -> Tensor | None:
+        """XNOR-Net's K, where it is asked for."""
+        return input_scale(raw, weight.shape, self.stride, self.padding) if self.input_scale else None
 
     def kernel_of_inference(self) -> tuple[Tensor, Tensor | None]:
         """The merged kernel by running statistics."""
@@ -222,17 +244,14 @@ class QuantLinear(QuantLayer):
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            y = self.before_norm(x, x)
-            return y if self.norm is None else self.norm(y)
-        inference = self.inference()
-        if inference.frozen.multiplier is None:
-            return F.linear(x, inference.weight, inference.bias)
-        return self._scaled(F.linear(x, inference.weight), inference, 0)
+        if not self.training:
+            return self.inference()(x, None)
+        y = self.before_norm(x, x)
+        return y if self.norm is None else self.norm(y)
 
     def before_norm(self, x: Tensor, raw: Tensor) -> Tensor:
         """The matrix product alone, its weight fake-quantized."""
-        return F.linear(x, self.quantizer(self.linear.weight), self.linear.bias)
+        return self._in_training(x, self.linear.weight, self.linear.bias, None)
 
     def kernel_of_inference(self) -> tuple[Tensor, Tensor | None]:
         """The classifier's weight and bias."""

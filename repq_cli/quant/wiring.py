@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import fx, nn
 
 from repq_cli.quant.layers import QuantLayer
@@ -20,17 +22,30 @@ def input_quantizers(net: nn.Module) -> dict[str, str]:
     """By quantized layer the quantizer whose codes it reads, where there is one that does quantize."""
     found = {}
     for node in QuantTracer().trace(net).nodes:
-        if node.op != "call_module" or not isinstance(node.args[0], fx.Node) or node.args[0].op != "call_module":
-            continue
-        layer, source = net.get_submodule(str(node.target)), net.get_submodule(str(node.args[0].target))
-        if isinstance(layer, QuantLayer) and isinstance(source, Quantizer) and source.bits < 32:
-            found[str(node.target)] = str(node.args[0].target)
+        source = node.args[0] if isinstance(_module(net, node), QuantLayer) else None
+        if isinstance(source, fx.Node) and _quantizes(_module(net, source)):
+            found[str(node.target)] = str(source.target)
     return found
 
 
-def link_inputs(net: nn.Module) -> None:
-    """Tell every quantized layer whose codes it reads: that its bias may be a multiple of the product of both steps."""
-    for name, source in input_quantizers(net).items():
-        layer, quantizer = net.get_submodule(name), net.get_submodule(source)
-        assert isinstance(layer, QuantLayer) and isinstance(quantizer, Quantizer)
-        layer.reads(quantizer)
+def link(net: nn.Module) -> None:
+    """Tell every quantized layer whose codes it reads, if any, and whether signs are taken of what it gives."""
+    reaches_signs: set[fx.Node] = set()  # before any other quantizer or layer
+    for node in reversed(QuantTracer().trace(net).nodes):
+        module = _module(net, node)
+        followed = any(user in reaches_signs for user in node.users)
+        if isinstance(module, QuantLayer):
+            source = _module(net, node.args[0])
+            module.link(source if _quantizes(source) else None, followed)
+        elif module.by_sign if _quantizes(module) else followed:
+            reaches_signs.add(node)
+
+
+def _module(net: nn.Module, node: object) -> nn.Module | None:
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    return net.get_submodule(str(node.target))
+
+
+def _quantizes(module: nn.Module | None) -> TypeGuard[Quantizer]:
+    return isinstance(module, Quantizer) and module.bits < 32

@@ -1,0 +1,90 @@
+"""The nodes and constants of an ONNX graph: weights and biases of a deployed network as codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from repq_cli.deploy.network import DeployedNet, Node
+
+
+class Constants:
+    """Collects ``nodes`` and ``constants``. weights: the least and the greatest code of a weight."""
+
+    def __init__(self, net: DeployedNet, weights: tuple[int, int]) -> None:
+        self.net, self.weights = net, weights
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.by_name = {node["name"]: node for node in net.nodes}
+
+    def add_node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """One ONNX node; the name of its output."""
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        """One constant; its name."""
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), name))
+        return name
+
+    def stored(self, node: Node, key: str) -> Tensor | None:
+        """A tensor of the file, in float64."""
+        return self.net.stored[node[key]].double() if node.get(key) else None
+
+    def weight(self, node: Node, step: Tensor) -> str:
+        """A layer's weight. step: ``[O]``, what a code of it is worth, or 1 of a float one."""
+        name = f"{node['name']}.weight"
+        per_channel = (-1, *[1] * (len(node["shape"]) - 1))
+        if node["bits"] == 32:
+            return self.constant(name, self.net.stored[node["weight"]].double() * step.view(per_channel))
+        spread = self._spread(node)
+        stored = self.stored(node, "weight_zero_point")
+        zero_point = torch.zeros(1, dtype=torch.float64) if stored is None else stored.flatten()
+        from_zero = self.net.codes(node) - zero_point.view(per_channel)
+        # From zero, so that a zero-point that is odd and halved moves no weight.
+        zeros = (zero_point * spread).round().expand(step.shape)
+        codes = (from_zero * spread).round() + zeros.view(per_channel)
+        inputs = [
+            self.constant(f"{name}.codes", codes.clamp(*self.weights), np.int8),
+            self.constant(f"{name}.step", step / spread),
+            self.constant(f"{name}.zero_point", zeros, np.int8),
+        ]
+        return self.add_node("DequantizeLinear", inputs, name, axis=0)
+
+    def weight_step(self, node: Node, multiplier: Tensor | None) -> Tensor:
+        """``[O]``: what a weight's code is worth with a batch norm's multiplier, or the multiplier alone."""
+        step = self.stored(node, "weight_step")
+        step = torch.ones(1, dtype=torch.float64) if step is None else step.flatten()
+        return (step if multiplier is None else step * multiplier).expand(node["shape"][0])
+
+    def _spread(self, node: Node) -> float:
+        """The power of two by which weight codes are multiplied, and their step divided: the same weights.
+
+        The sums' step, in which biases are rounded, is that much finer; at 4 bit it would be coarse beside the next
+        codes. It is a half, and codes are rounded, where the range is reduced to less than they need.
+        """
+        spread = 1.0
+        while self.weights[0] <= 2 * spread * node["low"] and 2 * spread * node["high"] <= self.weights[1]:
+            spread *= 2
+        return spread if self.weights[0] <= spread * node["low"] else spread / 2
+
+    def bias(self, node: Node) -> Tensor | None:
+        """A layer's bias in numbers."""
+        bias, step = self.stored(node, "bias"), self.stored(node, "bias_step")
+        return bias if bias is None or step is None else bias * step
+
+    def bias_constant(self, node: Node, bias: Tensor, multiplier: Tensor | None) -> str:
+        """An int32 where the sums have a step, else a float."""
+        name, before = f"{node['name']}.bias", self.by_name.get(node["inputs"][0])
+        if node["bits"] == 32 or before is None or before["op"] != "quantize":
+            return self.constant(name, bias)
+        step = self.weight_step(node, multiplier) / self._spread(node) * self.net.stored[before["step"]].double()
+        codes = (bias / step).round().clamp(-(2**31), 2**31 - 1)
+        inputs = [self.constant(f"{name}.codes", codes, np.int32), self.constant(f"{name}.step", step)]
+        return self.add_node("DequantizeLinear", inputs, name, axis=0)

@@ -1,0 +1,82 @@
+"""Convolutions and products of integer codes, scaled afterwards, so that no rounding decides what integers decide.
+
+A sum of codes is an integer, and float32 holds all of them up to ``2**24``: below that a sum is exact, in any order and
+on any device, and zero where it is zero. A sum of values, codes times steps, would be some -2e-8 there, whose sign is
+another. Larger sums, which only layers with 8-bit codes on both sides can have (of 514 products and more), are rounded
+as sums of values are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """How a convolution walks over its input."""
+
+    stride: int
+    padding: int
+    groups: int
+
+
+class Steps(NamedTuple):
+    """What the codes of a layer's input and of its weight are worth, in shapes that broadcast against them."""
+
+    x: Tensor
+    weight: Tensor
+
+
+def codes_of(values: Tensor, step: Tensor) -> Tensor:
+    """The integers, counted from zero, of values that are multiples of ``step`` up to rounding."""
+    return (values / step).round_()
+
+
+def weighted_sums(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
+    """``conv2d``, or the matrix product where there is no window."""
+    if window is None:
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, window.stride, window.padding, 1, window.groups)
+
+
+def sums_of_codes(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
+    """``weighted_sums`` of integers, exactly: a GPU may multiply by Winograd's fractions, off by 1e-5."""
+    sums = weighted_sums(x, weight, bias, window)
+    return sums.round_() if sums.is_cuda else sums
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """``[O]`` in a shape that broadcasts against ``[B, O, ...]``."""
+    return values.view(-1, *[1] * (like.dim() - 2))
+
+
+class _ScaledSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, window: Window | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.window, ctx.bias_shape = window, None if bias is None else list(bias.shape)
+        y = sums_of_codes(codes_of(x, steps.x), codes_of(weight, steps.weight), None, window)
+        y.mul_(per_channel(steps.weight.flatten() * steps.x, y))
+        return y if bias is None else y.add_(per_channel(bias, y))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if ctx.window is None:
+            found = (grad @ weight, grad.T @ x, grad.sum(0) if wanted[2] else None)
+        else:
+            stride, padding, groups = ctx.window
+            geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
+            found = torch.ops.aten.convolution_backward(grad, x, weight, ctx.bias_shape, *geometry, wanted)
+        return *found, None, None
+
+
+def scaled_sums(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, window: Window | None) -> Tensor:
+    """``weighted_sums`` of fake-quantized tensors, as sums of their codes; the gradients are those of the values."""
+    return _ScaledSums.apply(x, weight, bias, steps, window)
