@@ -12,7 +12,7 @@ from repq_cli.deploy.network import FORMAT, DeployedNet, Node
 from repq_cli.deploy.packing import pack
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
-from repq_cli.quant.wiring import QuantTracer
+from repq_cli.quant.wiring import traced
 
 SIMPLE_OPS: dict[type[nn.Module], str] = {
     nn.AdaptiveAvgPool2d: "global_average_pool",
@@ -41,7 +41,7 @@ def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
     stored: dict[str, Tensor] = {}
     nodes: list[Node] = []
     aliases: dict[str, str] = {}  # of modules that do nothing, and so become no node
-    for step in QuantTracer().trace(net).nodes:
+    for step in traced(net).nodes:
         arguments = step.args if step.op == "call_function" or _reads_raw(net, step) else step.args[:1]
         inputs = [aliases.get(arg.name, arg.name) for arg in arguments if isinstance(arg, fx.Node)]
         if step.op == "placeholder":

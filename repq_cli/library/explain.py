@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from repq_cli.deploy.freeze import operation
-from repq_cli.errors import ConfigError
 from repq_cli.library.quantize import mode_options, quant_options, require_blocks, require_fit, unblocked_layers
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.modes.compose import compose
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import Quantizer
-from repq_cli.quant.wiring import QuantTracer, input_quantizers
+from repq_cli.quant.wiring import input_quantizers, traced
 from repq_cli.reparam.block import Block
 from repq_cli.text import columns
 
@@ -79,16 +78,10 @@ def explain(net: nn.Module, example: Tensor, weight_bits: int = 8, act_bits: int
     quant = quant_options(None, weight_bits, act_bits)
     mode = mode_options(net, AUTO, quant)
     composed = compose(mode.rule.shaped_net(net, [example], mode), mode, quant).eval()
-    try:
-        nodes = list(QuantTracer().trace(composed).nodes)
-    except Exception as error:  # whatever a forward pass does with a stand-in for a tensor
-        raise ConfigError(
-            f"The forward pass of {type(net).__name__} cannot be followed ({error}): it may depend on the values of "
-            f"tensors; take that part out of the network."
-        ) from error
     left, reads = unblocked_layers(net), input_quantizers(composed)
     return Explanation(
-        mode.name, tuple(_layer(node, net, composed, left, reads) for node in nodes if _computes(node, composed))
+        mode.name,
+        tuple(_layer(node, net, composed, left, reads) for node in traced(composed).nodes if _computes(node, composed)),
     )
 
 

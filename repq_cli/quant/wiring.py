@@ -6,6 +6,7 @@ from typing import TypeGuard
 
 from torch import fx, nn
 
+from repq_cli.errors import ConfigError
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import Quantizer
 
@@ -18,10 +19,21 @@ class QuantTracer(fx.Tracer):
         return isinstance(m, (QuantLayer, Quantizer)) or super().is_leaf_module(m, module_qualified_name)
 
 
+def traced(net: nn.Module) -> fx.Graph:
+    """The operations of the network's forward, in order. Raises ConfigError where it cannot be followed."""
+    try:
+        return QuantTracer().trace(net)
+    except Exception as error:  # whatever a forward pass does with a stand-in for a tensor
+        raise ConfigError(
+            f"The forward pass of {type(net).__name__} cannot be followed ({error}): it may depend on the values of "
+            f"tensors; take that part out of the network."
+        ) from error
+
+
 def input_quantizers(net: nn.Module) -> dict[str, str]:
     """By quantized layer the quantizer whose codes it reads, where there is one that does quantize."""
     found = {}
-    for node in QuantTracer().trace(net).nodes:
+    for node in traced(net).nodes:
         source = node.args[0] if isinstance(_module(net, node), QuantLayer) else None
         if isinstance(source, fx.Node) and _quantizes(_module(net, source)):
             found[str(node.target)] = str(source.target)
@@ -31,7 +43,7 @@ def input_quantizers(net: nn.Module) -> dict[str, str]:
 def link(net: nn.Module) -> None:
     """Tell every quantized layer whose codes it reads, if any, and whether signs are taken of what it gives."""
     reaches_signs: set[fx.Node] = set()  # before any other quantizer or layer
-    for node in reversed(QuantTracer().trace(net).nodes):
+    for node in reversed(traced(net).nodes):
         module = _module(net, node)
         followed = any(user in reaches_signs for user in node.users)
         if isinstance(module, QuantLayer):
