@@ -19,9 +19,13 @@ from synthetic_runs import SUPER_RESOLUTION, done, mode_and_bits
 
 from repq_cli.cli import main
 from repq_cli.modes.catalogue import MODES
+from repq_cli.report.figures import crops, curves
 from repq_cli.report.figures.catalogue import FIGURES, Drawing, drawings
 from repq_cli.report.figures.labels import Box, around, place
+from repq_cli.report.figures.material import Material, telling_runs
 from repq_cli.report.figures.style import collapsed_below, log_ticks, plain
+from repq_cli.report.reading import find_runs
+from repq_cli.report.sections import sections_of
 
 SIZES = st.tuples(st.floats(1, 40), st.floats(1, 10))
 POINTS = st.tuples(st.floats(0, 200), st.floats(0, 200))
@@ -45,6 +49,28 @@ def all_drawn(everything: Path) -> tuple[list[Drawing], list[str]]:
 
 
 # What is drawn
+
+
+def test_a_figure_holds_so_many_runs_and_says_how_many_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more than each limit: 9 pictures of crops, 6 figures of single runs, 24 rows of curves."""
+    shown: list[int] = []
+    monkeypatch.setattr(crops, "_pictures", lambda runs: shown.append(len(runs)) or [])
+    monkeypatch.setattr(crops, "_drawing", lambda *arguments: None)
+    monkeypatch.setattr(curves, "_drawing", lambda section, rows, dashes: rows)
+    for index in range(10):
+        run = done(tmp_path / f"crops/{index}", {**mode_and_bits("repq", index + 1, 8), **SUPER_RESOLUTION}, 36.5, 36.0)
+        write_crops(run)
+    for index in range(25):
+        write_log(done(tmp_path / f"curves/{index}", {"model.name": f"net{index}"}, 90.0, 91.0))
+    pictures, networks = (find_runs([tmp_path / folder])[0] for folder in ("crops", "curves"))
+    _, notes = crops.crops(Material(sections_of(pictures), []))
+    assert shown == [9] and any("1 of 10 runs" in note for note in notes)
+    rows, notes = curves.curves(Material(sections_of(networks), []))
+    assert sum(map(len, rows)) == 24 and any("1 of 25 lines" in note for note in notes)  # type: ignore[arg-type]
+    chosen, notes = telling_runs(networks, lambda run: True, "layers")
+    assert len(chosen) == 6 and "6 of 25 runs" in notes[0]
 
 
 @pytest.mark.parametrize("figure", FIGURES)
