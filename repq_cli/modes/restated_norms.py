@@ -1,129 +1,149 @@
-"""Function-preserving changes of a trained network's batch norms, made between FP training and QAT."""
+"""Changes of a trained network's batch norms, made between FP training and QAT, that keep the function it trains."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repq_cli.reparam.algebra import Geometry, Kernel
+from repq_cli.reparam.algebra import Geometry, Kernel, convolve
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Estimator, Moments, RunningStatistics
 
 
 class _Average:
-    """The mean of each batch norm's moments over batches."""
+    """The mean over batches of the moments of each module's outputs."""
 
     def __init__(self) -> None:
-        self.sums: dict[nn.BatchNorm2d, list[Moments]] = {}
+        self.sums: dict[Any, list[Moments]] = {}
 
-    def add(self, seen: Iterable[tuple[nn.BatchNorm2d, Moments]]) -> None:
-        for norm, moments in seen:
-            self.sums.setdefault(norm, []).append(moments)
+    def add(self, seen: Iterable[tuple[nn.Module, Moments]]) -> None:
+        for module, moments in seen:
+            self.sums.setdefault(module, []).append(moments)
 
-    def __iter__(self) -> Iterator[tuple[nn.BatchNorm2d, Moments]]:
-        for norm, seen in self.sums.items():
+    def __iter__(self) -> Iterator[tuple[Any, Moments]]:
+        for module, seen in self.sums.items():
             means, variances = zip(*seen, strict=True)
-            yield norm, Moments(torch.stack(means).mean(0), torch.stack(variances).mean(0))
+            yield module, Moments(torch.stack(means).mean(0), torch.stack(variances).mean(0))
 
 
 @contextmanager
-def _watching(net: nn.Module, watch: object) -> Iterator[None]:
-    """Call ``watch(block, inputs)`` before each block runs, with the net in eval mode."""
+def _watching(net: nn.Module, watch: object, by_batch: bool) -> Iterator[None]:
+    """Call ``watch(block, inputs)`` before each block runs, by running statistics or by those of the batch alone.
+
+    The running averages of FP training lag behind weights that move, and each layer magnifies what the ones before it
+    left: a deep net that trained for some steps only, with a loss that falls, overflows by them. What was trained is
+    the function of the batch, and it is the one that is kept.
+    """
     was_training = net.training
     net.eval()
-    hooks = [block.register_forward_pre_hook(watch) for block in net.modules() if isinstance(block, Block)]  # type: ignore[arg-type]
+    blocks = [block for block in net.modules() if isinstance(block, Block)]
+    norms = [part for block in blocks for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.training, norm.track_running_stats = by_batch, not by_batch
+    hooks = [block.register_forward_pre_hook(watch) for block in blocks]  # type: ignore[arg-type]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        for norm in norms:
+            norm.track_running_stats = True
         net.train(was_training)
 
 
-class _Beside:
-    """Records what the estimates would be, and answers with the running statistics that the function rests on.
+class _Both(BatchStatistics):
+    """Answers with a batch's own moments, those that batch norm divides by, and sees what RepQ-BNEst estimates.
 
     So an outer batch norm is estimated behind the kernel that its inner ones really give, now and after the switch.
     """
 
-    def __init__(self, estimated: EstimatedStatistics) -> None:
-        self.estimated, self.running = estimated, RunningStatistics()
+    def __init__(self, x: Tensor, estimator: Estimator) -> None:
+        super().__init__(x)
+        self.estimated = EstimatedStatistics(x, estimator)
 
     def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
         self.estimated(norm, kernel, geometry)
-        return self.running(norm, kernel, geometry)
+        return super().__call__(norm, kernel, geometry)
 
 
 @torch.no_grad()
 def to_estimated_statistics(net: nn.Module, batches: Iterable[Tensor], estimator: Estimator) -> nn.Module:
-    """A copy of ``net`` whose running statistics are those that RepQ-BNEst estimates, with the same function.
+    """A copy of ``net`` whose running statistics are those that RepQ-BNEst estimates, with the function that it trains.
 
-    The estimates differ from what the batch norms learned, so scale and shift follow:
+    With the moments ``mean, var`` and the estimates ``mean', var'`` of the same batches scale and shift follow:
     ``gamma' = gamma sqrt((var' + eps) / (var + eps))``, ``beta' = beta + (mean' - mean) gamma / sqrt(var + eps)``.
+    No estimate divides by the true deviation later, so that it is this ratio that has to be right.
     """
     net = copy.deepcopy(net)
-    average = _Average()
+    true, estimated = _Average(), _Average()
 
     def watch(block: Block, inputs: tuple[Tensor, ...]) -> None:
-        estimated = EstimatedStatistics(inputs[0], estimator)
-        block.merged(_Beside(estimated))
-        average.add(estimated.seen)
+        both = _Both(inputs[0], estimator)
+        block.merged(both)
+        true.add(both.seen)
+        estimated.add(both.estimated.seen)
 
-    with _watching(net, watch):
+    with _watching(net, watch, by_batch=True):
         for batch in batches:
             net(batch)
-    for norm, (mean, var) in average:
-        assert norm.running_mean is not None and norm.running_var is not None
-        old_deviation = torch.sqrt(norm.running_var + norm.eps)
-        norm.bias.add_((mean - norm.running_mean) * norm.weight / old_deviation)
-        norm.weight.mul_(torch.sqrt(var + norm.eps) / old_deviation)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(var)
+    for (norm, (mean, var)), (_, (estimated_mean, estimated_var)) in zip(true, estimated, strict=True):
+        deviation = torch.sqrt(var + norm.eps)
+        norm.bias.add_((estimated_mean - mean) * norm.weight / deviation)
+        norm.weight.mul_(torch.sqrt(estimated_var + norm.eps) / deviation)
+        norm.running_mean.copy_(estimated_mean)
+        norm.running_var.copy_(estimated_var)
     return net
 
 
 @torch.no_grad()
-def with_reinserted_norms(net: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """A copy of ``net`` with each block merged into one convolution and a fresh batch norm that keeps its function.
+def with_reinserted_norms(net: nn.Module, batches: Iterable[Tensor], by_batch: bool = False) -> nn.Module:
+    """A copy of ``net`` with each block merged into one convolution and a batch norm that keeps its function.
 
-    With the mean and variance of the bias-free convolution: ``gamma = sqrt(var + eps)``, ``beta = bias + mean``.
+    by_batch: the function that is trained, rather than that of inference by running statistics.
+    With mean and variance of the block's outputs before activation, and the bias that merging gives: ``beta = mean``,
+    ``gamma = sqrt(var + eps)``, running mean ``mean - bias`` and variance ``var``, those of the convolution without it.
     """
-    merged = copy.deepcopy(net)
-    names = {name: block for name, block in merged.named_modules() if isinstance(block, Block)}
-    biases: dict[nn.BatchNorm2d, Tensor] = {}
-    for name, block in names.items():
-        conv = block.to_conv()
-        branch = _conv_norm(block.geometry, conv)
-        assert conv.bias is not None and branch.norm is not None
-        # Until its statistics are known, the batch norm passes the convolution on and adds the bias.
-        branch.norm.running_var.fill_(1 - branch.norm.eps)  # type: ignore[union-attr]
-        branch.norm.bias.copy_(conv.bias)
-        biases[branch.norm] = conv.bias
-        merged.set_submodule(name, Block(block.geometry, {"conv": branch}, block.activation))
-    average = _Average()
+    net = copy.deepcopy(net)
+    blocks = {name: block for name, block in net.named_modules() if isinstance(block, Block)}
+    of_branches, of_outputs = _Average(), _Average()
 
     def watch(block: Block, inputs: tuple[Tensor, ...]) -> None:
-        statistics = BatchStatistics(inputs[0])
-        block.merged(statistics)
-        average.add(statistics.seen)
+        statistics = BatchStatistics(inputs[0]) if by_batch else RunningStatistics()
+        weight, bias = block.merged(statistics)
+        var, mean = torch.var_mean(convolve(inputs[0], weight, block.geometry, bias), (0, 2, 3), correction=0)
+        if isinstance(statistics, BatchStatistics):
+            of_branches.add(statistics.seen)
+        of_outputs.add([(block, Moments(mean, var))])
 
-    with _watching(merged, watch):
+    with _watching(net, watch, by_batch):
         for batch in batches:
-            merged(batch)
-    for norm, (mean, var) in average:
-        norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-        norm.running_var.copy_(var)  # type: ignore[union-attr]
-        norm.weight.copy_(torch.sqrt(var + norm.eps))
-        norm.bias.copy_(biases[norm] + mean)
-    return merged
+            net(batch)
+    for norm, (mean, var) in of_branches:
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+    outputs = dict(of_outputs)
+    for name, block in blocks.items():
+        mean, var = outputs[block]
+        net.set_submodule(name, _conv_and_norm(block, mean, var))
+    return net
 
 
-def _conv_norm(geometry: Geometry, conv: nn.Conv2d) -> ConvBranch:
-    branch = ConvBranch(geometry).to(conv.weight)
+def _conv_and_norm(block: Block, mean: Tensor, var: Tensor) -> Block:
+    """``block`` as one convolution and a batch norm, which gives outputs of this mean and variance."""
+    conv, branch = block.to_conv(), ConvBranch(block.geometry)
+    branch.to(conv.weight)
+    norm = branch.norm
+    assert conv.bias is not None and norm is not None
+    assert norm.running_mean is not None and norm.running_var is not None
     branch.conv.weight.copy_(conv.weight)
-    return branch
+    norm.running_mean.copy_(mean - conv.bias)
+    norm.running_var.copy_(var)
+    norm.weight.copy_(torch.sqrt(var + norm.eps))
+    norm.bias.copy_(mean)
+    return Block(block.geometry, {"conv": branch}, block.activation)

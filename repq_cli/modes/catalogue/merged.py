@@ -26,7 +26,7 @@ class Merged(Mode):
     def starting_net(self, fp_net: nn.Module, batches: Iterable[Tensor], options: ModeOptions) -> nn.Module:
         from repq_cli.modes.restated_norms import with_reinserted_norms
 
-        return with_reinserted_norms(fp_net, batches) if options.merged_bn == "reinsert" else fp_net
+        return with_reinserted_norms(fp_net, batches, by_batch=True) if options.merged_bn == "reinsert" else fp_net
 
     shaped_net = starting_net
 
