@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from repq_cli.devices import in_float64
 from repq_cli.quant.functional import SMALLEST_STEP, Grid, IntegerRange, nudged_grid, quantize
 
 Initialiser = Literal["min_error", "lsq"]
@@ -15,7 +16,9 @@ Initialiser = Literal["min_error", "lsq"]
 SAMPLE_SIZE = 2**17
 EXTREMES = 2**10
 CHUNK = 2**18  # values searched at a time: small enough to stay in cache
+SWEPT = 512  # values in a row, up to which every change of their codes is looked at
 OFFSET_SAMPLE = 2**14  # of which step and offset are searched together
+OFFSET_SWEPT = 256  # values, up to which they are swept together
 
 
 def lsq_step(rows: Tensor, codes: IntegerRange) -> Tensor:
@@ -29,15 +32,72 @@ def lsq_step(rows: Tensor, codes: IntegerRange) -> Tensor:
 def min_error_step(rows: Tensor, codes: IntegerRange) -> Tensor:
     """The step of least squared error, ``argmin_s sum (s clip(round(v/s)) - v)^2``, per row ``[R, N]``.
 
-    A geometric grid below the step that clips nothing finds the basin, a fine grid its best ripple. Every candidate's
-    codes ``q`` are judged with the best step for them, ``s = <v, q> / <q, q>``; alternating between codes and step ends
-    the search, and can only lower the error. Long rows are searched on a weighted sample that holds their extremes.
+    Exact by ``_sweep`` for short rows. For long ones a geometric grid below the step that clips nothing finds the
+    basin, a fine grid its best ripple. Every candidate's codes ``q`` are judged with the best step for them,
+    ``s = <v, q> / <q, q>``; alternating between codes and step ends the search, and can only lower the error. Very long
+    rows are searched on a weighted sample that holds their extremes.
     Source: arXiv 2004.09576 (LSQ+), section 4, input initialisation.
     """
-    rows = rows.detach().float()
-    rows_per_chunk = max(1, CHUNK // min(rows.shape[1], SAMPLE_SIZE + EXTREMES))
-    steps = [_search(*_sample(chunk), codes) for chunk in rows.split(rows_per_chunk)]
-    return _or_fallback(torch.cat(steps))
+    rows, scale = _near_one(rows.detach().float())
+    if rows.shape[1] <= SWEPT:
+        up, down = (torch.full_like(scale, end) for end in (codes.high, -codes.low))
+        parts = zip(*(each.split(max(1, CHUNK // rows.shape[1] // 16)) for each in (rows, up, down)), strict=True)
+        steps = torch.cat([_sweep(*part)[0] for part in parts])
+    else:
+        rows_per_chunk = max(1, CHUNK // min(rows.shape[1], SAMPLE_SIZE + EXTREMES))
+        steps = torch.cat([_search(*_sample(chunk), codes) for chunk in rows.split(rows_per_chunk)])
+    return _or_fallback(steps * scale)
+
+
+def _near_one(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows times powers of two, exactly, so that no square of their largest magnitudes overflows or vanishes."""
+    exponent = torch.frexp(rows.abs().amax(1)).exponent.clamp(-125, 125)
+    return torch.ldexp(rows, -exponent.unsqueeze(1)), torch.ldexp(torch.ones_like(rows[:, 0]), exponent)
+
+
+def _sweep(rows: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of least squared error of each row, exactly, and by how much that error is less than ``<v, v>``.
+
+    As the step shrinks, the code of ``v`` goes from ``k`` to ``k + 1`` at ``|v| / (k + 1/2)``. Between two such changes
+    the codes ``q`` stay, and ``s = <v, q> / <q, q>`` leaves the error ``<v, v> - <v, q>^2 / <q, q>``: running sums over
+    all changes, in order, give every such error. With ``w`` the smallest step that clips nothing, the best one is at
+    most ``2 w``, since codes that leave half of the range can be doubled, and at least ``w - sqrt(error of w) / c``,
+    where the clipping of one value at code ``c`` alone would cost more.
+    Shapes: rows ``[R, N]``; ``up, down: [R]``, the largest codes above and below zero; results ``[R]``.
+    """
+    magnitude = in_float64(rows.abs())
+    last = torch.where(rows > 0, up.unsqueeze(1), down.unsqueeze(1)).to(magnitude)
+    magnitude = magnitude * (last > 0)
+    widest = (magnitude / last.clamp_min(1)).amax(1, keepdim=True)
+    steps = 2 * widest.clamp_min(torch.finfo(torch.float32).tiny)
+    codes = (magnitude / steps).round()
+    lowest_code = torch.minimum(*(torch.where(end > 0, end, torch.inf) for end in (up, down))).unsqueeze(1)
+    left = (((magnitude / steps * 2).round() * steps / 2) - magnitude).square().sum(1, keepdim=True).sqrt()
+    least = (widest - left / lowest_code.to(left)).clamp_min(widest / 1e6 + torch.finfo(torch.float32).tiny)
+    changes = (torch.minimum((magnitude / least - 0.5).floor() + 1, last) - codes).clamp_min_(0).long()
+
+    # One entry for each change, and one before them for the codes at the largest step.
+    of = torch.arange(changes.numel(), device=changes.device).repeat_interleave(changes.flatten())
+    first = (changes.flatten().cumsum(0) - changes.flatten())[of]
+    k = codes.flatten()[of] + torch.arange(len(of), device=of.device) - first
+    value, row = magnitude.flatten()[of], of // rows.shape[1]
+    start = torch.arange(len(rows), device=of.device)
+    row = torch.cat([start, row])
+    order = torch.cat([torch.full_like(widest[:, 0], torch.inf), value / (k + 0.5)]).argsort(descending=True)
+    order = order[row[order].argsort(stable=True)]
+    row = row[order]
+
+    def running(at_start: Tensor, growth: Tensor) -> Tensor:
+        total = torch.cat([at_start.sum(1), growth])[order].cumsum(0)
+        ends = torch.bincount(row).cumsum(0)[:-1] - 1
+        return total - torch.cat([total.new_zeros(1), total[ends]])[row]
+
+    along = running(magnitude * codes, value)
+    length = running(codes.square(), 2 * k + 1).clamp_min(1)
+    gain = along.square() / length
+    most = torch.zeros_like(widest[:, 0]).scatter_reduce(0, row, gain, "amax")
+    best = torch.zeros_like(most).scatter_reduce(0, row, torch.where(gain == most[row], along / length, 0), "amax")
+    return best.to(rows), most.to(rows)
 
 
 def _sample(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -100,19 +160,27 @@ def _search(rows: Tensor, weights: Tensor | None, codes: IntegerRange) -> Tensor
 def _points(rows: Tensor, codes: IntegerRange) -> int:
     """How fine the grid has to be where the best step is likely: 184 points are 2 % apart.
 
-    With many levels the error of a short row is ragged in the step, since single values decide it; long rows average.
+    With many levels the error of a rather short row is ragged in the step, since single values decide it.
     """
-    return 184 * (min(max(4096 // rows.shape[1], 1), 24) if codes.high > 15 else 1)
+    return 184 * (max(4096 // rows.shape[1], 1) if codes.high > 15 else 1)
 
 
 def min_error_offset(values: Tensor, codes: IntegerRange) -> tuple[Tensor, Tensor]:
     """Step and offset of least squared error, ``argmin sum (s (clip(round(v / s) + z) - z) - v)^2`` with ``o = -z s``.
 
-    Every combination of a lowest and a highest value between zero and the tensor's own is tried; around the best, for
-    each zero-point z, codes and the best step for them are alternated, which can only lower the error. Values are
-    sampled evenly by size, extremes included. Shapes: scalars. Source: arXiv 2004.09576, section 4.
+    A few values are swept with every zero-point z, which is exact. Of more, every combination of a lowest and a highest
+    value between zero and the tensor's own is tried; around the best, for each z, codes and the best step for them are
+    alternated, which can only lower the error. Values are sampled evenly by size, extremes included.
+    Shapes: scalars. Source: arXiv 2004.09576, section 4.
     """
-    ordered = values.detach().flatten().float().sort().values
+    row, (scale,) = _near_one(values.detach().float().view(1, -1))
+    ordered = row[0].sort().values
+    if len(ordered) <= OFFSET_SWEPT and ordered.count_nonzero():
+        zero_points = torch.arange(codes.low, codes.high + 1, device=ordered.device)
+        rows = ordered.expand(len(zero_points), -1)
+        steps, gains = _sweep(rows, codes.high - zero_points, zero_points - codes.low)
+        best = gains.argmax()
+        return steps[best] * scale, -zero_points[best] * steps[best] * scale
     picked = torch.linspace(0, len(ordered) - 1, min(len(ordered), OFFSET_SAMPLE), device=ordered.device)
     sample = ordered[picked.round().long()]
     low, high = sample[0].clamp_max(0), sample[-1].clamp_min(0)
@@ -142,7 +210,7 @@ def min_error_offset(values: Tensor, codes: IntegerRange) -> tuple[Tensor, Tenso
             steps = consider(step, zero_point)
             fitted = (sample * steps).sum() / steps.square().sum().clamp_min(1e-30)
             step = torch.where(fitted > SMALLEST_STEP, fitted, step)
-    return best_step, -best_zero * best_step
+    return best_step * scale, -best_zero * best_step * scale
 
 
 def _or_fallback(steps: Tensor) -> Tensor:
