@@ -253,6 +253,24 @@ def test_calibration_names_the_tensor_that_is_not_finite(value: float) -> None:
         calibrate(net, images(), "min_error")
 
 
+@pytest.mark.parametrize(
+    ("size", "complaint"),
+    [(1e38, r"goes up to \S*e\+38"), (1e-40, "goes up to 1e-40 only, less than the smallest step")],
+)
+def test_calibration_names_what_overflows_or_vanishes(size: float, complaint: str) -> None:
+    """Values whose squares are no float32, and those that would all have code 0; a dead tensor, all zero, may be."""
+    for method in ("lsq", "lsqplus", "affine"):
+        net = compose(tiny_net(), ModeOptions("repq"), QuantOptions(act_method=method, first_last="same"))  # type: ignore[arg-type]
+        with pytest.raises(CheckError, match=rf"The activation tensor taps\.0 {complaint}"):
+            calibrate(net, torch.full((2, 3, 12, 11), size), "min_error")
+        calibrate(net, torch.zeros(2, 3, 12, 11), "min_error")
+    net = compose(tiny_net(plain_block), ModeOptions("ptq"), QuantOptions())
+    with torch.no_grad():
+        net.blocks[1].kernel.weight.copy_(torch.full_like(net.blocks[1].kernel.weight, size))
+    with pytest.raises(CheckError, match=rf"The merged weight of layer blocks\.1 {complaint}"):
+        calibrate(net, images(), "min_error")
+
+
 def test_an_unsigned_quantizer_on_signed_values_is_an_error_that_names_the_layer() -> None:
     net = hardtanh_net()
     net.taps[2] = Tap(signed=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -314,6 +315,53 @@ def test_a_net_that_stops_being_finite_ends_with_exit_4_and_keeps_its_checkpoint
     assert folder is not None
     last = torch.load(folder / "checkpoints/last.pt", weights_only=True)
     assert all(torch.isfinite(tensor).all() for tensor in last["net"].values())
+
+
+def test_rates_beyond_reason_end_with_exit_4_and_the_key_to_change(
+    run_repq: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of all sizes, those that float32 cannot hold included, and with TensorBoard's histograms on."""
+    for optim in ("sgd", "adam"):
+        for rate in ("1e10", "1e25", "1e300"):
+            arguments = [*TINY, "runtime.tensorboard=true", "quant=w4a4", f"optim={optim}", f"qat.lr={rate}"]
+            code, folder = run_repq("train", *arguments, "data.size=16")
+            assert code == 4
+            error = row_of(folder)["error"]
+            assert f"instead of {float(rate):g}" in error, error
+            assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_epoch_of_outputs_that_are_not_finite_is_never_the_best(
+    run_repq: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([math.nan, 30.0, math.nan, 20.0, math.nan, 25.0])
+    monkeypatch.setattr(stage, "evaluate", lambda *arguments: next(scores))
+    code, folder = run_repq("train", *TINY, "fp.epochs=3", "qat.epochs=3")
+    assert code == 0
+    assert folder is not None
+    best = {name: torch.load(folder / f"checkpoints/{name}.pt", weights_only=True) for name in ("fp", "best")}
+    assert {name: saved["score"] for name, saved in best.items()} == {"fp": 30.0, "best": 25.0}
+    monkeypatch.setattr(stage, "evaluate", lambda *arguments: math.nan)
+    code, folder = run_repq("train", *TINY)
+    assert code == 4
+    assert "After no epoch of FP were all outputs" in row_of(folder)["error"]
+
+
+def test_bnest_behind_a_short_fp_stage_does_not_diverge(run_repq: Run) -> None:
+    """22 layers whose running averages lag after 19 steps: by them the net's loss is 228, by the batch's 2.2."""
+    arguments = ["model.width=0.125", "fp.epochs=1", "qat.epochs=1", "quant=w4a4", "mode=repq_bnest", "seed=5"]
+    code, folder = run_repq("train", "+model=repvgg_a0", *arguments, "verbosity=quiet", "runtime.log_every=1")
+    assert code == 0
+    assert folder is not None
+    assert max(losses(folder, "qat")) < 1.5 * math.log(10)
+
+
+def test_a_run_that_is_done_but_of_no_use_says_so(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, folder = run_repq("train", *TINY, "fp.epochs=4", "mode=ptq", "quant=w2a2", "data.size=16")
+    assert code == 0
+    (warning,) = row_of(folder)["warnings"]
+    assert "has lost what the FP net" in warning
+    assert warning in capsys.readouterr().out
 
 
 def test_a_deployed_net_that_differs_is_exit_4(

@@ -186,3 +186,26 @@ def test_merging_alone_changes_no_running_statistics() -> None:
 def test_one_value_per_channel_is_refused() -> None:
     with pytest.raises(ValueError, match="more than one value per channel"):
         repvgg_block(Geometry(3, 4)).merged(BatchStatistics(torch.randn(1, 3, 1, 1)))
+
+
+@every_block
+@pytest.mark.parametrize("alive", [0.0, 1.0])
+def test_behind_a_dead_layer_the_gradients_are_batch_norms(name: str, alive: float) -> None:
+    """Where all inputs are zero, or those of every other channel: no variance, and torch's gradients nevertheless."""
+    for dtype, tolerance in ((torch.float32, 2e-2), (torch.float64, 1e-9)):
+        for geometry in CASES[name][:12]:
+            block = randomise(BLOCKS[name](geometry)).to(dtype).train()
+            x = torch.randn(5, geometry.in_channels, 9, 11, dtype=dtype).relu() * alive
+            x[:, ::2] = 0
+            x.requires_grad_()
+            reference = copy.deepcopy(block)
+            expected = reference(x)
+            direction = torch.randn_like(expected)
+            wanted = torch.autograd.grad((expected * direction).sum(), [x, *reference.parameters()])
+            for statistics in (BatchStatistics(x), EstimatedStatistics(x)):
+                weight, bias = block.merged(statistics)
+                y = F.conv2d(x, weight, bias, geometry.stride, geometry.padding, 1, geometry.groups)
+                got = torch.autograd.grad((y * direction).sum(), [x, *block.parameters()])
+                assert all(torch.isfinite(grad).all() for grad in got)
+                if isinstance(statistics, BatchStatistics) or not alive:  # else the estimate is another variance
+                    torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import os
@@ -79,7 +80,6 @@ def step_with(net: nn.Module, x: torch.Tensor) -> None:
     [
         ("weight", r"the kernel\.block\.branches\.dense\.conv\.weight of layer 'blocks\.2' is not finite"),
         ("step", r"the step of layer 'taps\.3' is not finite"),
-        ("input", "the input batch itself is not finite"),
     ],
 )
 def test_a_loss_that_is_not_finite_names_the_layer(broken: str, sentence: str) -> None:
@@ -88,10 +88,8 @@ def test_a_loss_that_is_not_finite_names_the_layer(broken: str, sentence: str) -
     with torch.no_grad():
         if broken == "weight":
             net.blocks[2].kernel.block.branches["dense"].conv.weight[0] = torch.inf
-        elif broken == "step":
-            net.taps[3].raw_step.fill_(torch.nan)
         else:
-            x[0] = torch.nan
+            net.taps[3].raw_step.fill_(torch.nan)
     with pytest.raises(CheckError, match=sentence):
         step_with(net, x)
     name = "blocks.0.kernel.block.branches.dense.conv.weight"
@@ -104,6 +102,38 @@ def test_an_overflow_names_the_layer_whose_output_it_is() -> None:
         net.classifier.weight.fill_(3e38)
     with pytest.raises(CheckError, match="the output of layer 'classifier' is the first"):
         step_with(net, x)
+
+
+def test_data_that_is_not_finite_is_the_datas_fault() -> None:
+    x = torch.randn(4, 3, 12, 11)
+    x[2, 1] = torch.nan
+    with pytest.raises(DataError, match="images of a training batch hold NaN"):
+        step_with(tiny_net().train(), x)
+
+
+def test_outputs_that_are_not_finite_score_nothing() -> None:
+    """The largest of NaN would be the first class, as good as chance."""
+    net = tiny_net()
+    with torch.no_grad():
+        net.classifier.bias[1] = torch.nan
+    split = SimpleNamespace(batches=lambda size, device: [(torch.randn(4, 3, 12, 11), torch.zeros(4).long())])
+    assert math.isnan(evaluate(net, split, Classification(), torch.device("cpu")))  # type: ignore[arg-type]
+
+
+def test_logging_takes_any_number(tmp_path: Path) -> None:
+    """Metrics stay valid JSON, without what JSON cannot say; a histogram has bins for what is finite."""
+    log = RunLog(RunFolder(tmp_path), tensorboard=True, quiet=True)
+    log.write({"stage": "qat", "train_loss": 2.0, "val_top1": math.nan, "step_sizes": {"a": math.inf, "b": 1e300}})
+    log.write({"stage": "qat", "loss": -math.inf})
+    log.scalars({"a": math.nan, "b": math.inf, "c": 1e300}, 1)
+    for values in ([math.nan], [math.inf, -math.inf], [1e38, -1e38], [1e25, 0.0], [1e-45], [math.nan, 1.0], []):
+        log.histograms({"values": torch.tensor(values)}, 1)
+    log.close()
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text().splitlines())
+    assert first == {"stage": "qat", "train_loss": 2.0, "step_sizes": {"b": 1e300}}
+    assert second == {"stage": "qat"}
+    assert log.last_loss("qat") == 2.0
+    assert log.last_loss("fp") is None
 
 
 def test_totals_of_an_epoch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from repq_cli.errors import CheckError
 from repq_cli.modes.options import POST_BN_BITS
+from repq_cli.quant.functional import SMALLEST_STEP
 from repq_cli.quant.init import Initialiser
-from repq_cli.quant.layers import QuantLayer, quant_layers, quantizers_in_layers
+from repq_cli.quant.layers import QuantConv, QuantLayer, quant_layers, quantizers_in_layers
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import Quantizer, quantizers
 from repq_cli.reparam.algebra import convolve
@@ -34,7 +36,7 @@ def calibrate(net: nn.Module, batch: Tensor, initialiser: Initialiser, reference
     net.eval()
     layers = quant_layers(net)
     for name, layer in layers.items():
-        _require_finite(f"The merged weight of layer {name}", layer.merged_weight())
+        _require_usable(f"The merged weight of layer {name}", layer.merged_weight(), layer.quantizer)
         layer.calibrate(initialiser)
     in_layers = quantizers_in_layers(net)
     hooks: dict[nn.Module, Hook] = {
@@ -50,16 +52,42 @@ def calibrate(net: nn.Module, batch: Tensor, initialiser: Initialiser, reference
     }
     targets = _output_moments(norms, reference, batch)
     hooks |= {layer: _norm_setter(*targets[name]) for name, layer in norms.items()}
-    with _before_each(hooks):
+    with _before_each(hooks), _before_each(dict.fromkeys(_convolutions(net), _look_for_variance(batch))):
         net(batch)
     net.train(was_training)
+
+
+def sees_nothing(net: nn.Module) -> str | None:
+    """The first convolution whose input is the same for every image, by the batch that ``net`` was calibrated on."""
+    layers = quant_layers(net).items()
+    return next((name for name, layer in layers if isinstance(layer, QuantConv) and layer.sees_nothing), None)
+
+
+def _convolutions(net: nn.Module) -> list[QuantConv]:
+    return [layer for layer in net.modules() if isinstance(layer, QuantConv)]
+
+
+def _look_for_variance(batch: Tensor) -> Hook:
+    """Marks a convolution whose input is the same for every image; none where the images themselves are."""
+    different = not _equal_images(batch)
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, QuantConv)
+        module.sees_nothing = different and _equal_images(inputs[-1])
+
+    return look
+
+
+def _equal_images(x: Tensor) -> bool:
+    """Whether images agree, up to rounding."""
+    return bool((x - x[:1]).abs().max() <= 1e-5 * x.abs().max())
 
 
 def _step_setter(name: str, initialiser: Initialiser) -> Hook:
     def set_steps(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, Quantizer)
         values = inputs[0]
-        _require_finite(f"The activation tensor {name}", values)
+        _require_usable(f"The activation tensor {name}", values, module)
         lowest = values.min().item()
         if lowest < 0 and not module.signed and not module.clips:
             raise CheckError(
@@ -71,11 +99,20 @@ def _step_setter(name: str, initialiser: Initialiser) -> Hook:
     return set_steps
 
 
-def _require_finite(what: str, values: Tensor) -> None:
-    if not torch.isfinite(values).all():
+def _require_usable(what: str, values: Tensor, quantizer: Quantizer) -> None:
+    """CheckError for values that are not finite, too large to be squared, or all below the smallest step."""
+    largest = values.abs().max().item()
+    most = torch.finfo(torch.float32).max ** 0.5
+    if not largest <= most:  # NaN neither
+        found = f"goes up to {largest:.3g}" if math.isfinite(largest) else "holds NaN or infinity"
         raise CheckError(
-            f"{what} holds NaN or infinity, on which no step can be set: if the data are finite, train FP with a lower "
-            f"learning rate or optim.clip_norm, or choose another fp.checkpoint."
+            f"{what} {found}, and no step can be set where squares overflow float32, beyond {most:.2g}: if the data "
+            f"are right, train FP longer or with a lower fp.lr, or choose another fp.checkpoint."
+        )
+    if 0 < largest < SMALLEST_STEP and not (quantizer.by_sign or quantizer.bits == 32):
+        raise CheckError(
+            f"{what} goes up to {largest:.3g} only, less than the smallest step, {SMALLEST_STEP:g}, so that all its "
+            f"codes would be 0: scale the data, or choose another fp.checkpoint."
         )
 
 

@@ -69,6 +69,11 @@ class BranchKernel(KernelSource):
         """The kernel by running statistics."""
         return self.block.merged(RunningStatistics())
 
+    @property
+    def follows_batches(self) -> bool:
+        """Unless statistics are frozen."""
+        return self.statistics != "running"
+
     def freeze_statistics(self) -> None:
         """From now on train with the running statistics as they are."""
         self.statistics = "running"

@@ -28,6 +28,11 @@ class KernelSource(nn.Module):
         """The kernel of eval mode."""
         raise NotImplementedError
 
+    @property
+    def follows_batches(self) -> bool:
+        """Whether the kernel of training depends on the batch."""
+        return False
+
     def calibrate(self, initialiser: Initialiser) -> None:
         """Initialise the steps of quantizers inside the source, if it has any."""
 
@@ -166,7 +171,10 @@ class QuantConv(QuantLayer):
     pad_value    what the input is padded with
     input_scale  multiply the convolution's output by XNOR-Net's K, the box mean of ``mean_i |raw_i|``
                  (arXiv 1603.05279, section 3.2)
+    sees_nothing  its input is the same for every image, by ``calibrate``'s batch: see ``before_norm``
     """
+
+    sees_nothing = False
 
     def __init__(
         self,
@@ -200,13 +208,24 @@ class QuantConv(QuantLayer):
         return frozen(*self._padded(x), self._scale(raw, frozen.weight))
 
     def before_norm(self, x: Tensor, raw: Tensor) -> Tensor:
-        """The convolution alone, its weight fake-quantized."""
+        """The convolution alone, its weight fake-quantized.
+
+        Behind an input without variance a batch norm that is folded by the batch divides by ``sqrt(eps)``. Whatever
+        quantization changes in the mean then leaves some hundred times as large, and a chain of such layers overflows,
+        where a batch norm behind the codes would have taken it away: the outputs keep the mean that they have without
+        quantization.
+        """
         weight, bias = self.kernel(x, raw) if self.training else self.kernel.inference()
-        x, window = self._padded(x)
+        inputs, window = self._padded(x)
         scale = self._scale(raw, weight)
+        summed_bias = bias if scale is None else None
+        y = self._in_training(inputs, weight, summed_bias, window)
+        if self.training and self.sees_nothing and self.kernel.follows_batches:
+            exact = weighted_sums(self._padded(raw)[0], weight, summed_bias, window)
+            y = y + (exact - y).mean((0, 2, 3), keepdim=True)
         if scale is None:
-            return self._in_training(x, weight, bias, window)
-        y = self._in_training(x, weight, None, window) * scale
+            return y
+        y = y * scale
         return y if bias is None else y + per_channel(bias, y)
 
     def calibrate(self, initialiser: Initialiser) -> None:

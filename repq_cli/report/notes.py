@@ -15,6 +15,7 @@ NAMED = 4  # lines or runs that a note names before it says how many more there 
 MOST = 8  # notes of one kind
 
 HEADINGS = {
+    "warned": "Done, but not of use",
     "failed": "Failed",
     "interrupted": "Interrupted (go on by repq train resume=DIR)",
     "unfinished": "Unfinished (still running, or killed)",
@@ -44,9 +45,11 @@ def _first_few(notes: list[str]) -> list[str]:
 
 
 def notes_on_failures(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each way in which runs did not finish."""
+    """A sentence for each way in which runs did not finish, or finished without being of use."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for run in runs:
+        for warning in run.warnings:
+            reasons[f"warned: {warning}"].append(run.name)
         if run.status != "done":
             reason = run.error.partition("\n")[0] if run.status == "failed" else ""
             reasons[f"{run.status}: {reason}" if reason else run.status].append(run.name)

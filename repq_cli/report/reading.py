@@ -92,6 +92,7 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
         fp_file=_text(_at(config, "fp.checkpoint")),
         environment=_environment(env or {}, row),
         error=(_text(_at(row, "error")) or "").strip(),
+        warnings=_texts(_at(row, "warnings")),
     )
     return run, notes + fields.problems
 
@@ -193,6 +194,10 @@ def _at(tree: Any, key: str) -> Any:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
 
 
 def _options(config: Row) -> dict[str, Any]:

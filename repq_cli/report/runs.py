@@ -45,6 +45,7 @@ class Run:
     finished: ISO time, empty where the row has none. linked: a copy of an identical run (``lineage.same_as``).
     machine: what its times depend on. environment: what is known of machine, versions and sources, by name.
     error: why it failed, all of it. fp_file: where its FP net came from, if from a file.
+    warnings: what is wrong with it though it is done.
     """
 
     folder: str
@@ -68,6 +69,7 @@ class Run:
     environment: Mapping[str, str]
     error: str
     fp_file: str | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ def closing_table(row: Row) -> str:
         (f"deployed = {mode.ships}", _proof(row["checks"])),
     ]
     lines[2:2] = mode.closing_lines(row)
+    lines += [("WARNING", warning) for warning in row.get("warnings", [])]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
 

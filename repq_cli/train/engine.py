@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from repq_cli.data.base import Batch, Evaluation
 from repq_cli.devices import in_float64
-from repq_cli.errors import CheckError
-from repq_cli.quant.layers import QuantLayer, clip_latent_weights
+from repq_cli.quant.layers import clip_latent_weights
+from repq_cli.train.divergence import diverged
 
 EVAL_BATCH = 256
 TIMED_STEPS = 500
+LARGEST_RATE = 1e30  # beyond, torch overflows in an error of its own, where one step is enough to diverge
 
 
 class Task(Protocol):
@@ -93,14 +94,15 @@ def training_step(
     lr: float,
     clip_norm: float | None,
     penalty: Callable[[], Tensor] | None = None,
+    hint: str = "",
 ) -> tuple[float, float]:
     """One update; returns loss and mean score. Raises CheckError, with the layer's name, if the loss is not finite.
 
-    ``penalty`` is added to the loss that is minimised, not to the one that is returned.
+    ``penalty`` is added to the loss that is minimised, not to the one that is returned. ``hint``: what may help then.
     """
     x, targets = batch
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
+        group["lr"] = min(lr * group.get("lr_factor", 1.0), LARGEST_RATE)
     outputs = net(x)
     loss = task.loss(outputs, targets)
     objective = loss if penalty is None else loss + penalty()
@@ -108,10 +110,7 @@ def training_step(
     # One transfer for all: a GPU has to be waited for.
     value, minimised, score = torch.stack([part.detach().float() for part in (loss, objective, mean)]).tolist()
     if not math.isfinite(minimised):
-        raise CheckError(
-            f"The loss became {minimised}: {first_non_finite(net, x)}. The last good checkpoint is kept; "
-            f"a lower learning rate or optim.clip_norm usually helps."
-        )
+        raise diverged(net, batch, minimised, hint)
     optimizer.zero_grad(set_to_none=True)
     objective.backward()
     if clip_norm is not None:
@@ -134,54 +133,13 @@ def mean_score(scores: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device) -> float:
-    """The task's metric over a whole split, in eval mode."""
+    """The task's metric over a whole split, in eval mode; NaN if an output is not finite."""
     was_training = net.training
     net.eval()
-    scores = [task.scores(net(x), targets) for x, targets in split.batches(EVAL_BATCH, device)]
+    scores = []
+    for x, targets in split.batches(EVAL_BATCH, device):
+        outputs = net(x)
+        finite = torch.isfinite(outputs).all()
+        scores.append(torch.where(finite, task.scores(outputs, targets), torch.nan))
     net.train(was_training)
     return mean_score(in_float64(torch.cat(scores))).item()
-
-
-@torch.no_grad()
-def first_non_finite(net: nn.Module, x: Tensor) -> str:
-    """Names the first layer, in the order of execution, with a parameter or an output that is not finite."""
-    if not _finite(x):
-        return "the input batch itself is not finite"
-    found: list[str] = []
-
-    def look_at(name: str) -> Callable[[nn.Module, object, object], None]:
-        def look(module: nn.Module, inputs: object, output: object) -> None:
-            broken = [key for key, parameter in module.named_parameters() if not _finite(parameter)]
-            if broken:
-                found.append(
-                    f"the {'step' if broken[0].endswith('raw_step') else broken[0]} of layer '{name}' is not finite"
-                )
-            elif isinstance(output, Tensor) and not _finite(output):
-                found.append(f"the output of layer '{name}' is the first that is not finite")
-
-        return look
-
-    hooks = [module.register_forward_hook(look_at(name)) for name, module in _layers(net).items()]
-    try:
-        net(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found[0] if found else "every layer is finite, the loss itself is not"
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-def _layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Quantized layers as wholes, and every other module that has no parts."""
-    layers: dict[str, nn.Module] = {}
-    inside: set[nn.Module] = set()
-    for name, module in net.named_modules():
-        if isinstance(module, QuantLayer):
-            layers[name] = module
-            inside.update(module.modules())
-        elif module not in inside and not list(module.children()):
-            layers[name] = module
-    return layers

@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from repq_cli.devices import in_float64
 from repq_cli.errors import DataError
 from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.row import prune
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("repq")
 
 SECONDS_BETWEEN_LINES = 10.0
+LARGEST_BIN = 1e19  # TensorBoard's bins end a little below 1e20
 TELLING = {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits"}  # the five that HParams shows at first
 
 
@@ -96,9 +100,15 @@ class RunLog:
         self._open_writer(purge_step=step + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Append one object to metrics.jsonl."""
+        """Append one object to metrics.jsonl; what is not finite, which JSON cannot say, is left out."""
         with _writing(self.path), self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(prune(entry), allow_nan=False) + "\n")
+
+    def last_loss(self, stage: str) -> float | None:
+        """The mean loss of the stage's last epoch; None where it has none."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        entries = [json.loads(line) for line in lines if '"train_loss"' in line]
+        return next((entry["train_loss"] for entry in reversed(entries) if entry["stage"] == stage), None)
 
     def adopt(self, lines: bytes) -> None:
         """Begin with the log of a stage that another run trained."""
@@ -106,20 +116,22 @@ class RunLog:
             self.path.write_bytes(lines)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Scalars for TensorBoard."""
+        """Scalars for TensorBoard, of finite values."""
         with _writing(self.tb_dir):
             writer = self._open_writer()
             if writer is not None:
-                for name, value in values.items():
+                for name, value in prune(values).items():
                     writer.add_scalar(name, value, step)
 
     def histograms(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Histograms for TensorBoard."""
+        """Histograms for TensorBoard, of finite values; those beyond its bins stand in the outermost."""
         with _writing(self.tb_dir):
             writer = self._open_writer()
             if writer is not None:
                 for name, tensor in tensors.items():
-                    writer.add_histogram(name, tensor, step)
+                    values = in_float64(tensor[torch.isfinite(tensor)]).clamp(-LARGEST_BIN, LARGEST_BIN)
+                    if len(values):
+                        writer.add_histogram(name, values, step)
 
     def image(self, name: str, picture: Tensor) -> None:
         """A picture ``uint8 [3, H, W]`` for TensorBoard."""

@@ -17,7 +17,7 @@ from repq_cli.deploy.network import DeployedNet, size_on_disk
 from repq_cli.devices import peak_memory_bytes
 from repq_cli.errors import CheckError
 from repq_cli.images.panel import side_by_side
-from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.calibrate import calibrate, sees_nothing
 from repq_cli.modes.compose import compose, freeze_statistics, merge_blocks
 from repq_cli.modes.weights import blocks_behind, weight_histograms
 from repq_cli.reparam.block import merge_first
@@ -25,6 +25,7 @@ from repq_cli.runs.quality import ENGINES
 from repq_cli.runs.row import Row, now
 from repq_cli.seeds import derive_seed
 from repq_cli.train.checkpoint import load_last
+from repq_cli.train.divergence import exploded, lost
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import crops, measure, value_of, write_crops
 from repq_cli.train.fp_key import mixed_key
@@ -106,6 +107,9 @@ class Run:
         }
         context.stop.check()
         self.measure(fp_net, qat_net, deployed)
+        for warning in self.warnings():
+            logger.warning(warning)
+            self.row.setdefault("warnings", []).append(warning)
         blocks = blocks_behind(qat_net if mode.trains else fp_net)
         self.folder.write_weights(weight_histograms(shipped, blocks))
         context.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
@@ -118,6 +122,16 @@ class Run:
         if begun and (saved["stage"] == "qat" or begun == now):
             return str(begun)
         return mixed_key(begun, now)
+
+    def warnings(self) -> Iterator[str]:
+        """What is wrong with a run that has ended well otherwise."""
+        data, task, metric, log = self.experiment.data, self.experiment.task, self.row["metric"], self.context.log
+        classes = data.info.num_classes
+        found = [exploded(name, log.last_loss(name), classes) for name in ("fp", "qat")] if classes else []
+        wanted = {**task.set_keys(self.experiment.data_name, metric["split"]), "name": task.metric}
+        guessing = 100 / classes if classes else value_of(self.row["metrics"], wanted | {"engine": "bicubic"})
+        found.append(lost(metric["fp"], metric["deployed"], guessing, task.unit))
+        return (warning for warning in found if warning is not None)
 
     def first_batches(self) -> Iterator[Tensor]:
         """The batches that QAT will start with: for statistics and steps."""
@@ -161,6 +175,9 @@ class Run:
             if mode.freeze_bn_after is not None and epoch >= mode.freeze_bn_after:
                 freeze_statistics(net)
 
+        dead = sees_nothing(net)
+        if dead is not None:
+            logger.warning("Layer '%s' is given the same for every image: the FP net is dead before it.", dead)
         stage = Stage("qat", self.qat, self.folder.best, self.fp_steps, on_epoch)
         train_stage(stage, net, self.context, self.time, saved)
         return net

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repq_cli.errors import CheckError
+from repq_cli.modes.calibrate import sees_nothing
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import step_sizes
 from repq_cli.reparam.repvgg import repvgg_blocks
@@ -22,6 +24,7 @@ from repq_cli.runs.quality import measured
 from repq_cli.runs.row import prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
+from repq_cli.train.divergence import advice
 from repq_cli.train.engine import EpochTotals, StepTimer, evaluate, training_step
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import StopRequest
@@ -126,8 +129,13 @@ class StageTrainer:
                 self._train_epoch(bar, lambda: before + time.perf_counter() - started)
                 self.seconds = before + time.perf_counter() - started
                 self._end_epoch(bar)
-        if self.best_score is None:  # nothing was trained: what calibration gave is what there is
-            self._save_best(None)
+        if self.best_score is None:
+            if self.steps:
+                raise CheckError(
+                    f"After no epoch of {self.stage.name.upper()} were all outputs for the validation images finite. "
+                    f"{self._advice()}"
+                )
+            self._save_best(None)  # nothing was trained: what calibration gave is what there is
         self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
 
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
@@ -140,7 +148,14 @@ class StageTrainer:
             torch.manual_seed(derive_seed(seed, "step", self.totals.steps))
             with self.timer.step():
                 loss, score = training_step(
-                    self.net, batch, experiment.task, self.optimizer, lr, experiment.optim.clip_norm, self.penalty
+                    self.net,
+                    batch,
+                    experiment.task,
+                    self.optimizer,
+                    lr,
+                    experiment.optim.clip_norm,
+                    self.penalty,
+                    self._advice(),
                 )
             self.totals.add(loss, score)
             if self.step % experiment.runtime.log_every == 0:
@@ -160,11 +175,12 @@ class StageTrainer:
     def _end_epoch(self, bar: Any) -> None:
         """Validate, keep the best, log, and make the epoch's checkpoint."""
         task = self.experiment.task
+        self._finite_state()
         score = evaluate(self.net, self.experiment.data.val, task, self.context.device)
         better = self.best_score is None or (
             score >= self.best_score if task.higher_is_better else score <= self.best_score
         )
-        if better:  # of equals the later one: it has trained longer
+        if better and not math.isnan(score):  # of equals the later one: it has trained longer
             self.best_score, self.best_epoch = score, self.epoch
             self._save_best(score)
         self._log_epoch(score)
@@ -204,10 +220,12 @@ class StageTrainer:
         for key, tensor in state.items():
             if not torch.isfinite(tensor).all():
                 raise CheckError(
-                    f"After step {self.step} of {self.stage.name.upper()}, {key} is not finite. The last good "
-                    f"checkpoint is kept; a lower learning rate or optim.clip_norm usually helps."
+                    f"After step {self.step} of {self.stage.name.upper()}, {key} is not finite. {self._advice()}"
                 )
         return state
+
+    def _advice(self) -> str:
+        return advice(self.stage.name, self.stage.options.lr, self.experiment.optim, self.step, sees_nothing(self.net))
 
     def _save_best(self, score: float | None) -> None:
         content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self._finite_state()}
