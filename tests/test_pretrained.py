@@ -200,7 +200,7 @@ def test_kernels_for_colours_are_summed_for_grey_images(saved: Saved) -> None:
     state = repvgg_state(WIDTHS, "repvgg")
     widths = [width / base for width, base in zip(WIDTHS[1:], (64, 128, 256, 512), strict=True)]
     grey = repvgg(repvgg_block, 1, 5, [1, 2, 1, 1], widths, [2] * 5)
-    with pytest.raises(DataError, match=r"reads three colours, and this run's images are grey; fp\.input=sum"):
+    with pytest.raises(DataError, match=r"reads three colours, which fp\.input=sum adds up for this run's grey images"):
         load(grey, saved(state))
     load(grey, saved(state), input="sum")
     agrees(grey, lambda x: run_repvgg(state, WIDTHS, x.expand(-1, 3, -1, -1)), x)
@@ -208,8 +208,11 @@ def test_kernels_for_colours_are_summed_for_grey_images(saved: Saved) -> None:
     net = resnet(plain_block, 1, 5, [2, 2, 2, 2])
     load(net, saved(reference.state_dict()), input="sum")
     agrees(net, lambda x: reference(x.expand(-1, 3, -1, -1)), x)
+    both = r"fc\.bias \(5, not 7\); it has 5 classes; fp\.head=new .*; its first layer reads three .*fp\.input=sum"
+    with pytest.raises(DataError, match=both):
+        load(resnet(plain_block, 1, 7, [2, 2, 2, 2]), saved(reference.state_dict()))
     reference.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-    with pytest.raises(DataError, match=r"1 of another shape: conv1\.weight \(64x1x7x7, not 64x3x7x7\)"):
+    with pytest.raises(DataError, match=r"conv1\.weight \(64x1x7x7, not 64x3x7x7\); its first layer reads grey images"):
         load(resnet(plain_block, 3, 5, [2, 2, 2, 2]), saved(reference.state_dict()), input="sum")
 
 
@@ -266,6 +269,9 @@ def test_a_foreign_net_is_not_taken_for_a_known_one(name: str, saved: Saved) -> 
     state = {key: torch.zeros(1) for key in foreign.state_dict()}
     with pytest.raises(DataError) as caught:
         load(own_net(), saved(state))
+    if name == "resnet50":
+        with pytest.raises(DataError, match=r"as fp\.format=torchvision is for .* this run's net is another"):
+            load(mobilenet_v2(plain_block, 3, 5, [2, 1, 2, 2, 2, 1, 2, 1]), saved(state))
     known = name == "resnet50"  # two of three of its keys are torchvision's, as for ResNet-18
     assert ("as fp.format=torchvision is for" if known else "are of none of the known layouts") in str(caught.value)
     if known:

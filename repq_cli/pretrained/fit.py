@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ STATISTICS = ("running_mean", "running_var", COUNTER)
 class Fit:
     """One set of a file's weights as one layout; ``ours``: the net's tensors, of which only shapes matter.
 
-    beside: keys of theirs that are left out on purpose.
+    beside: keys of theirs that are left out on purpose. added_up: our kernels that are summed over colours.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Fit:
     weights: WeightSet
     ours: dict[str, Tensor]
     beside: frozenset[str] = frozenset()
+    added_up: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> list[str]:
@@ -90,19 +92,23 @@ class Fit:
         beside = frozenset(key for key in self.weights.tensors if key.partition(".")[0] not in body)
         return replace(self, layout=replace(self.layout, sources=sources), beside=beside)
 
-    def colours_for_grey(self, first: Iterable[str]) -> list[str]:
-        """Our kernels of the ``first`` layers that read one channel where theirs read three."""
+    def other_channels(self, first: Iterable[str], theirs: int, ours: int) -> list[str]:
+        """Our kernels of the ``first`` layers whose only difference is that they read other numbers of channels."""
         return [
             key
             for key, source in self.misshapen.items()
             if key.startswith(tuple(f"{name}." for name in first))
-            and self.weights.tensors[source.key].shape == _three_channels(source.shape(self.ours[key].shape))
+            and self.ours[key].dim() == 4
+            and self.ours[key].shape[1] == ours
+            and self.weights.tensors[source.key].shape == _with_channels(theirs, self.ours[key].shape)
         ]
 
-    def summed(self, keys: Iterable[str]) -> Fit:
+    def summed(self, keys: Sequence[str]) -> Fit:
         """With the kernels of ``keys`` summed over their three input channels."""
-        changed = {key: replace(self.layout.sources[key], transform=_summed, theirs=_three_channels) for key in keys}
-        return replace(self, layout=replace(self.layout, sources=self.layout.sources | changed))
+        three = partial(_with_channels, 3)
+        changed = {key: replace(self.layout.sources[key], transform=_summed, theirs=three) for key in keys}
+        layout = replace(self.layout, sources=self.layout.sources | changed)
+        return replace(self, layout=layout, added_up=tuple(keys))
 
     def converted(self, net: nn.Module) -> dict[str, Tensor]:
         """Their tensors under our keys; what they leave out keeps the net's value."""
@@ -146,8 +152,8 @@ def _refuse_impossible(path: object, key: str, tensor: Tensor) -> None:
         raise DataError(f"The file {path} holds a negative variance in {key}: use another file.")
 
 
-def _three_channels(ours: torch.Size) -> torch.Size:
-    return torch.Size([ours[0], 3, *ours[2:]]) if len(ours) == 4 and ours[1] == 1 else ours
+def _with_channels(channels: int, kernel: torch.Size) -> torch.Size:
+    return torch.Size([kernel[0], channels, *kernel[2:]])
 
 
 def _summed(weight: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ OTHER_KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"\s*<(!doctype|html|\?xml|head|body)", "a web page, so that its download went wrong: fetch the file itself"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!", "compressed: unpack it first"),
     (rb"\x89HDF\r\n", f"an HDF5 file, as Keras and h5py write: read it there, and {SAVE}"),
-    (rb"\x08[\x01-\x20]\x12", f"an ONNX model, whose graph holds no net of torch's: {SAVE}"),
+    (rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]", f"an ONNX model, whose graph holds no net of torch's: {SAVE}"),
     (rb"\x93NUMPY", f"an array of NumPy's: {SAVE}"),
     (rb"GGUF|.{4}TFL3", f"a model of another library: {SAVE}"),
     (rb"model_checkpoint_path", f"TensorFlow's list of checkpoints: read them there, and {SAVE}"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from repq_cli.errors import DataError
 from repq_cli.pretrained.choose import Choice, choose, fits_of, looks_like
-from repq_cli.pretrained.fit import Fit, some
+from repq_cli.pretrained.fit import HEAD, Fit, some
 from repq_cli.pretrained.formats import FORMATS, merged_keys
 from repq_cli.pretrained.layout import all_plain, normed
 from repq_cli.pretrained.read import SAVE, read
@@ -20,6 +20,7 @@ from repq_cli.train.experiment import OWN_ACTIVATION
 from repq_cli.train.log import logger
 from repq_cli.train.options import StageOptions
 
+AKIN = 0.1  # of a file's keys and a net's: from here on their differences are worth a list
 OF_OPTIMISERS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "step"}
 
 
@@ -32,6 +33,14 @@ def load_fp(net: nn.Module, path: Path, how: StageOptions, signature: dict[str, 
     """Load FP weights into ``net`` and say what was taken; DataError, and the net as it was, says what does not fit."""
     choice = fp_choice(net, path, how, signature)
     net.load_state_dict(choice.fit.converted(net))
+    if choice.fit.added_up:
+        logger.info(
+            "Kernels for colours are added up (%s): as if a grey image were three equal colours, normalised like this "
+            "run's images, and not by the mean and deviation of each colour that the weights were trained with.",
+            some(choice.fit.added_up),
+        )
+    elif how.input == "sum":
+        logger.info("fp.input=sum adds nothing up: the first layer of %s reads as many channels as this run's.", path)
     activation = signature.get("model.activation", OWN_ACTIVATION)
     if choice.fit.name != "repq" and activation != OWN_ACTIVATION:
         logger.warning(
@@ -58,8 +67,10 @@ def fp_choice(net: nn.Module, path: Path, how: StageOptions, signature: dict[str
     choice = choose(fits, how.weights, path)
     if choice is None:
         raise DataError(_why_none(path, net, sets, fits, how))
-    fit = _with_input(path, choice.fit, net, how)
-    if how.head == "new" and not any(key.startswith("classifier.") for key in fit.ours):
+    fit = choice.fit
+    if how.input == "sum":
+        fit = fit.summed(fit.other_channels(net.edges(), 3, 1))  # type: ignore[operator]
+    if how.head == "new" and not any(key.startswith(HEAD) for key in fit.ours):
         raise DataError("fp.head=new is for nets with a classifier, which this one has not: leave it out.")
     if not fit.fits:
         raise DataError(f"{path} does not fit this run's net as fp.format={fit.name}: {_what_differs(net, fit, sets)}.")
@@ -114,17 +125,6 @@ def _refuse_no_weights(path: Path, sets: list[WeightSet]) -> None:
         raise DataError(f"The file {path} holds the state of an optimiser and no weights: {SAVE}.")
 
 
-def _with_input(path: Path, fit: Fit, net: nn.Module, how: StageOptions) -> Fit:
-    """With the first layer's kernels summed over colours, where that is asked for."""
-    if how.input == "same":
-        return fit
-    colours = fit.colours_for_grey(net.edges())  # type: ignore[operator]
-    if colours:
-        return fit.summed(colours)
-    logger.info("fp.input=sum has nothing to sum: the first layer of %s reads as many channels as this run's.", path)
-    return fit
-
-
 def _why_none(path: Path, net: nn.Module, sets: list[WeightSet], fits: list[Fit], how: StageOptions) -> str:
     """Why a file of which no layout of this net explains most is not taken."""
     name, known = looks_like(sets), ", ".join(FORMATS)
@@ -135,7 +135,8 @@ def _why_none(path: Path, net: nn.Module, sets: list[WeightSet], fits: list[Fit]
     if name is None and how.format == "auto":
         return f"The keys of {path} are of none of the known layouts ({known}): {some(keys)}."
     asked = name if how.format == "auto" and name is not None else how.format
-    nearest = next((fit for fit in fits if fit.name == asked), None)
+    akin = AKIN if how.format == "auto" else 0
+    nearest = next((fit for fit in fits if fit.name == asked and fit.score >= akin), None)
     if nearest is not None and not (nearest.layout.merged and name == asked and not merged_keys(keys)):
         return f"{path} does not fit this run's net as fp.format={asked}: {_what_differs(net, nearest, sets)}."
     hint = "choose that net or another file"
@@ -160,20 +161,28 @@ def _merged_before(net: nn.Module, keys: Collection[str]) -> str:
 
 def _what_differs(net: nn.Module, fit: Fit, sets: list[WeightSet]) -> str:
     """The differences, and the nearest help."""
-    head, theirs = set(fit.head()), fit.weights.tensors
-    wrong = [source.key for source in fit.misshapen.values()]
-    colours = fit.colours_for_grey(net.edges())  # type: ignore[operator]
-    name = looks_like(sets)
-    if {*fit.missing, *wrong} and {*fit.missing, *wrong} <= head:
-        classes = next((len(theirs[key]) for key in wrong), None)
-        has = "has no classifier of this name" if classes is None else f"has {classes} classes"
-        hint = f"it {has}; fp.head=new keeps the body and makes a fresh classifier"
-    elif colours and len(colours) == len(wrong):
-        hint = "its first layer reads three colours, and this run's images are grey; fp.input=sum adds its kernels up"
-    elif name is not None and name != fit.name:
-        hint = f"its keys look like fp.format={name} ({FORMATS[name].net})"
-    elif name is None:
-        hint = f"its keys are of none of the known layouts ({', '.join(FORMATS)})"
-    else:
-        hint = "use the model.* and rep.* keys that it was trained with, or another file"
-    return f"{fit.differences()}; {hint}"
+    return f"{fit.differences()}; {_help(net, fit, looks_like(sets))}"
+
+
+def _help(net: nn.Module, fit: Fit, name: str | None) -> str:
+    theirs, sources = fit.weights.tensors, fit.layout.sources
+    wrong = {*fit.missing, *(source.key for source in fit.misshapen.values())}
+    head = wrong & set(fit.head())
+    first = net.edges()  # type: ignore[operator]
+    colours, grey = fit.other_channels(first, 3, 1), fit.other_channels(first, 1, 3)
+    if wrong and wrong == head | {sources[key].key for key in [*colours, *grey]}:
+        hints = []
+        if head:
+            classes = {len(theirs[key]) for key in head if key in theirs}
+            has = f"has {classes.pop()} classes" if classes else "has no classifier of this name"
+            hints.append(f"it {has}; fp.head=new keeps the body and makes a fresh classifier")
+        if colours:
+            hints.append("its first layer reads three colours, which fp.input=sum adds up for this run's grey images")
+        if grey:
+            hints.append("its first layer reads grey images; data.grey=true makes those of image_folder grey")
+        return "; ".join(hints)
+    if name is None:
+        return f"its keys are of none of the known layouts ({', '.join(FORMATS)})"
+    if name != fit.name:
+        return f"its keys look like fp.format={name} ({FORMATS[name].net})"
+    return "use the model.* and rep.* keys that it was trained with, or another file"
