@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from repq_cli import build
-from repq_cli.data.base import Evaluation, Inputs, Split
+from repq_cli.config import Config
+from repq_cli.data.base import Evaluation, Info, Inputs, Split
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import DataError
 from repq_cli.runs.folder import ROW, RunFolder
 from repq_cli.runs.row import Row
-from repq_cli.schema import with_defaults
 from repq_cli.train.reload import trained_nets
 
 # What commands read in a row without asking whether it is there.
@@ -39,9 +38,9 @@ class FinishedRun:
         return f"{self.row['model']}, rep {self.row['rep']}, mode {self.row['mode']}"
 
     @functools.cached_property
-    def config(self) -> dict[str, Any]:
-        """The configuration, of an earlier version with today's defaults."""
-        return build.checked(with_defaults(self.folder.read_config()))
+    def config(self) -> Config:
+        """The configuration; of an earlier version with what it did where it lacks a key."""
+        return build.stored(self.folder)
 
     @functools.cached_property
     def deployed(self) -> DeployedNet:
@@ -52,13 +51,13 @@ class FinishedRun:
     def inputs(self) -> Inputs:
         """What the networks read, without a look at the data."""
         graph = self.deployed.graph
-        return Inputs(self.config["data"]["name"], tuple(graph["input_shape"]), len(graph.get("classes", ())))
+        return Inputs(self.config.data.name, tuple(graph["input_shape"]), len(graph.get("classes", ())))
 
-    def trained(self, inputs: Inputs) -> dict[str, nn.Module]:
+    def trained(self, inputs: Inputs | Info) -> dict[str, nn.Module]:
         """The FP net (``fp``) and the quantization-aware one (``fake``), both in eval mode on the CPU."""
         return trained_nets(self.folder, self.config, build.network_maker(self.config, inputs), inputs.shape[0])
 
-    def tests(self, config: dict[str, Any]) -> dict[str, Evaluation]:
+    def tests(self, config: Config) -> dict[str, Evaluation]:
         """The evaluation sets of a configuration, such as the run's own, as its networks read them."""
         return {name: fitting(name, split, self.deployed) for name, split in build.data_tests(config).items()}
 

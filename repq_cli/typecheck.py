@@ -75,7 +75,7 @@ def describe(annotation: Any) -> str:
     """The legal values in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return ", ".join([describe(arguments[0]), *(str(bound) for bound in arguments[1:])])
+        return ", ".join([describe(arguments[0]), *(str(bound) for bound in arguments[1:] if isinstance(bound, Range))])
     if origin in (Union, types.UnionType):
         return " or ".join(describe(option) for option in arguments)
     if origin is Literal:
@@ -109,6 +109,11 @@ def nearest(value: Any, choices: Iterable[Any]) -> Any | None:
         return min(numbers, key=lambda option: abs(option - value))
     close = difflib.get_close_matches(str(value), [str(option) for option in options], 1, 0.5)
     return close[0] if close else None
+
+
+def bare(annotation: Any) -> Any:
+    """The type itself, without what is said of it."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def annotations_of(target: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from repq_cli.reparam.plain import only_kernels, plain_block
 from repq_cli.reparam.qarepvgg import qarepvgg_block
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.train.fp_weights import load_fp
-from repq_cli.train.options import StageOptions
+from repq_cli.train.options import WeightOptions
 
 State = dict[str, Tensor]
 Conv = Callable[[State, str, Tensor, int], Tensor]  # state, prefix, input, stride
@@ -32,7 +32,7 @@ BLOCKS = [1, 2, 1, 1]
 
 def load(net: nn.Module, path: Path, layout: str = "auto", **how: str) -> Choice:
     """Weights from a file as a run with ``fp.KEY=VALUE`` takes them."""
-    return load_fp(net, path, StageOptions(checkpoint=str(path), format=layout, **how), {"model": "any"})  # type: ignore[arg-type]
+    return load_fp(net, path, WeightOptions(checkpoint=str(path), format=layout, **how), {"model": "any"})  # type: ignore[arg-type]
 
 
 # Writing published state dicts.

@@ -371,8 +371,8 @@ def test_batch_norm_modes_need_batch_norm() -> None:
     from repq_cli.schema import validate
 
     config = compose_plain(["+model=repvgg_a0", "mode=repq_bn"])
-    config["rep"]["batch_norm"] = False
-    (problem,) = validate(config, build.target_arguments)
+    tree = config.as_dict() | {"rep": config.rep.keys() | {"batch_norm": False}}
+    (problem,) = validate(tree, build.target_arguments)
     assert str(problem).startswith("mode=repq_bn needs batch norm, which rep=repvgg has none of")
 
 

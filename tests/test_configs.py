@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,19 @@ import repq_cli.configs
 import torch
 import yaml
 from conftest import random_data, random_pictures
+from hydra import compose as compose_tree
+from hydra import initialize_config_module
 
 from repq_cli import build
+from repq_cli.cli.hydra_app import CONFIGS, plain
 from repq_cli.cli.jobs import compose_plain
+from repq_cli.config import DEFAULTS, Config
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
-from repq_cli.modes.options import ModeOptions
-from repq_cli.quant.options import QuantOptions
-from repq_cli.schema import Config, validate
+from repq_cli.schema import validate
 from repq_cli.train.engine import training_step
 from repq_cli.train.fp_key import fp_key
 from repq_cli.train.optim import make_optimizer
-from repq_cli.typecheck import annotations_of
 
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
@@ -31,8 +33,8 @@ OVERRIDES = {"data/image_folder.yaml": ["data.root=x"]}
 PICTURES = ("data/photos.yaml", "data/sr_folder.yaml", "rep/ecb.yaml")  # not for every network
 
 
-def composed(path: Path) -> dict[str, Any]:
-    """The tree with this one option chosen."""
+def composed(path: Path) -> Config:
+    """The configuration with this one option chosen."""
     group, option = path.parent.name, path.stem
     prefix = "+" if group in ("model", "experiment", "sweep") else ""
     default = "ecbsr" if path.as_posix() in PICTURES else "repvgg_a0"
@@ -44,15 +46,17 @@ def test_every_option_composes_and_validates(subtests: pytest.Subtests) -> None:
     for path in GROUPS:
         with subtests.test(path=str(path)):
             config = composed(path)
-            assert validate(config, build.target_arguments) == []
-            assert config["mode"]["name"] != "auto"
+            for tree in (config.stored(), config.as_dict()):
+                assert validate(tree, build.target_arguments) == []
+                assert Config.of(tree) == config
+            assert config.mode.name != "auto"
 
 
 @pytest.mark.parametrize("path", [path for path in GROUPS if path.parent.name in ("model", "rep")], ids=str)
 def test_every_network_builds_and_answers(path: Path) -> None:
     config = composed(path)
-    if config["task"] == "super_resolution":
-        scale = config["model"]["scale"]
+    if config.task == "super_resolution":
+        scale, _ = config.model.enlarging
         net = build.network_maker(config, random_pictures(scale).info)()
         assert net.eval()(torch.rand(2, 1, 7, 9)).shape == (2, 1, 7 * scale, 9 * scale)
         return
@@ -64,11 +68,13 @@ def test_every_network_builds_and_answers(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in GROUPS if path.parent.name == "experiment"], ids=str)
 def test_every_experiment_runs_a_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed(path)
-    config["data"]["batch_size"] = 10
-    pictures = config["task"] == "super_resolution"
+    pictures = config.task == "super_resolution"
+    tree = config.as_dict()
+    tree["data"]["batch_size"] = 10
     if not pictures:
-        config["model"]["width"] = 0.125
-    loaded = random_pictures(config["model"]["scale"]) if pictures else random_data()
+        tree["model"]["width"] = 0.125
+    config = Config.of(tree)
+    loaded = random_pictures(config.model.enlarging[0]) if pictures else random_data()
     monkeypatch.setattr(build, "data", lambda config: loaded)
     experiment = build.experiment(config)
     fp_net = experiment.make_net()
@@ -80,21 +86,24 @@ def test_every_experiment_runs_a_step(path: Path, monkeypatch: pytest.MonkeyPatc
     assert loss > 0
 
 
-def test_yaml_defaults_are_those_of_the_dataclasses() -> None:
-    """Two places hold a default only where they agree."""
-    tree = yaml.safe_load((ROOT / "train.yaml").read_text())
-    assert tree["seed"] == Config.__dataclass_fields__["seed"].default
-    for section, options in (("quant", QuantOptions()), ("mode", ModeOptions())):
-        for key, value in tree[section].items():
-            assert getattr(options, key) == value, f"{section}.{key}"
+def test_the_default_of_a_key_is_the_one_of_the_configuration_files() -> None:
+    """Of all but those that the recipe of the default data brings."""
+    found: dict[str, object] = {}
+    for optimiser in ("adamw", "sgd"):
+        with initialize_config_module(CONFIGS, version_base="1.3"):
+            tree = plain(compose_tree("train", overrides=["+model=resnet18", f"optim={optimiser}"]))
+        found |= flat(tree)
+    recipe = flat(yaml.safe_load((ROOT / "data/digits.yaml").read_text())).keys() - {"data.batch_size"}
+    of_files = {key: value for key, value in found.items() if key in DEFAULTS and key not in recipe}
+    assert json.loads(json.dumps({key: DEFAULTS[key] for key in of_files})) == of_files
+    of_fp = {f"qat.{key}" for key in ("checkpoint", "format", "weights", "head", "input", "merged_training", "reuse")}
+    assert DEFAULTS.keys() - of_files.keys() == {"input_shape", "mode.freeze_bn_after", *of_fp}
 
 
-def test_every_documented_key_exists() -> None:
-    config = composed(Path("model/repvgg_a0.yaml"))
-    for section, kind in annotations_of(Config).items():
-        if isinstance(config.get(section), dict) and "_target_" not in config[section]:
-            unknown = set(config[section]) - set(annotations_of(kind))
-            assert not unknown, f"{section}: {unknown}"
+def flat(tree: dict[str, Any]) -> dict[str, object]:
+    """Values under keys such as ``fp.lr``."""
+    sections = {name: values if isinstance(values, dict) else {"": values} for name, values in tree.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, values in sections.items() for key, value in values.items()}
 
 
 def test_the_fp_key_depends_on_what_determines_the_fp_stage() -> None:

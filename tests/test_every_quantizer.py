@@ -26,9 +26,7 @@ from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
-from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.restated_norms import to_estimated_statistics
-from repq_cli.quant.options import QuantOptions
 from repq_cli.tasks.classification import Classification
 from repq_cli.train.engine import evaluate, training_step
 from repq_cli.train.optim import make_optimizer
@@ -105,17 +103,17 @@ def fp_state(rep: str, activation: str | None) -> dict[str, torch.Tensor]:
 def train(net: nn.Module, steps: int, lr: float) -> list[float]:
     """The loss of every step."""
     net.train()
-    optimizer, task = make_optimizer(net, OptimOptions(), lr), Classification()
+    optimizer, task = make_optimizer(net, OptimOptions("sgd", 1e-4, 0.0), lr), Classification()
     epochs = itertools.chain.from_iterable(data().train.training_batches(64, epoch) for epoch in itertools.count())
     return [training_step(net, batch, task, optimizer, lr, None)[0] for batch in itertools.islice(epochs, steps)]
 
 
 def check_learns(combination: Combination, folder: Path, steps: int = QAT_STEPS) -> None:
     config = configuration(combination)
-    mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
-    rep = "none" if mode.name == "plain" else config["rep"]["name"]
+    mode, quant = config.mode, config.quant
+    rep = "none" if mode.name == "plain" else config.rep.name
     net = build.network_maker(config, data().info)()
-    net.load_state_dict(copy.deepcopy(fp_state(rep, config["model"]["activation"])))
+    net.load_state_dict(copy.deepcopy(fp_state(rep, config.model.activation)))
     first = next(data().train.training_batches(64, 0))[0]
     start = to_estimated_statistics(net, [first], mode.estimator) if mode.name == "repq_bnest" else net
     composed = compose(start, mode, quant)

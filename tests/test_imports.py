@@ -15,7 +15,7 @@ PACKAGE = Path(repq_cli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room and the rooms of ours that it imports, beside the files that every part may use.
-SHARED = {"batch_norm", "errors", "files", "seeds", "bounds", "text", "typecheck", "devices"}
+SHARED = {"batch_norm", "errors", "files", "seeds", "bounds", "text", "typecheck", "devices", "effects"}
 ALLOWED: dict[str, set[str]] = {
     "reparam": set(),
     "quant": set(),
@@ -27,14 +27,14 @@ ALLOWED: dict[str, set[str]] = {
     "pretrained": {"models", "reparam"},
     "modes": {"models", "reparam", "quant"},
     "deploy": {"quant"},
-    "report": {"runs"},
+    "report": {"config", "runs"},
     "bench": {"deploy", "modes", "reparam"},
-    "train": {"pretrained", "data", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs"},
+    "train": {"pretrained", "data", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs", "config"},
 }
 # What a mode is, without torch: every room may ask.
 SAYS_WHAT_MODES_ARE = ("repq_cli.modes.catalogue", "repq_cli.modes.mode.")
 HYDRA_ROOMS = {"cli"}
-WITHOUT_TORCH = {"report", "runs", "schema", "text"}
+WITHOUT_TORCH = {"report", "runs", "config", "schema", "targets", "effects", "text"}
 NAMES_WITHIN = {"train/fp_cache.py": {".lock"}}  # of the stages that runs share
 
 

@@ -24,9 +24,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import CheckError, ConfigError
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
-from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.restated_norms import with_reinserted_norms
-from repq_cli.quant.options import QuantOptions
 from repq_cli.tasks.classification import Classification
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -118,7 +116,7 @@ CASES = [(net, quant) for net in NETS for quant in QUANTS if not ("ecbsr" in net
 def frozen(*overrides: str, size: int = 16) -> tuple[DeployedNet, Tensor]:
     """A deployed network with random weights and statistics, and images for it."""
     config = compose_plain([*overrides, "model.width=0.125"] if "ecbsr" not in overrides[0] else list(overrides))
-    channels = 3 if config["model"].get("colour") == "rgb" else 1
+    channels = 3 if config.model.arguments.get("colour") == "rgb" else 1
     inputs = Inputs("random", (channels, size, size), 10)
     net = build.network_maker(config, inputs)()
     x = torch.rand(4, channels, size, size) * 255 if "ecbsr" in overrides[0] else torch.randn(4, channels, size, size)
@@ -128,11 +126,11 @@ def frozen(*overrides: str, size: int = 16) -> tuple[DeployedNet, Tensor]:
             nn.init.normal_(part.bias, 0, 0.2)
     for _ in range(3):
         net.train()(x)  # running statistics
-    mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
+    mode, quant = config.mode, config.quant
     start = with_reinserted_norms(net, [x]) if mode.merged_bn == "reinsert" else net.eval()
     composed = compose(start, mode, quant)
     calibrate(composed, x, quant.init, net)
-    return freeze(composed.eval(), {"task": config["task"], "input_shape": list(x.shape[1:])}), x
+    return freeze(composed.eval(), {"task": config.task, "input_shape": list(x.shape[1:])}), x
 
 
 @pytest.mark.no_cover  # many cases of lines that other tests cover as well

@@ -43,7 +43,7 @@ from repq_cli.reparam.ecb import ecb_block
 from repq_cli.reparam.plain import plain_block
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.train.fp_weights import load_fp
-from repq_cli.train.options import StageOptions
+from repq_cli.train.options import WeightOptions
 
 bare_block = partial(plain_block, batch_norm=False)
 
@@ -229,12 +229,12 @@ def test_a_run_of_ours_gives_its_body_to_other_images(saved: Saved) -> None:
         (("head", "new"),): "has input 3x32x32 .* fp.input=sum",
     }.items():
         with pytest.raises(DataError, match=sentence):
-            load_fp(net, path, StageOptions(**dict(how)), run)  # type: ignore[arg-type]
+            load_fp(net, path, WeightOptions(**dict(how)), run)  # type: ignore[arg-type]
     with pytest.raises(
         DataError, match=r"has classes 5 and this run classes 7.*, or keep its body alone by fp\.head=new"
     ):
-        load_fp(net, path, StageOptions(input="sum"), run | {"input": "1x32x32"})
-    load_fp(net, path, StageOptions(input="sum", head="new"), run)
+        load_fp(net, path, WeightOptions(input="sum"), run | {"input": "1x32x32"})
+    load_fp(net, path, WeightOptions(input="sum", head="new"), run)
     assert torch.equal(
         net.state_dict()["blocks.1.branches.point.conv.weight"], state["blocks.1.branches.point.conv.weight"]
     )

@@ -66,16 +66,16 @@ def test_what_does_not_go_together_is_refused_with_the_reason(arguments: str, se
     ],
 )
 def test_networks_get_hard_tanh_where_activations_become_signs(arguments: str, activation: str | None) -> None:
-    assert compose_plain([RESNET, *arguments.split()])["model"]["activation"] == activation
+    assert compose_plain([RESNET, *arguments.split()]).model.activation == activation
 
 
 def test_integer_only_training_folds_batch_norm() -> None:
     config = compose_plain([RESNET, "quant=int8_affine"])
-    assert config["mode"]["plain_bn"] == "folded"
-    assert config["mode"]["name"] == "plain"
-    assert compose_plain([RESNET, "quant=int8_affine", "mode.plain_bn=unfolded"])["mode"]["plain_bn"] == "unfolded"
+    assert config.mode.plain_bn == "folded"
+    assert config.mode.name == "plain"
+    assert compose_plain([RESNET, "quant=int8_affine", "mode.plain_bn=unfolded"]).mode.plain_bn == "unfolded"
 
 
 @pytest.mark.parametrize("option", ["bnn", "binaryconnect", "bwn", "xnor", "w1a1", "w1a32", "twn", "int8_affine"])
 def test_a_single_key_of_an_option_can_be_changed(option: str) -> None:
-    assert compose_plain([A0, f"quant={option}", "quant.residual=fp"])["quant"]["residual"] == "fp"
+    assert compose_plain([A0, f"quant={option}", "quant.residual=fp"]).quant.residual == "fp"

@@ -153,7 +153,7 @@ def test_qat_starts_from_a_body_for_other_images(run_repq: Run, in_folder: Path)
 def test_a_merged_file_gets_batch_norms_with_the_datas_statistics(
     finished: Path, run_repq: Run, in_folder: Path
 ) -> None:
-    config = RunFolder(finished).read_config()
+    config = build.stored(RunFolder(finished))
     net = build.network_maker(config, build.data_inputs(config))()
     net.load_state_dict(torch.load(finished / "checkpoints/fp.pt", weights_only=True)["net"])
     merged = {f"linear.{key}": value for key, value in net.classifier.state_dict().items()}

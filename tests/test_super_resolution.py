@@ -168,8 +168,7 @@ def test_every_choice_is_a_whole_run_and_can_be_evaluated_again(
     arguments: list[str], in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = compose_plain([*SMALL, *arguments, "runtime.tensorboard=false"])
-    model = config["model"]
-    monkeypatch.setattr(build, "data", lambda config: random_pictures(model["scale"], model["colour"]))
+    monkeypatch.setattr(build, "data", lambda config: random_pictures(*config.model.enlarging))
     monkeypatch.setattr(build, "data_tests", lambda config: build.data(config).tests)
     row = run(build.experiment(config), Path("run"))
     assert row["checks"]["freeze_max_abs"] == 0

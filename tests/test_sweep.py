@@ -96,7 +96,6 @@ def test_the_plan_numbers_jobs_as_hydra_does(in_folder: Path) -> None:
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_sweep_over_two_blocks_shares_fp_stages_and_plain(in_folder: Path) -> None:
     """Two blocks, four modes, two widths, two seeds: 32 runs, six FP stages, four Plain runs twice."""
-    from repq_cli.schema import with_defaults
     from repq_cli.train.fp_key import fp_key
 
     modes = ["plain", "merged", "repq_bn", "repq_bnest"]
@@ -107,9 +106,9 @@ def test_a_sweep_over_two_blocks_shares_fp_stages_and_plain(in_folder: Path) -> 
         for quant in ("w8a8", "w2a2")
         for seed in (0, 1)
     ]
-    assert len({fp_key(with_defaults(config)) for config in configs}) == 3 * 2
+    assert len({fp_key(config) for config in configs}) == 3 * 2
     assert len({run_key(config) for config in configs}) == len(configs) - 4
-    plain = [config for config in configs if config["mode"]["name"] == "plain"]
+    plain = [config for config in configs if config.mode.name == "plain"]
     assert not same_run(plain[0], plain[4]) and run_key(plain[0]) == run_key(plain[4])
 
 

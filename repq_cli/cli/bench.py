@@ -106,7 +106,7 @@ def _run(run: FinishedRun, config: dict[str, Any], threads: int) -> list[Row]:
     seconds = _timed(calls, config["rounds"], str(folder))
     about = {key: row.get(key) for key in ("model", "rep", "mode", "data")}
     bits = [row["quant"]["weight_bits"], row["quant"]["act_bits"]]
-    about |= {"run": str(folder), "width": run.config["model"].get("width"), "input_shape": shape, "bits": bits}
+    about |= {"run": str(folder), "width": run.config.model.width, "input_shape": shape, "bits": bits}
     rows = [about | _measured(batch, net, seconds, row["metric"]) for batch, net in calls]
     size = "x".join(map(str, shape))
     print(f"{run}, w{bits[0]}a{bits[1]}; images {size}, threads: {threads}")

@@ -15,9 +15,7 @@ from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError
 from repq_cli.files import make_folder, write_json
 from repq_cli.finished_run import FinishedRun
-from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.weights import blocks_behind
-from repq_cli.quant.options import QuantOptions
 from repq_cli.report.advice import advice
 from repq_cli.report.diagnosis import LEGEND, layer_table, summary
 from repq_cli.runs.folder import DIAGNOSIS
@@ -35,7 +33,7 @@ def diagnose_job(config: dict[str, Any]) -> None:
     """Measure, print the table and the advice, and write both with the figure."""
     run = FinishedRun(config["run"])
     run_config = run.config
-    quant = QuantOptions(**run_config["quant"])
+    quant = run_config.quant
     if quant.label == "fp32":
         raise ConfigError(f"run={run.folder} is of quant=fp32, where nothing is quantized: name a run of fewer bits.")
     if config["threads"] is not None:
@@ -43,7 +41,7 @@ def diagnose_job(config: dict[str, Any]) -> None:
     device = use_device(config["device"], "device")
     data, task = build.data(run_config), build.task(run_config)
     nets = run.trained(data.info)
-    mode = ModeOptions(**run_config["mode"]).rule
+    mode = run_config.mode.rule
     blocks = blocks_behind(nets["fp"] if mode.merges_first else nets["fake"])
     net = mode.shipped_net(nets["fake"], quant.init)
     out = make_folder(Path(config["out"]) if config["out"] else run.folder.diagnose)
@@ -52,7 +50,7 @@ def diagnose_job(config: dict[str, Any]) -> None:
     found = {
         "format": FORMAT,
         **{key: run.row[key] for key in ("model", "rep", "mode", "quant")},
-        "data": {"name": run_config["data"]["name"], "split": "val", "images": len(images), "of": len(data.val)},
+        "data": {"name": run_config.data.name, "split": "val", "images": len(images), "of": len(data.val)},
         "metric": {"name": task.metric, "unit": task.unit, "higher_is_better": task.higher_is_better},
         **diagnose(net, nets["fp"], blocks, images, task, device, show_bar),
     }

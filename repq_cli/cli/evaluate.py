@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from repq_cli import build
+from repq_cli.config import DEFAULTS, Config, EvalConfig, keys_of, section_of
 from repq_cli.data.base import Evaluation, listings_of
 from repq_cli.data.identity import Identity
 from repq_cli.deploy.check import compare_integers
@@ -27,35 +28,36 @@ from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
 
 
-def eval_job(config: dict[str, Any]) -> None:
+def eval_job(tree: dict[str, Any]) -> None:
     """Measure, print a table, and keep the numbers in the run's row."""
-    run = FinishedRun(config["run"])
-    run_config, deployed = run.config, run.deployed
-    if config["runtime"]["threads"] is not None:
-        torch.set_num_threads(config["runtime"]["threads"])
-    device = use_device(config["runtime"]["device"])
+    options = section_of(EvalConfig, {key: value for key, value in tree.items() if key in keys_of(EvalConfig)})
+    run = FinishedRun(options.run)
+    deployed, runtime, engine = run.deployed, options.runtime, options.engine
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    device = use_device(runtime.device)
 
-    asked = _with_data(run_config, config)
+    asked = _with_data(run.config, options, tree.get("task", DEFAULTS["task"]))
     sets = run.tests(asked)
     task = build.task(asked)
     nets = {**task.baselines(), **run.trained(run.inputs), "deployed": deployed}
-    if config["engine"] == "integer":
+    if engine == "integer":
         nets["integer"] = _integer_net(deployed, device)
-    elif config["engine"] == "onnx":
-        nets["onnx"] = _onnx_net(run.folder, deployed, config["runtime"]["threads"])
-    elif config["engine"] == "xnor":
+    elif engine == "onnx":
+        nets["onnx"] = _onnx_net(run.folder, deployed, runtime.threads)
+    elif engine == "xnor":
         nets["xnor"] = _xnor_net(deployed, device)
-    if config["engine"] is not None:
-        nets = {name: net for name, net in nets.items() if name in (*task.baselines(), config["engine"])}
+    if engine is not None:
+        nets = {name: net for name, net in nets.items() if name in (*task.baselines(), engine)}
     nets = {name: net.to(device) for name, net in nets.items()}
-    show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
-    rows = measure(nets, sets, task, asked["data"]["name"], device, config["runtime"]["tile"], show_bar)
+    show_bar = sys.stderr.isatty() and options.verbosity != "quiet"
+    rows = measure(nets, sets, task, asked.data.name, device, runtime.tile, show_bar)
     print(f"{run}\n{quality_table(rows)}", flush=True)
-    if config["engine"] == "integer":
+    if engine == "integer":
         print(_integer_proof(deployed, nets["integer"], sets, task))
-    names = asked["data"]["name"], run_config["data"]["name"]
+    names = asked.data.name, run.config.data.name
     own = {name: split for name, split in sets.items() if len({str(task.set_keys(data, name)) for data in names}) == 1}
-    _keep(run.folder, rows, _other_rules(asked, run_config) or _other_images(run.folder, own))
+    _keep(run.folder, rows, _other_rules(asked, run.config) or _other_images(run.folder, own))
 
 
 def _integer_net(deployed: DeployedNet, device: torch.device) -> nn.Module:
@@ -105,29 +107,28 @@ def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Eval
     )
 
 
-def _with_data(run_config: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The run's configuration with the data and the rounding that were asked for."""
-    changes: dict[str, Any] = {"plugins": [*run_config["plugins"], *config["plugins"]]}
-    if config.get("data") is not None:
-        changes["data"] = config["data"]
-        task = config.get("task", "classification")
-        if task != run_config["task"]:
+def _with_data(config: Config, options: EvalConfig, task: str) -> Config:
+    """The run's configuration with the data, of a task, and the rounding that were asked for."""
+    changes: dict[str, Any] = {"plugins": [*config.plugins, *options.plugins]}
+    if options.data is not None:
+        changes["data"] = options.data.keys()
+        if task != config.task:
             raise ConfigError(
-                f"data={config['data']['name']} is for task={task}, and the run is one of {run_config['task']}: "
+                f"data={options.data.name} is for task={task}, and the run is one of {config.task}: "
                 f"choose data of that task."
             )
-    if config["psnr_rounding"] is not None:
-        changes["psnr_rounding"] = config["psnr_rounding"]
-    return build.checked(run_config | changes)
+    if options.psnr_rounding is not None:
+        changes["psnr_rounding"] = options.psnr_rounding
+    return build.checked(config.as_dict() | changes)
 
 
-def _other_rules(asked: dict[str, Any], run_config: dict[str, Any]) -> str:
+def _other_rules(asked: Config, run_config: Config) -> str:
     """In what rules of rounding this measurement differs from the run's own."""
-    if asked["task"] == "classification":
+    if asked.task == "classification":
         return ""
-    rules = [("psnr_rounding", asked["psnr_rounding"], run_config["psnr_rounding"])]
-    low = [config["data"].get("low_rounding") for config in (asked, run_config)]
-    if None not in low:  # in data of a plugin, or of an earlier version
+    rules: list[tuple[str, object, object]] = [("psnr_rounding", asked.psnr_rounding, run_config.psnr_rounding)]
+    low = asked.data.low_rounding, run_config.data.low_rounding
+    if None not in low:  # in data of a plugin
         rules.append(("data.low_rounding", *low))
     keys = [key for key, here, there in rules if here != there]
     return f"another {' and '.join(keys)} than the run's" if keys else ""

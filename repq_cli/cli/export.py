@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from repq_cli import build
+from repq_cli.config import Config
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.deploy.same import DECIBELS, is_another_psnr, too_many_others
@@ -51,7 +52,7 @@ def export_job(config: dict[str, Any]) -> None:
         for biases in _attempts(config):
             shipped, names = _written(biases, run, folder, config)
             nets = {"deployed": deployed, config["format"]: shipped}
-            rows = measure(nets, sets, task, run.config["data"]["name"], CPU, 1024)
+            rows = measure(nets, sets, task, run.config.data.name, CPU, 1024)
             print(quality_table(rows))
             problem = _difference(deployed, shipped, sets, task, rows)
             if problem is None:
@@ -69,20 +70,20 @@ def export_job(config: dict[str, Any]) -> None:
     print(f"written to {files}")
 
 
-def _way_to_integers(deployed: DeployedNet, config: Mapping[str, Any]) -> str:
+def _way_to_integers(deployed: DeployedNet, config: Config) -> str:
     """With which keys biases would be integers, where a run of this configuration has none but could.
 
     That takes weights and inputs of codes, and no batch norm behind, which layers of plain signs cannot be without.
     """
-    quant, mode = config["quant"], config["mode"]
+    quant, mode = config.quant, config.mode
     codes = {node["name"] for node in deployed.nodes if node["op"] == "quantize"}
     layers = [node for node in deployed.nodes if node.get("bias") and node["bits"] < 32 and node["inputs"][0] in codes]
     behind = any(node["multiplier"] for node in layers)
-    if all(node["bias_step"] for node in layers) or (behind and quant["weight_method"] == "sign"):
+    if all(node["bias_step"] for node in layers) or (behind and quant.weight_method == "sign"):
         return ""
-    keys = [] if quant["int32_bias"] else ["quant.int32_bias=true"]
+    keys = [] if quant.int32_bias else ["quant.int32_bias=true"]
     if behind:
-        keys += [f"mode.{key}={word}" for key, (value, word) in FOLDED.items() if mode[key] != value]
+        keys += [f"mode.{key}={word}" for key, (value, word) in FOLDED.items() if getattr(mode, key) != value]
     return f"; training with {' '.join(keys)} gives integers" if keys else ""
 
 

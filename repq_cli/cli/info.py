@@ -9,15 +9,14 @@ from typing import Any
 from torch import nn
 
 from repq_cli import build
+from repq_cli.config import Config
 from repq_cli.data.base import Inputs
 from repq_cli.deploy.cost import cost, layer_bytes, layer_costs, layer_parameters, parameter_count
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.errors import DataError
 from repq_cli.modes.compose import compose
-from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.layers import quantizers_in_layers
-from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import SumBranch
@@ -32,17 +31,17 @@ HEADER: Line = (
 WORDS = 7  # columns of text; the others are numbers
 
 
-def info_job(config: dict[str, Any]) -> None:
+def info_job(tree: dict[str, Any]) -> None:
     """Print the network that trains, the network that ships, and the environment."""
-    config = build.checked(config)
+    config = build.checked(tree)
     inputs = _inputs(config)
-    mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
+    mode, quant = config.mode, config.quant
     net = build.network_maker(config, inputs)()
     quantized = compose(net, mode, quant)
     deployed = freeze(mode.rule.shipped_net(quantized, "lsq"), {"input_shape": list(inputs.shape)})
 
-    print(f"{config['model']['name']}, rep {config['rep']['name']}, mode {mode.name}, {quant.label}")
-    asked = " (input_shape)" if config.get("input_shape") else ""
+    print(f"{config.model.name}, rep {config.rep.name}, mode {mode.name}, {quant.label}")
+    asked = " (input_shape)" if config.input_shape else ""
     print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {_answers(config, inputs)}\n")
     print(columns([HEADER, *_layers(net, deployed), _total(net, deployed)], WORDS))
     print("\nactivation tensors")
@@ -59,22 +58,22 @@ def info_job(config: dict[str, Any]) -> None:
             print(f"{key:<10} {_flat(value)}")
 
 
-def _answers(config: dict[str, Any], inputs: Inputs) -> str:
+def _answers(config: Config, inputs: Inputs) -> str:
     """What comes out, in words."""
-    model = config["model"]
-    if "scale" in model:
-        rows, columns = (size * model["scale"] for size in inputs.shape[1:])
-        return f"enlarged x{model['scale']} to {rows}x{columns}"
-    return f"{model.get('num_classes') or inputs.num_classes} classes"
+    scale = config.model.scale
+    if scale is not None:
+        rows, columns = (size * scale for size in inputs.shape[1:])
+        return f"enlarged x{scale} to {rows}x{columns}"
+    return f"{config.model.num_classes or inputs.num_classes} classes"
 
 
-def _inputs(config: dict[str, Any]) -> Inputs:
+def _inputs(config: Config) -> Inputs:
     """What the network is built for: the data's shape and classes, the shape unless ``input_shape`` names another."""
     try:
         inputs = build.data_inputs(config)
     except DataError as error:
         raise DataError(f"{error} (The network's input and classes come from the data.)") from error
-    return Inputs(inputs.name, tuple(config.get("input_shape") or inputs.shape), inputs.num_classes)
+    return Inputs(inputs.name, config.input_shape or inputs.shape, inputs.num_classes)
 
 
 def _layers(net: nn.Module, deployed: DeployedNet) -> Iterator[Line]:

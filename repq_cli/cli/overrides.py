@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from repq_cli.build import target_arguments
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import CONFIGS, plain
+from repq_cli.config import Config
 from repq_cli.errors import ConfigError
 from repq_cli.problems import Problem, error_of
 from repq_cli.schema import KEYS, resolved, validate
@@ -39,7 +40,7 @@ class Composed:
     """What one run's overrides compose to; ``illegal``: legal words that do not go together."""
 
     overrides: list[str]
-    config: dict[str, Any]
+    config: Config
     illegal: list[Problem]
 
 
@@ -231,7 +232,7 @@ class Checker:
         if not illegal:
             tree = resolved(tree)
             illegal = validate(tree, target_arguments)
-        return Composed(overrides, tree, illegal)
+        return Composed(overrides, Config.of(tree), illegal)
 
 
 def _once(overrides: list[Override]) -> list[Override]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from repq_cli import build
+from repq_cli.config import Config
 from repq_cli.devices import pick_device
 from repq_cli.errors import RepqError
 from repq_cli.train.checkpoint import fp_checkpoint
@@ -22,21 +24,21 @@ from repq_cli.train.fp_weights import fp_choice
 _prepared: list[Experiment] = []  # what the run of this process was checked with, so that nothing is read twice
 
 
-def prepare(config: dict[str, Any]) -> None:
+def prepare(config: Config) -> None:
     """Read what a run starts from, and keep it for ``taken``. Raises ConfigError or DataError."""
-    pick_device(config["runtime"]["device"])
+    pick_device(config.runtime.device)
     experiment = build.experiment(config)
     _check_weights(experiment)
     _prepared[:] = [experiment]
 
 
-def taken(config: dict[str, Any]) -> Experiment:
+def taken(config: Config) -> Experiment:
     """The experiment of a configuration: the prepared one, if it is that."""
     prepared = _prepared.pop() if _prepared else None
     return prepared if prepared is not None and prepared.config == config else build.experiment(config)
 
 
-def refusals(configs: list[dict[str, Any]]) -> list[RepqError | None]:
+def refusals(configs: Sequence[Config]) -> list[RepqError | None]:
     """For each run of a sweep what is wrong with it, or None; runs of the same data read it once."""
     found: list[RepqError | None] = [None] * len(configs)
     weights: dict[str, RepqError | None] = {}
@@ -49,12 +51,12 @@ def refusals(configs: list[dict[str, Any]]) -> list[RepqError | None]:
     return found
 
 
-def _refusal(config: dict[str, Any], loaded: Any, weights: dict[str, RepqError | None]) -> RepqError | None:
+def _refusal(config: Config, loaded: Any, weights: dict[str, RepqError | None]) -> RepqError | None:
     """What is wrong with a run on the data ``loaded``; ``weights``: what is known of files and networks so far."""
     experiment, error = _tried(lambda config: build.experiment(config, loaded), config)
     if experiment is None:
         return error
-    key = _text(config["fp"], config["model"], config["rep"], experiment.signature)
+    key = _text(config.fp, config.model, config.rep, experiment.signature)
     if key not in weights:
         _, weights[key] = _tried(_check_weights, experiment)
     return weights[key]
@@ -68,12 +70,13 @@ def _tried(function: Callable[[Any], Any], argument: Any) -> tuple[Any, RepqErro
         return None, error
 
 
-def _data_key(config: dict[str, Any]) -> str:
-    return _text(config["data"], config["task"], config["plugins"], *map(config["model"].get, ("scale", "colour")))
+def _data_key(config: Config) -> str:
+    model = config.model.arguments
+    return _text(config.data, config.task, config.plugins, model.get("scale"), model.get("colour"))
 
 
 def _text(*parts: Any) -> str:
-    return json.dumps(parts, sort_keys=True)
+    return json.dumps(parts, sort_keys=True, default=asdict)
 
 
 def _check_weights(experiment: Experiment) -> None:

@@ -36,27 +36,29 @@ def go_on(target: str, line: CommandLine) -> int:
 
 
 def _resume_run(folder: RunFolder, changes: list[str]) -> None:
+    from repq_cli.build import checked
     from repq_cli.cli.jobs import resume_job
+    from repq_cli.schema import with_defaults
 
     if not folder.config_file.is_file():
         raise ConfigError(
             f"resume={folder} is no folder of a run or a sweep: it holds neither {CONFIG} nor {PLAN}; "
             f"name one below {OUTPUTS}."
         )
-    config = folder.read_config()
+    tree = folder.read_config()
     for override in changes:
-        _apply(override, config)
-    resume_job(folder, config)
+        _apply(override, tree)
+    resume_job(folder, checked(with_defaults(tree)))
 
 
-def _apply(override: str, config: dict[str, object]) -> None:
+def _apply(override: str, tree: dict[str, object]) -> None:
     """Set ``runtime.*`` or ``verbosity`` of a stored configuration."""
     key, _, text = override.lstrip("+").partition("=")
     section, _, name = key.partition(".")
     if key == "verbosity":
-        config[key] = text
-    elif section == "runtime" and isinstance(config["runtime"], dict):  # whose keys are checked with all others
-        config["runtime"][name] = yaml.safe_load(text)
+        tree[key] = text
+    elif section == "runtime" and isinstance(runtime := tree[section], dict):  # whose keys are checked with all others
+        runtime[name] = yaml.safe_load(text)
     else:
         raise ConfigError(
             f"{override} cannot be changed by resume=, only runtime.* and verbosity can: start a new run."
@@ -65,6 +67,7 @@ def _apply(override: str, config: dict[str, object]) -> None:
 
 def _newest_like(line: CommandLine) -> RunFolder:
     """The newest run folder whose configuration is that of this command line and which is not done."""
+    from repq_cli.build import stored
     from repq_cli.cli.jobs import compose_plain, same_run
 
     checked = Checker("train", line).check()
@@ -72,8 +75,8 @@ def _newest_like(line: CommandLine) -> RunFolder:
     for path in sorted((OUTPUTS / "train").glob(f"*/{CONFIG}"), reverse=True):
         folder = RunFolder(path.parent)
         try:
-            row, config = folder.read_row(), folder.read_config()
-        except DataError:
+            row, config = folder.read_row(), stored(folder)
+        except (ConfigError, DataError):
             continue
         if (row is None or row.get("status") != "done") and same_run(config, wanted):
             return folder

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import run_app
@@ -16,6 +15,7 @@ from repq_cli.cli.jobs import run_key
 from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.overrides import Checker, Composed, config_file
 from repq_cli.cli.preflight import refusals
+from repq_cli.config import Config
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.files import make_folder
 from repq_cli.problems import error_of
@@ -75,18 +75,18 @@ def plan_of(line: CommandLine, typed: Sequence[str] = (), inputs: bool = False) 
     return _with_inputs(plan, [composed.config for composed in checker.composed]) if inputs else plan
 
 
-def _with_inputs(plan: Plan, configs: Sequence[dict[str, Any]]) -> Plan:
+def _with_inputs(plan: Plan, configs: Sequence[Config]) -> Plan:
     """Leave out what cannot be built, and weights that do not fit the network of a job.
 
     Raises the error of data, or of a file of weights, that no job can take: that is a mistake and no pair to skip.
     """
     legal = [job.number for job in plan.legal]
     refused = dict(zip(legal, refusals([configs[number] for number in legal]), strict=True))
-    for section, key in (("data", None), ("fp", "checkpoint")):
+    inputs: list[Callable[[Config], object]] = [lambda config: config.data, lambda config: config.fp.checkpoint]
+    for input_of in inputs:
         errors: dict[str, list[RepqError | None]] = {}
         for number, error in refused.items():
-            given = configs[number][section]
-            errors.setdefault(str(given if key is None else given[key]), []).append(error)
+            errors.setdefault(str(input_of(configs[number])), []).append(error)
         for of_one_input in errors.values():
             if of_one_input[0] is not None and None not in of_one_input:
                 raise of_one_input[0]

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from tqdm import tqdm
 
-from repq_cli.build import checked
+from repq_cli.build import checked, stored
 from repq_cli.cli.jobs import resume_job, run_key, same_data, same_run, train
+from repq_cli.config import Config
 from repq_cli.errors import DataError, Interrupted, RepqError
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import deployed_metric, failure
 from repq_cli.runs.sweep import Job, Plan, SweepFolder
 
 
-def sweep_job(config: dict[str, Any]) -> float | None:
+def sweep_job(tree: dict[str, Any]) -> float | None:
     """The job of a sweep that Hydra's configuration names, in this process or in a launcher's."""
     hydra = HydraConfig.get()
     alone = hydra.launcher["_target_"].endswith(".BasicLauncher")
-    return SweepJob(SweepFolder(hydra.sweep.dir), int(hydra.job.num), alone).carry_out(config)
+    return SweepJob(SweepFolder(hydra.sweep.dir), int(hydra.job.num), alone).carry_out(tree)
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,23 @@ class SweepJob:
         """The run folder."""
         return self.sweep.job(self.number)
 
-    def carry_out(self, config: dict[str, Any]) -> float | None:
+    def carry_out(self, tree: dict[str, Any]) -> float | None:
         """The run's deployed metric, from its row if it is done; None where it was left out, was stopped, or failed.
 
         A failure stands in the row, and no error of Hydra's is wanted beside it. Interrupted ends a sweep that runs in
         one process at once; elsewhere the others must reach their checkpoints.
         """
         plan = self.sweep.read_plan()
-        job = self._planned(config, plan)
+        job = self._planned(plan)
         if job.key is None or self.sweep.stopped_by is not None:
             if not any(self.folder.path.iterdir()):
                 self.folder.path.rmdir()
             return None
-        if not self.alone and config["verbosity"] == "normal":
-            config = config | {"verbosity": "quiet"}  # several at once would talk through each other
+        if not self.alone and tree["verbosity"] == "normal":
+            tree = tree | {"verbosity": "quiet"}  # several at once would talk through each other
+        config = checked(tree)
+        if run_key(config) != job.key:
+            raise self._unplanned()
         position = plan.legal.index(job) + 1
         self._say(config, f"\n[{position}/{len(plan.legal)}] job {self.number}: {plan.label(self.number)}")
         with self.sweep.running(self.number):
@@ -68,17 +72,19 @@ class SweepJob:
                 self._say(config, f"failed: {kind}{error}")
                 return None
 
-    def _planned(self, config: dict[str, Any], plan: Plan) -> Job:
-        """The plan's job of this number; DataError if Hydra made another configuration for it."""
-        job = plan.jobs[self.number] if self.number < len(plan.jobs) else None
-        if job is None or (job.key is not None and run_key(checked(config)) != job.key):
-            raise DataError(
-                f"Job {self.number} of {self.sweep} is not the one that was planned: the configuration files, or repq, "
-                f"have changed since; start a new sweep."
-            )
-        return job
+    def _planned(self, plan: Plan) -> Job:
+        if self.number >= len(plan.jobs):
+            raise self._unplanned()
+        return plan.jobs[self.number]
 
-    def _run(self, config: dict[str, Any], plan: Plan) -> float:
+    def _unplanned(self) -> DataError:
+        """Hydra made another configuration for the job than was planned."""
+        return DataError(
+            f"Job {self.number} of {self.sweep} is not the one that was planned: the configuration files, or repq, "
+            f"have changed since; start a new sweep."
+        )
+
+    def _run(self, config: Config, plan: Plan) -> float:
         twins = plan.twins(self.number)
         if self.folder.status == "done" and self._is_of(config):
             self._say(config, "done before")
@@ -95,7 +101,7 @@ class SweepJob:
             self._train(config, plan)
         return deployed_metric(self.folder.readable_row())
 
-    def _train(self, config: dict[str, Any], plan: Plan) -> None:
+    def _train(self, config: Config, plan: Plan) -> None:
         stop = self.sweep.stop_file
         if not self.folder.is_used:
             train(config, self.folder, stop, plan.command, self._beside(config, plan))
@@ -104,34 +110,33 @@ class SweepJob:
             raise DataError(
                 f"{self.folder} holds a run of another configuration: remove the folder, or start a new sweep."
             )
-        asked = {key: config[key] for key in ("runtime", "verbosity")}
-        resume_job(self.folder, self.folder.read_config() | asked, stop, self._beside(config, plan))
+        begun = replace(stored(self.folder), runtime=config.runtime, verbosity=config.verbosity)
+        resume_job(self.folder, begun, stop, self._beside(config, plan))
 
-    def _beside(self, config: dict[str, Any], plan: Plan) -> RunFolder | None:
+    def _beside(self, config: Config, plan: Plan) -> RunFolder | None:
         """The first other job that began with the same data, as far as the configuration tells."""
-        own = checked(config)
         others = (self.sweep.job(job.number) for job in plan.legal if job.number != self.number)
         begun = (folder for folder in others if folder.is_used and folder.data_file.exists())
-        return next((folder for folder in begun if same_data(folder.read_config(), own)), None)
+        return next((folder for folder in begun if same_data(stored(folder), config)), None)
 
-    def _is_of(self, config: dict[str, Any]) -> bool:
+    def _is_of(self, config: Config) -> bool:
         """Whether the folder's run is of this configuration; one that lost its config.yaml is taken for it."""
-        return not self.folder.is_used or same_run(self.folder.read_config(), checked(config))
+        return not self.folder.is_used or same_run(stored(self.folder), config)
 
-    def _adopt(self, twin: int, config: dict[str, Any]) -> None:
+    def _adopt(self, twin: int, config: Config) -> None:
         """Make this run's folder from that of an identical run, by links; the row says so."""
-        source, composed = self.sweep.job(twin), checked(config)
+        source = self.sweep.job(twin)
         self.folder.adopt(source)
-        self.folder.write_config(composed)
+        self.folder.write_config(config.stored())
         row = source.readable_row()
         lineage = row["lineage"] | {"same_as": str(source)}
-        self.folder.write_row(row | {"rep": composed["rep"]["name"], "lineage": lineage})
+        self.folder.write_row(row | {"rep": config.rep.name, "lineage": lineage})
 
     def _check_stop(self) -> None:
         if self.sweep.stopped_by is not None:
             raise Interrupted(signal.SIGTERM)
 
     @staticmethod
-    def _say(config: dict[str, Any], text: str) -> None:
-        if config["verbosity"] != "quiet":
+    def _say(config: Config, text: str) -> None:
+        if config.verbosity != "quiet":
             tqdm.write(text)

@@ -11,9 +11,11 @@ import yaml
 from torch import nn
 
 from repq_cli import build
+from repq_cli.config import section_of
 from repq_cli.data.base import Inputs
 from repq_cli.errors import ConfigError
 from repq_cli.reparam.block import MakeBlock
+from repq_cli.targets import ModelSection, RepSection
 from repq_cli.typecheck import annotations_of, mistake, nearest
 
 NO_KEYS = {"_target_", "name", "num_classes"}  # of a model's file: what the door has arguments for
@@ -61,8 +63,9 @@ def network(
                 f"rep={chosen} must be one of {', '.join(names('rep'))}, or a function that makes a block."
             )
         section = configuration("rep", chosen) | found.get("rep", {})
-        config = {"model": model, "rep": section, "mode": {"name": "auto"}, "plugins": []}
-        return build.network_maker(config, Inputs("the arguments", (in_channels, 1, 1), num_classes))()
+        inputs = Inputs("the arguments", (in_channels, 1, 1), num_classes)
+        parts = section_of(ModelSection, model), section_of(RepSection, section)
+        return build.network_of(*parts, chosen != "none", [], inputs)()
     function = build.resolve(model["_target_"], [])
     arguments = {key: value for key, value in model.items() if key not in NO_KEYS}
     if "num_classes" in annotations_of(function):

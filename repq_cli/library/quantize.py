@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ def prepare(
 
 def parameter_groups(qat: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Groups for an optimiser of torch: kernels decay; batch norm, biases and quantizers' steps must not."""
-    groups = optim.parameter_groups(qat, OptimOptions(weight_decay=weight_decay))
+    groups = optim.parameter_groups(qat, OptimOptions("sgd", weight_decay, label_smoothing=0.0))
     return [{key: group[key] for key in ("params", "weight_decay")} for group in groups]
 
 
@@ -145,21 +145,19 @@ def mode_options(net: nn.Module, mode: str, quant: QuantOptions) -> ModeOptions:
     """The mode that ``mode`` names for this network. Raises ConfigError where it does not fit."""
     blocks = _blocks(net)
     kinds = sorted({block.kind for block in blocks} - {"conv"})
-    rep: dict[str, Any] = {
-        "name": kinds[0] if kinds else "none",
-        "batch_norm": any(block.has_batch_norm for block in blocks),
-    }
-    name = resolve_mode(mode, rep["name"], rep["batch_norm"], quant.weight_bits)
+    rep, batch_norm = kinds[0] if kinds else "none", any(block.has_batch_norm for block in blocks)
+    name = resolve_mode(mode, rep, batch_norm, quant.weight_bits)
     if name not in MODES:
         raise ConfigError(f"mode={mode} must be one of {', '.join([AUTO, *MODES])}.")
     options = ModeOptions(name)
-    problem = options.rule.misfit_of_block(rep)
+    problem = options.rule.misfit_of_block(rep, batch_norm)
     if problem is None and not options.rule.uses_branches and kinds:
         problem = f"is for ordinary convolutions, and this network has blocks of {kinds[0]}: build it with rep='none'"
     if problem is not None:
         raise ConfigError(f"mode={name} {problem}.")
-    config = {"quant": asdict(quant), "mode": asdict(options)}
-    problems = [str(found) for sections, rule in COMBINATIONS if sections <= set(config) for found in rule(config)]
+    config = {"quant": quant, "mode": options}
+    rules = [(sections, rule) for sections, rule in COMBINATIONS if set(sections) <= set(config)]
+    problems = [str(found) for sections, rule in rules for found in rule(*map(config.get, sections))]
     if problems:
         raise ConfigError(" ".join(problems))
     return options

@@ -32,8 +32,8 @@ def run(overrides: Sequence[str]) -> Row:
             f"use the command repq train."
         )
     config = compose_plain(Checker("train", line).check().overrides)
-    quant, rep, mode = config["quant"], config["rep"], config["mode"]["name"]
-    given = config["model"]["name"], rep["name"], rep["batch_norm"], mode, quant["weight_bits"], quant["act_bits"]
+    quant, rep = config.quant, config.rep
+    given = config.model.name, rep.name, rep.batch_norm, config.mode.name, quant.weight_bits, quant.act_bits
     folder = RunFolder(places[-1] if places else run_dir(*given))
     train(config, folder, command_line=f"repq train {shlex.join(overrides)}")
     row = folder.read_row()

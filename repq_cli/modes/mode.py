@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     KernelAndNorm = tuple[KernelSource, nn.BatchNorm2d | None]
 
 Row = dict[str, Any]
+REP_WITHOUT_BRANCHES = frozenset({"batch_norm"})  # what ordinary convolutions have of a block's keys
 STATISTICS_KEYS = frozenset({"stats_input", "detach_stats", "freeze_bn_after"})  # of statistics that change in QAT
 
 
@@ -73,15 +74,28 @@ class Mode:
     ships = "trained"
     known_loss = ""
 
-    def misfit_of_block(self, rep: dict[str, Any]) -> str | None:
-        """Why a ``rep`` section does not go with it, as a predicate, or None."""
-        if self.needs_branches and rep["name"] == "none":
+    def has_branches(self, rep: str) -> bool:
+        """Whether the FP net has blocks of branches, given the name of the block that was asked for."""
+        return self.uses_branches and rep != "none"
+
+    def makes_use_of(self, key: str) -> bool:
+        """Whether a key such as ``rep.name`` can have an effect: without branches those of blocks have none."""
+        section, _, name = key.partition(".")
+        if not self.uses_branches:
+            used = {"rep": REP_WITHOUT_BRANCHES, "mode": self.options}
+            if key == "fp.merged_training" or (section in used and name not in used[section]):
+                return False
+        return self.trains or section != "qat"
+
+    def misfit_of_block(self, rep: str, batch_norm: bool) -> str | None:
+        """Why the block of this name, with batch norm or without, does not go with it, as a predicate, or None."""
+        if self.needs_branches and rep == "none":
             return f"{self.needs_branches} with rep=none; use mode=plain, or a block such as rep=repvgg"
-        if self.needs_batch_norm and not rep["batch_norm"]:
-            return f"needs batch norm, which rep={rep['name']} has none of; use mode=repq"
+        if self.needs_batch_norm and not batch_norm:
+            return f"needs batch norm, which rep={rep} has none of; use mode=repq"
         return None
 
-    def misfit_of_quantizer(self, quant: dict[str, Any]) -> str | None:
+    def misfit_of_quantizer(self, quant: QuantOptions) -> str | None:
         """Why a ``quant`` section does not go with it, as a predicate, or None."""
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from repq_cli.bounds import Range
 
@@ -85,12 +85,12 @@ class QuantOptions:
         """``w4a4``, or ``fp32``."""
         return "fp32" if (self.weight_bits, self.act_bits) == (32, 32) else f"w{self.weight_bits}a{self.act_bits}"
 
+    @property
+    def signs_of_activations(self) -> bool:
+        """Whether activations are -1 and 1."""
+        return self.act_method == "sign" and self.act_bits == 1
 
-def signs_of_activations(quant: dict[str, Any]) -> bool:
-    """Whether a ``quant`` section makes activations -1 and 1."""
-    return bool(quant["act_method"] == "sign" and quant["act_bits"] == 1)
-
-
-def signs_of_weights(quant: dict[str, Any]) -> bool:
-    """Whether a ``quant`` section makes weights -1 and 1, without a scale."""
-    return bool(quant["weight_method"] == "sign" and quant["weight_bits"] == 1)
+    @property
+    def signs_of_weights(self) -> bool:
+        """Whether weights are -1 and 1, without a scale."""
+        return self.weight_method == "sign" and self.weight_bits == 1

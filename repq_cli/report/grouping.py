@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from repq_cli.modes.catalogue import REP_WITHOUT_BRANCHES, mode_named
+from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.lines import FLOAT, NO_CONFIG, NOT_SET, Line, Options, Setting, method, rep_order
 from repq_cli.report.runs import Run
 
@@ -57,14 +57,7 @@ def _used_options(run: Run, keys: set[str]) -> Options:
 
 
 def _matters(key: str, run: Run) -> bool:
-    mode, (section, _, name) = mode_named(run.mode), key.partition(".")
-    if not mode.uses_branches:
-        used = {"rep": REP_WITHOUT_BRANCHES, "mode": mode.options}
-        if key == "fp.merged_training" or (section in used and name not in used[section]):
-            return False
-    if not mode.trains and section == "qat":
-        return False
-    return not (run.bits == FLOAT and section == "quant")
+    return mode_named(run.mode).makes_use_of(key) and not (run.bits == FLOAT and key.startswith("quant."))
 
 
 def _largest(candidates: list[Options]) -> list[Options]:

@@ -9,6 +9,8 @@ from typing import Any, cast, get_args
 
 import yaml
 
+from repq_cli.config import DEFAULTS, affected
+from repq_cli.effects import NAMED_DATA, Affects
 from repq_cli.errors import DataError
 from repq_cli.report.runs import Bits, Measured, Metric, Run, Status
 from repq_cli.runs.folder import CONFIG, ROW, RunFolder, folders_with, parsed_config
@@ -17,11 +19,7 @@ from repq_cli.runs.row import Row
 STATUSES = get_args(Status)
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
 
-# Keys that change how a run is carried out, or where things come from, but not what it computes.
-PLACES = {f"data.{key}" for key in ("root", "download", "workers", "cache_mib", "test", "test_lr")}
-NAMED_SETS = ("repq_cli.data.torchvision_sets.", "repq_cli.data.imagenet.", "repq_cli.data.digits.", "None")
-IRRELEVANT = {"seed", "verbosity", "plugins", "fp.checkpoint", "fp.format", "fp.reuse"} | PLACES
-LATER = {"fp.weights": "auto", "fp.head": "same", "fp.input": "same"}  # keys that older runs lack, with their defaults
+LATER = ("fp.weights", "fp.head", "fp.input")  # keys that older runs lack, where these are as if at their default
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -203,19 +201,21 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _options(config: Row) -> dict[str, Any]:
     columns = ("mode.name", "quant.weight_bits", "quant.act_bits", "model.name", "data.name")
     flat = _flatten(config, "")
-    kept = {key: value for key, value in flat.items() if not _irrelevant(key) and key not in columns}
-    kept = {key: value for key, value in kept.items() if LATER.get(key) != value}
-    if "data.root" in flat and not str(flat.get("data._target_")).startswith(NAMED_SETS):
-        kept["data.root"] = flat["data.root"]  # the folder is all that says which images those are
-    return kept
+    named = "data._target_" not in flat or str(flat["data._target_"]).startswith(NAMED_DATA)
+    kept = {key: value for key, value in flat.items() if _counts(key, named) and key not in columns}
+    return {key: value for key, value in kept.items() if key not in LATER or value != DEFAULTS[key]}
 
 
 def _options_of_row(row: Row) -> dict[str, Any]:
     return _options({"quant": row.get("quant"), "rep": {"name": row.get("rep")}})
 
 
-def _irrelevant(key: str) -> bool:
-    return key in IRRELEVANT or key.startswith("runtime.")
+def _counts(key: str, named_data: bool) -> bool:
+    """Whether runs that differ in a key are no repetitions of each other; they are over seeds."""
+    effect = affected(key)
+    if effect is Affects.PLACE and key.startswith("data."):
+        return not named_data  # else the folder is all that says which images those are
+    return key != "seed" and effect in (Affects.FP, Affects.QAT)
 
 
 def _flatten(tree: Any, prefix: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def advice(stage: str, lr: float, optim: OptimOptions, step: int, dead: str | No
     step: updates that the stage has made, without which no rate is to blame. dead: a layer that cannot tell images
     apart, so that no rate helps.
 
-    >>> advice("qat", 1e25, OptimOptions(), 3)
+    >>> advice("qat", 1e25, OptimOptions("sgd", 1e-4, 0.0), 3)
     'The last good checkpoint is kept; try qat.lr=0.01 instead of 1e+25.'
     """
     if dead is not None:

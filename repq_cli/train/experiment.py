@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
+from repq_cli.config import Config, Verbosity
 from repq_cli.data.base import Data
 from repq_cli.data.identity import Identity
 from repq_cli.modes.options import ModeOptions
@@ -22,7 +22,7 @@ OWN_ACTIVATION = "null"  # as in the configuration: the one of the model's paper
 class Experiment:
     """Everything a run needs, built from the configuration. ``rep`` is what was asked for; not all modes use it."""
 
-    config: dict[str, Any]
+    config: Config
     data_name: str
     model: str
     rep: str
@@ -39,7 +39,7 @@ class Experiment:
     schedule: ScheduleOptions
     runtime: RuntimeOptions
     seed: int
-    verbosity: str
+    verbosity: Verbosity
     fp_key: str
 
     @property
@@ -47,14 +47,14 @@ class Experiment:
         """What a checkpoint's net must agree in to be loaded here."""
         rep = self.rep if self.mode.rule.uses_branches else "none"
         shape = "x".join(map(str, self.data.info.shape))
-        scale = self.config["model"].get("scale")
-        identity = rep != "none" and self.config["rep"].get("identity", False)
+        model = self.config.model
+        identity = rep != "none" and self.config.rep.identity
         return {
             "model": self.model,
             "rep": rep,
-            "model.activation": self.config["model"].get("activation") or OWN_ACTIVATION,
+            "model.activation": model.activation or OWN_ACTIVATION,
             "rep.identity": str(identity).lower(),  # such a branch has no weights that would tell
             "input": shape,
             "classes": str(self.data.info.num_classes),
-            **({} if scale is None else {"model.scale": str(scale)}),
+            **({} if model.scale is None else {"model.scale": str(model.scale)}),
         }

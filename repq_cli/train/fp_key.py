@@ -12,9 +12,9 @@ import json
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from repq_cli.modes.catalogue import used_rep
+from repq_cli.config import Config
+from repq_cli.effects import Affects
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # ``tests/test_fp_key.py`` holds them against all that training the stage imports.
@@ -35,26 +35,18 @@ SOURCES = (
     "train/stage.py",
 )
 VERSIONS = ("torch", "torchvision", "numpy", "pillow")  # of what computes, decodes images, and draws crops
-# Where data comes from, and not what it is, which its fingerprint says.
-PLACES = {"root", "download", "workers", "cache_mib", "train", "train_lr", "val", "val_lr", "test", "test_lr"}
-NOT_TRAINED = ("checkpoint", "format", "weights", "head", "input", "reuse")  # of fp: where weights come from instead
-SECTIONS = ("model", "data", "task", "psnr_rounding", "optim", "schedule", "seed")
 
 
-def fp_key(config: dict[str, Any], data_fingerprint: str = "") -> str:
+def fp_key(config: Config, data_fingerprint: str = "") -> str:
     """A hash of the FP stage's part of a configuration, of the data, and of the sources that carry it out.
 
     Modes and bits share it, but for modes that use no branches.
     """
-    parts: dict[str, Any] = {key: config[key] for key in SECTIONS}
-    if _is_ours(config["data"]):
-        parts["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
-    parts["rep"] = used_rep(config)
-    parts["fp"] = {key: value for key, value in config["fp"].items() if key not in NOT_TRAINED}
+    parts = config.selected(Affects.FP) | {"rep": config.used_rep}
     versions = [metadata.version(name) for name in VERSIONS]
     digest = hashlib.sha256(json.dumps([parts, data_fingerprint, versions], sort_keys=True).encode())
-    foreign = [config[name]["_target_"] for name in ("model", "rep", "data") if not _is_ours(config[name])]
-    plugins = {*foreign, *config["plugins"]} if foreign else set()
+    foreign = [section.target for section in (config.model, config.rep, config.data) if not section.is_ours]
+    plugins = {*foreign, *config.plugins} if foreign else set()
     for folder, path in (*_own_sources(), *_plugin_sources({name.partition(".")[0] for name in plugins})):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -63,10 +55,6 @@ def fp_key(config: dict[str, Any], data_fingerprint: str = "") -> str:
 def mixed_key(begun: str, continued: str) -> str:
     """The key of a stage that began as one and goes on as another, with other data or sources: that of neither."""
     return hashlib.sha256(f"{begun}, then {continued}".encode()).hexdigest()[:16]
-
-
-def _is_ours(section: dict[str, Any]) -> bool:
-    return str(section["_target_"]).startswith("repq_cli.")
 
 
 def _own_sources() -> list[tuple[Path, Path]]:

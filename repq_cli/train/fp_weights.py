@@ -18,7 +18,7 @@ from repq_cli.pretrained.sets import WeightSet, weight_sets
 from repq_cli.train import checkpoint
 from repq_cli.train.experiment import OWN_ACTIVATION
 from repq_cli.train.log import logger
-from repq_cli.train.options import StageOptions
+from repq_cli.train.options import WeightOptions
 
 AKIN = 0.1  # of a file's keys and a net's: from here on their differences are worth a list
 OF_OPTIMISERS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "step"}
@@ -26,10 +26,10 @@ OF_OPTIMISERS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "
 
 def load_own(net: nn.Module, path: Path, signature: dict[str, str]) -> None:
     """Load the FP weights of a run; DataError, and the net as it was, says what does not fit."""
-    load_fp(net, path, StageOptions(format="repq"), signature)
+    load_fp(net, path, WeightOptions(format="repq"), signature)
 
 
-def load_fp(net: nn.Module, path: Path, how: StageOptions, signature: dict[str, str]) -> Choice:
+def load_fp(net: nn.Module, path: Path, how: WeightOptions, signature: dict[str, str]) -> Choice:
     """Load FP weights into ``net`` and say what was taken; DataError, and the net as it was, says what does not fit."""
     choice = fp_choice(net, path, how, signature)
     net.load_state_dict(choice.fit.converted(net))
@@ -51,7 +51,7 @@ def load_fp(net: nn.Module, path: Path, how: StageOptions, signature: dict[str, 
     return choice
 
 
-def fp_choice(net: nn.Module, path: Path, how: StageOptions, signature: dict[str, str]) -> Choice:
+def fp_choice(net: nn.Module, path: Path, how: WeightOptions, signature: dict[str, str]) -> Choice:
     """What of a file ``net``, which may be one without data, takes. Raises DataError where it takes nothing."""
     content = read(path)
     if isinstance(content, dict) and {"format", "signature"} <= content.keys():
@@ -78,7 +78,7 @@ def fp_choice(net: nn.Module, path: Path, how: StageOptions, signature: dict[str
     return Choice(fit, choice.left)
 
 
-def _refuse_other_run(path: Path, content: dict[str, Any], how: StageOptions, signature: dict[str, str]) -> None:
+def _refuse_other_run(path: Path, content: dict[str, Any], how: WeightOptions, signature: dict[str, str]) -> None:
     """DataError for a checkpoint of ours that is no FP net, or one of another net than the run's."""
     if content.get("stage") != "fp":
         raise DataError(
@@ -97,7 +97,7 @@ def _refuse_other_run(path: Path, content: dict[str, Any], how: StageOptions, si
         )
 
 
-def _is_adapted(key: str, found: str, wanted: str, how: StageOptions) -> bool:
+def _is_adapted(key: str, found: str, wanted: str, how: WeightOptions) -> bool:
     """Whether the run asked to take weights for another input or other classes."""
     if key == "classes":
         return how.head == "new"
@@ -125,7 +125,7 @@ def _refuse_no_weights(path: Path, sets: list[WeightSet]) -> None:
         raise DataError(f"The file {path} holds the state of an optimiser and no weights: {SAVE}.")
 
 
-def _why_none(path: Path, net: nn.Module, sets: list[WeightSet], fits: list[Fit], how: StageOptions) -> str:
+def _why_none(path: Path, net: nn.Module, sets: list[WeightSet], fits: list[Fit], how: WeightOptions) -> str:
     """Why a file of which no layout of this net explains most is not taken."""
     name, known = looks_like(sets), ", ".join(FORMATS)
     keys = next(found for found in sets if not found.path).tensors

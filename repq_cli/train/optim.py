@@ -55,7 +55,7 @@ def make_optimizer(net: nn.Module, options: OptimOptions, lr: float) -> torch.op
 def learning_rate(schedule: ScheduleOptions, peak: float, step: int, steps: int, steps_per_epoch: int) -> float:
     """The rate of training step ``step`` (from 0) of ``steps``.
 
-    >>> half_way = learning_rate(ScheduleOptions(), 0.1, 50, 100, 10)
+    >>> half_way = learning_rate(ScheduleOptions("cosine", 0), 0.1, 50, 100, 10)
     >>> round(half_way, 4)
     0.05
     """

@@ -1,4 +1,7 @@
-"""The sections of the configuration that describe training. No torch here."""
+"""The sections of the configuration that describe training. No torch here.
+
+A key without a default has none but in ``configs/``, where each option of a group has its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from repq_cli.bounds import Range
+from repq_cli.effects import Affects
 
 WeightFormat = Literal[
     "auto",
@@ -21,31 +25,39 @@ WeightFormat = Literal[
 
 
 @dataclass(frozen=True)
-class StageOptions:
-    """One stage of training.
+class WeightOptions:
+    """Weights of a file that replace a stage. They affect what follows; where they lie says nothing of what they are.
+
+    checkpoint: a run folder, a checkpoint, or a published state dict; null: the stage is trained.
+    format: the layout of that file; ``auto`` takes the one that explains most of its keys.
+    weights: of a file with averaged (EMA) weights beside the plain ones; ``auto``: the averaged ones, where they are
+        whole, as projects evaluate and publish those.
+    head: ``new``: the body of that file under a fresh classifier, for other classes or where it has none.
+    input: ``sum``: kernels for three colours are summed over them for grey images.
+    """
+
+    checkpoint: Annotated[str | None, Affects.PLACE] = None
+    format: Annotated[WeightFormat, Affects.PLACE] = "auto"
+    weights: Annotated[Literal["auto", "ema", "plain"], Affects.QAT] = "auto"
+    head: Annotated[Literal["same", "new"], Affects.QAT] = "same"
+    input: Annotated[Literal["same", "sum"], Affects.QAT] = "same"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions(WeightOptions):
+    """One stage of training; QAT has ``epochs`` and ``lr`` alone.
 
     epochs: passes over the training split; 0 skips training (QAT: calibration only).
     lr: the peak learning rate.
-    checkpoint: (FP only) a run folder, a checkpoint, or a published state dict whose weights replace this stage.
-    format: (FP only) the layout of that file; ``auto`` takes the one that explains most of its keys.
-    weights: (FP only) of a file with averaged (EMA) weights beside the plain ones; ``auto``: the averaged ones, where
-        they are whole, as projects evaluate and publish those.
-    head: (FP only) ``new``: the body of that file under a fresh classifier, for other classes or where it has none.
-    input: (FP only) ``sum``: kernels for three colours are summed over them for grey images.
     merged_training: (FP only) blocks compute their merged kernel and convolve once, instead of branch by branch, with
         the same outputs and gradients; ``auto``: where they have no batch norm, which depends on each branch's outputs.
     reuse: (FP only) take the stage from ``outputs/cache/fp`` if it was trained before, and keep it there otherwise.
     """
 
-    epochs: Annotated[int, Range(0)] = 10
-    lr: Annotated[float, Range(0, None, open_low=True)] = 0.1
-    checkpoint: str | None = None
-    format: WeightFormat = "auto"
-    weights: Literal["auto", "ema", "plain"] = "auto"
-    head: Literal["same", "new"] = "same"
-    input: Literal["same", "sum"] = "same"
+    epochs: Annotated[int, Range(0)]
+    lr: Annotated[float, Range(0, None, open_low=True)]
     merged_training: Literal["auto", True, False] = "auto"
-    reuse: bool = True
+    reuse: Annotated[bool, Affects.NOTHING] = True
 
 
 @dataclass(frozen=True)
@@ -57,18 +69,18 @@ class OptimOptions:
     custom_l2: RepVGG's own penalty in place of its kernels' weight decay; it makes them hard to quantize.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw"]
+    weight_decay: Annotated[float, Range(0)]
+    label_smoothing: Annotated[float, Range(0, 1)]
     momentum: Annotated[float, Range(0, 1)] = 0.9
     nesterov: bool = True
     betas: tuple[Annotated[float, Range(0, 1, open_high=True)], Annotated[float, Range(0, 1, open_high=True)]] = (
         0.9,
         0.999,
     )
-    weight_decay: Annotated[float, Range(0)] = 1e-4
     decay_also: list[str] = field(default_factory=list)
     bias_lr: Annotated[float, Range(0)] = 1.0
     custom_l2: bool = False
-    label_smoothing: Annotated[float, Range(0, 1)] = 0.0
     clip_norm: Annotated[float, Range(0, None, open_low=True)] | None = None
 
 
@@ -76,8 +88,8 @@ class OptimOptions:
 class ScheduleOptions:
     """The learning rate: linear warm-up, then ``cosine`` to ``final_lr`` times the peak, or ``constant``."""
 
-    name: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: Annotated[float, Range(0)] = 0.0
+    name: Literal["cosine", "constant"]
+    warmup_epochs: Annotated[float, Range(0)]
     final_lr: Annotated[float, Range(0, 1)] = 0.0
 
 

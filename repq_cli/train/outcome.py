@@ -11,7 +11,7 @@ def choices(experiment: Experiment) -> dict[str, str | float]:
     quant, optim, schedule = experiment.quant, experiment.optim, experiment.schedule
     return {
         "model": experiment.model,
-        "model.width": float(experiment.config["model"].get("width", 1.0)),
+        "model.width": float(experiment.config.model.width or 1.0),
         "rep": experiment.signature["rep"],
         "mode": experiment.mode.name,
         "quant.weight_bits": quant.weight_bits,

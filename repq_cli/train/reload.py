@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from repq_cli.config import Config
 from repq_cli.errors import DataError
 from repq_cli.modes.compose import compose
-from repq_cli.modes.options import ModeOptions
-from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.block import merge_first
 from repq_cli.runs.folder import RunFolder
 from repq_cli.train import checkpoint
@@ -21,17 +19,17 @@ SIDE = 64  # pixels: of the empty images by which a network is brought into shap
 
 
 def trained_nets(
-    folder: RunFolder, config: dict[str, Any], make_net: Callable[[], nn.Module], channels: int
+    folder: RunFolder, config: Config, make_net: Callable[[], nn.Module], channels: int
 ) -> dict[str, nn.Module]:
     """The FP net and, as ``fake``, the quantization-aware one, both in eval mode on the CPU.
 
     ``channels``: of the input images.
     """
-    mode, quant = ModeOptions(**config["mode"]), QuantOptions(**config["quant"])
+    mode = config.mode
     fp = make_net()
     _load(fp, folder.fp)
-    merge_first(fp, config["fp"]["merged_training"] is True)
-    fake = compose(mode.rule.shaped_net(fp, [torch.zeros(2, channels, SIDE, SIDE)], mode), mode, quant)
+    merge_first(fp, config.fp.merged_training is True)
+    fake = compose(mode.rule.shaped_net(fp, [torch.zeros(2, channels, SIDE, SIDE)], mode), mode, config.quant)
     _load(fake, folder.best)
     return {"fp": fp.eval(), "fake": fake.eval()}
 

@@ -60,7 +60,7 @@ def run(
         identity = known_data(experiment.identity, folder, resume, beside, accept)
         identity.save(folder.data_file)
         if not resume:
-            folder.write_config(experiment.config)
+            folder.write_config(experiment.config.stored())
         log = RunLog(folder, experiment.runtime.tensorboard, experiment.verbosity == "quiet")
         row = _opening_row(experiment, identity, _env(folder, command_line))
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any
 
 from repq_cli.modes.mode import Mode, UnknownMode
 
@@ -19,9 +18,6 @@ MODES: dict[str, Mode] = {mode.name: mode for mode in sorted(_found(), key=lambd
 
 AUTO = "auto"  # a mode that is not decided yet; see modes/auto.py
 
-# What ordinary convolutions have of a block's configuration.
-REP_WITHOUT_BRANCHES = ("batch_norm",)
-
 
 def mode_named(name: str) -> Mode:
     """The mode of that name; a stored row may have one that there is not."""
@@ -31,13 +27,3 @@ def mode_named(name: str) -> Mode:
 def mode_order(name: str) -> tuple[int, str]:
     """What sorts the names of modes: the papers' order."""
     return mode_named(name).order, name
-
-
-def has_branches(config: dict[str, Any]) -> bool:
-    """Whether the FP net of a configuration has blocks of branches."""
-    return mode_named(config["mode"]["name"]).uses_branches and config["rep"]["name"] != "none"
-
-
-def used_rep(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys of ``rep`` that the FP net depends on."""
-    return {key: config["rep"][key] for key in config["rep"] if has_branches(config) or key in REP_WITHOUT_BRANCHES}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from repq_cli.modes.mode import STATISTICS_KEYS, Mark, Mode, Row, Site
-from repq_cli.quant.options import QuantOptions, signs_of_weights
+from repq_cli.quant.options import QuantOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,10 +26,10 @@ class Branchwise(Mode):
     ships = "requantized"
     known_loss = "merged kernels of quantized branches were quantized again"
 
-    def misfit_of_quantizer(self, quant: dict[str, Any]) -> str | None:
-        if quant["weight_bits"] == 32:
+    def misfit_of_quantizer(self, quant: QuantOptions) -> str | None:
+        if quant.weight_bits == 32:
             return "has nothing to quantize at quant.weight_bits=32; use 8 or less"
-        if signs_of_weights(quant):
+        if quant.signs_of_weights:
             return (
                 "merges branches by their scales, which quant.weight_method=sign has none of; use weight_method=bwn "
                 "or lsq"

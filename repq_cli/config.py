@@ -1,0 +1,199 @@
+"""The configuration, typed: what is validated becomes one of these once, and is passed on. Neither torch nor Hydra."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from repq_cli.bounds import Range
+from repq_cli.effects import OF_DATA, Affects
+from repq_cli.modes.catalogue import mode_named
+from repq_cli.modes.mode import REP_WITHOUT_BRANCHES
+from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.options import QuantOptions
+from repq_cli.targets import DataSection, ModelSection, RepSection, Target
+from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
+from repq_cli.typecheck import annotations_of, bare
+
+S = TypeVar("S")
+
+Verbosity = Literal["quiet", "normal", "debug"]
+ImageShape = tuple[Annotated[int, Range(1)], Annotated[int, Range(1)], Annotated[int, Range(1)]]
+NO_KEYS = {"arguments", "given"}  # fields that are none of a section's keys
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole tree. A section with a ``_target_`` also takes that function's arguments.
+
+    What a key affects stands in its annotation; what a whole section is said to affect, all its keys do.
+
+    psnr_rounding: (super-resolution) pictures are rounded to 8 bit before they are measured; false: ECBSR's own rule.
+    input_shape: (``repq info`` only) channels, rows and columns of the images to count for, instead of the data's.
+    given: the keys that were set, by a file or by hand, in their order; others are at their defaults.
+    """
+
+    model: ModelSection
+    rep: RepSection
+    data: DataSection
+    quant: Annotated[QuantOptions, Affects.QAT]
+    mode: Annotated[ModeOptions, Affects.QAT]
+    fp: StageOptions
+    qat: Annotated[StageOptions, Affects.QAT]
+    optim: OptimOptions
+    schedule: ScheduleOptions
+    runtime: Annotated[RuntimeOptions, Affects.NOTHING]
+    task: Literal["classification", "super_resolution"] = "classification"
+    psnr_rounding: bool = True
+    seed: Annotated[int, Range(0)] = 0
+    verbosity: Annotated[Verbosity, Affects.NOTHING] = "normal"
+    plugins: Annotated[list[str], Affects.PLACE] = field(default_factory=list)
+    input_shape: Annotated[ImageShape | None, Affects.NOTHING] = None
+    given: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> Config:
+        """A tree without mistakes, as ``schema.validate`` finds them; a key that it lacks is at its default."""
+        return dataclasses.replace(section_of(cls, tree), given=tuple(_paths(tree)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All keys with their values."""
+        return {key: _plain(getattr(self, key)) for key in keys_of(Config)}
+
+    def stored(self) -> dict[str, Any]:
+        """What config.yaml holds: the keys that were given."""
+        everything, found = self.as_dict(), dict[str, Any]()
+        for path in self.given:
+            section, _, key = path.partition(".")
+            if key:
+                found.setdefault(section, {})[key] = everything[section][key]
+            else:
+                found[section] = everything[section]
+        return found
+
+    def selected(self, *effects: Affects) -> dict[str, Any]:
+        """The keys that affect one of these, with their values; all of a plugin's data affect the FP net."""
+        found: dict[str, Any] = {}
+        for section, values in self.as_dict().items():
+            if not isinstance(values, dict):
+                if affected(section) in effects:
+                    found[section] = values
+                continue
+            foreign = section == "data" and not self.data.is_ours
+            kept = {
+                key: value
+                for key, value in values.items()
+                if (Affects.FP if foreign else affected(f"{section}.{key}")) in effects
+            }
+            if kept:
+                found[section] = kept
+        return found
+
+    @property
+    def used_rep(self) -> dict[str, Any]:
+        """The keys of ``rep`` that the FP net depends on."""
+        plain = not mode_named(self.mode.name).has_branches(self.rep.name)
+        return {key: value for key, value in self.rep.keys().items() if not plain or key in REP_WITHOUT_BRANCHES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """The keys of ``repq eval``; ``engine``: which of the run's networks, null for the first three.
+
+    What ``data`` brings beside its own section, such as a recipe, has no meaning here.
+    """
+
+    run: str
+    data: DataSection | None = None
+    runtime: RuntimeOptions
+    engine: Literal["fp", "fake", "deployed", "integer", "onnx", "xnor"] | None = None
+    psnr_rounding: bool | None = None
+    verbosity: Verbosity = "normal"
+    plugins: list[str] = field(default_factory=list)
+
+
+def keys_of(section: Any) -> dict[str, Any]:
+    """The annotations of a section's own keys."""
+    return {key: annotation for key, annotation in annotations_of(section).items() if key not in NO_KEYS}
+
+
+def required(section: Any) -> list[str]:
+    """The keys that have no default."""
+    defaults = {key.name: (key.default, key.default_factory) for key in dataclasses.fields(section)}
+    return [key for key in keys_of(section) if set(defaults[key]) == {dataclasses.MISSING}]
+
+
+def section_type(annotation: Any) -> Any:
+    """The dataclass that an annotation is, alone or as one that may be null; None where it is of another kind."""
+    options = (bare(annotation), *typing.get_args(bare(annotation)))
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
+
+
+def section_of(kind: type[S], values: Mapping[str, Any]) -> S:
+    """A section of these values, typed; what is no key of its own is an argument of its target."""
+    own = keys_of(kind)
+    known = {key: parsed(own[key], value) for key, value in values.items() if key in own}
+    if issubclass(kind, Target):
+        known["arguments"] = {key: value for key, value in values.items() if key not in own}
+    return kind(**known)
+
+
+def parsed(annotation: Any, value: Any) -> Any:
+    """The value of a key: a section as its dataclass, a list that stands for a tuple as one."""
+    section, options = section_type(annotation), (bare(annotation), *typing.get_args(bare(annotation)))
+    if section is not None and isinstance(value, Mapping):
+        return section_of(section, value)
+    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
+        return tuple(value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Target):
+        return value.keys()
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _paths(tree: Mapping[str, Any]) -> list[str]:
+    return [
+        path
+        for section, values in tree.items()
+        for path in ([f"{section}.{key}" for key in values] if isinstance(values, Mapping) else [section])
+    ]
+
+
+@functools.cache
+def affected(key: str) -> Affects:
+    """What a key such as ``fp.reuse`` affects: what is said of its section, else of itself, else the FP net.
+
+    >>> affected("runtime.tile"), affected("fp.checkpoint"), affected("data.crop")
+    (<Affects.NOTHING: 5>, <Affects.PLACE: 4>, <Affects.FP: 1>)
+    """
+    section, _, name = key.partition(".")
+    annotation = keys_of(Config).get(section)
+    said = _said(annotation)
+    if said is None and name:
+        kind = section_type(annotation)
+        said = OF_DATA.get(name) if kind is DataSection else _said(keys_of(kind).get(name)) if kind else None
+    return said or Affects.FP
+
+
+def _said(annotation: Any) -> Affects | None:
+    return next((word for word in getattr(annotation, "__metadata__", ()) if isinstance(word, Affects)), None)
+
+
+def _defaults(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    fields, without = {found.name: found for found in dataclasses.fields(kind)}, required(kind)
+    for key, annotation in keys_of(kind).items():
+        section, make = section_type(annotation), fields[key].default_factory
+        if section is not None:
+            yield from _defaults(section, f"{key}.")
+        elif key not in without:
+            yield f"{prefix}{key}", fields[key].default if make is dataclasses.MISSING else make()
+
+
+DEFAULTS: dict[str, Any] = dict(_defaults(Config))  # of keys such as ``fp.head``, where they are left out

@@ -1,0 +1,94 @@
+"""The sections of the configuration that name a function, and have its arguments for keys. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from repq_cli.bounds import Range
+
+
+@dataclass(frozen=True)
+class Target:
+    """A section with a ``_target_``; ``arguments``: its keys that are none of ours, checked against that function's."""
+
+    _target_: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def target(self) -> str:
+        """The function's name."""
+        return self._target_
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the function is none of a plugin's."""
+        return self._target_.startswith("repq_cli.")
+
+    def own_keys(self) -> dict[str, Any]:
+        """The keys that are ours, with their values."""
+        return {key.name: getattr(self, key.name) for key in fields(self) if key.name != "arguments"}
+
+    def keys(self) -> dict[str, Any]:
+        """All keys with their values."""
+        return self.own_keys() | self.arguments
+
+
+@dataclass(frozen=True)
+class ModelSection(Target):
+    """Keys of ``model``; one with a ``scale`` enlarges pictures. Arguments that it has not are None."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """None: as many as the data has."""
+        return self.arguments.get("num_classes")
+
+    @property
+    def activation(self) -> str | None:
+        """None: that of its paper."""
+        return self.arguments.get("activation")
+
+    @property
+    def width(self) -> float | None:
+        """What multiplies its channels."""
+        return self.arguments.get("width")
+
+    @property
+    def scale(self) -> int | None:
+        """How many times it enlarges pictures."""
+        return self.arguments.get("scale")
+
+    @property
+    def enlarging(self) -> tuple[int, Literal["luma", "rgb"]]:
+        """How many times it enlarges pictures, and what of them: only where it does."""
+        return self.arguments["scale"], self.arguments["colour"]
+
+
+@dataclass(frozen=True)
+class RepSection(Target):
+    """Keys of ``rep``.
+
+    batch_norm: whether its blocks have any; an argument of those functions that leave the choice.
+    kernels: the sizes of the convolutions that become blocks; all others stay ordinary ones.
+    """
+
+    batch_norm: bool
+    kernels: list[Annotated[int, Range(1)]]
+
+    @property
+    def identity(self) -> bool:
+        """Whether it adds the input, a branch without weights."""
+        return self.arguments.get("identity", False)
+
+
+@dataclass(frozen=True)
+class DataSection(Target):
+    """Keys of ``data``."""
+
+    batch_size: Annotated[int, Range(2)] = 64
+
+    @property
+    def low_rounding(self) -> str | None:
+        """How low resolution is made, where it is."""
+        return self.arguments.get("low_rounding")
