@@ -41,15 +41,16 @@ def test_two_factors_of_two_bits_need_four() -> None:
     assert uniform_bits(merged * 0.37) == 4, "whatever the steps are"
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("signed", [True, False])
-def test_an_integer_grid_needs_its_own_bits(bits: int, signed: bool) -> None:
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    grid = torch.arange(low, high + 1, dtype=torch.float64)
-    rows = grid[torch.randperm(len(grid))] * torch.rand(3, 1).double().add(0.1)
-    assert uniform_bits(rows) == bits
-    assert table_bits(rows) == bits
-    assert levels(rows) == 2**bits
+def test_an_integer_grid_needs_its_own_bits(subtests: pytest.Subtests) -> None:
+    for bits in range(1, 9):
+        for signed in [True, False]:
+            with subtests.test(bits=str(bits), signed=str(signed)):
+                low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+                grid = torch.arange(low, high + 1, dtype=torch.float64)
+                rows = grid[torch.randperm(len(grid))] * torch.rand(3, 1).double().add(0.1)
+                assert uniform_bits(rows) == bits
+                assert table_bits(rows) == bits
+                assert levels(rows) == 2**bits
 
 
 def test_sums_of_many_products_need_many_bits() -> None:

@@ -69,21 +69,22 @@ QUANTS = [
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.plain_bn}-{mode.merged_bn}")
-@pytest.mark.parametrize("quant", QUANTS, ids=lambda quant: f"{quant.label}-{quant.first_last}")
-def test_deployed_equals_trained_exactly(mode: ModeOptions, quant: QuantOptions, tmp_path: Path) -> None:
-    net = trained(mode, quant)
-    freeze(net, DESCRIPTION).save(tmp_path)
-    deployed = DeployedNet.load(tmp_path)
-    agreement = compare(net, deployed, [torch.randn(5, 3, 12, 11), torch.randn(1, 3, 12, 11)], AGREEMENT)
-    assert agreement.max_abs == 0
-    assert agreement.answers == 100
-    assert agreement.max_lsb in ((None,) if quant.act_bits == 32 else (0,))
-    for node in deployed.nodes:
-        if "weight" in node and node["bits"] < 32:
-            codes = deployed.codes(node)
-            assert codes.dtype == torch.int16
-            assert node["low"] <= codes.min()
-            assert codes.max() <= node["high"]
+def test_deployed_equals_trained_exactly(mode: ModeOptions, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for quant in QUANTS:
+        with subtests.test(quant=str(quant)):
+            net = trained(mode, quant)
+            freeze(net, DESCRIPTION).save(tmp_path)
+            deployed = DeployedNet.load(tmp_path)
+            agreement = compare(net, deployed, [torch.randn(5, 3, 12, 11), torch.randn(1, 3, 12, 11)], AGREEMENT)
+            assert agreement.max_abs == 0
+            assert agreement.answers == 100
+            assert agreement.max_lsb in ((None,) if quant.act_bits == 32 else (0,))
+            for node in deployed.nodes:
+                if "weight" in node and node["bits"] < 32:
+                    codes = deployed.codes(node)
+                    assert codes.dtype == torch.int16
+                    assert node["low"] <= codes.min()
+                    assert codes.max() <= node["high"]
 
 
 def test_compare_sees_a_difference() -> None:

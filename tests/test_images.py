@@ -67,15 +67,14 @@ def matlab_matrix(size: int, scale: Fraction) -> Array:
     return matrix / matrix.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize(
-    "scale", [Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(2), Fraction(3), Fraction(4)]
-)
-@pytest.mark.parametrize("size", [(12, 24), (13, 7), (5, 31)])
-def test_resizing_is_matlabs(size: tuple[int, int], scale: Fraction) -> None:
-    pixels = picture(2, *size)
-    rows, columns = matlab_matrix(size[0], scale), matlab_matrix(size[1], scale)
-    expected = rows @ pixels.double().numpy() @ columns.T
-    np.testing.assert_allclose(resize(pixels, scale).numpy(), expected, atol=1e-3)
+def test_resizing_is_matlabs(subtests: pytest.Subtests) -> None:
+    for scale in [Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(2), Fraction(3), Fraction(4)]:
+        for size in [(12, 24), (13, 7), (5, 31)]:
+            with subtests.test(scale=str(scale), size=str(size)):
+                pixels = picture(2, *size)
+                rows, columns = matlab_matrix(size[0], scale), matlab_matrix(size[1], scale)
+                expected = rows @ pixels.double().numpy() @ columns.T
+                np.testing.assert_allclose(resize(pixels, scale).numpy(), expected, atol=1e-3)
 
 
 def matlab_bytes(pixels: list[list[int]], factor: int) -> list[list[int]]:

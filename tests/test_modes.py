@@ -59,25 +59,26 @@ def test_without_quantization_eval_mode_is_the_fp_network(block: str, subtests: 
 
 
 @every_block
-@pytest.mark.parametrize("options", [ModeOptions("repq_bn"), ModeOptions("repq_bn", stats_input="quant")])
-def test_repq_bn_without_quantization_trains_as_the_fp_network(options: ModeOptions, block: str) -> None:
+def test_repq_bn_without_quantization_trains_as_the_fp_network(block: str, subtests: pytest.Subtests) -> None:
     """A whole network: outputs, gradients and running statistics of a training step."""
-    net = net_for("repq_bn", block).double().train()
-    composed = compose(net, options, FP32).train()
-    x = images()
-    expected, got = net(x), composed(x)
-    torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
-    expected.square().sum().backward()
-    got.square().sum().backward()
-    theirs = [(p.shape, p.grad) for p in composed.parameters()]
-    ours = [(p.shape, p.grad) for p in net.parameters()]
-    assert len(theirs) == len(ours)
-    torch.testing.assert_close([g for _, g in theirs], [g for _, g in ours], atol=1e-9, rtol=1e-9)
-    running = [list(part.buffers()) for part in (net, composed)]
-    torch.testing.assert_close(running[1], running[0], atol=1e-12, rtol=1e-12)
-    running_mean = next(m.running_mean for m in composed.modules() if isinstance(m, nn.BatchNorm2d))
-    fresh = next(m.running_mean for m in net_for("repq_bn", block).modules() if isinstance(m, nn.BatchNorm2d))
-    assert not torch.equal(running_mean, fresh.double())
+    for options in [ModeOptions("repq_bn"), ModeOptions("repq_bn", stats_input="quant")]:
+        with subtests.test(options=str(options)):
+            net = net_for("repq_bn", block).double().train()
+            composed = compose(net, options, FP32).train()
+            x = images()
+            expected, got = net(x), composed(x)
+            torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+            expected.square().sum().backward()
+            got.square().sum().backward()
+            theirs = [(p.shape, p.grad) for p in composed.parameters()]
+            ours = [(p.shape, p.grad) for p in net.parameters()]
+            assert len(theirs) == len(ours)
+            torch.testing.assert_close([g for _, g in theirs], [g for _, g in ours], atol=1e-9, rtol=1e-9)
+            running = [list(part.buffers()) for part in (net, composed)]
+            torch.testing.assert_close(running[1], running[0], atol=1e-12, rtol=1e-12)
+            running_mean = next(m.running_mean for m in composed.modules() if isinstance(m, nn.BatchNorm2d))
+            fresh = next(m.running_mean for m in net_for("repq_bn", block).modules() if isinstance(m, nn.BatchNorm2d))
+            assert not torch.equal(running_mean, fresh.double())
 
 
 def test_plain_with_folded_batch_norm_trains_as_unfolded_without_quantization() -> None:

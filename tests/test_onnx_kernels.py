@@ -65,26 +65,25 @@ def test_depthwise_layers_with_a_zero_point_per_channel_are_float(tmp_path: Path
     assert close.all(1).float().mean() >= 0.5  # of the images; in one a code at an edge may fall to its other side
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (5, 1, 2), (7, 2, 3), (2, 2, 0), (4, 4, 0)]
-)
-def test_pixels_in_groups_give_the_same_sums(channels: int, size: int, stride: int, padding: int) -> None:
+def test_pixels_in_groups_give_the_same_sums(subtests: pytest.Subtests) -> None:
     """Exactly, as integers are; a weight's zero-point is no weight."""
-    columns = 16
-    by = groups(channels, size, stride, padding, columns)
-    assert by is not None and by.pixels * channels % 4 == 0
-    draw = torch.Generator().manual_seed(0)
-    image = torch.randint(-128, 128, (2, channels, columns, columns), generator=draw).double()
-    codes = torch.randint(-100, 100, (5, channels, size, size), generator=draw)
-    zero = torch.randint(-3, 4, (5,), generator=draw)
-    expected = F.conv2d(image, (codes - zero.view(-1, 1, 1, 1)).double(), stride=stride, padding=padding)
-    wide = torch.from_numpy(grouped(codes.numpy(), zero.numpy(), stride, padding, by))
-    wide = (wide - zero.repeat(by.outputs).view(-1, 1, 1, 1)).double()
-    rows = image.permute(0, 2, 3, 1).reshape(2, columns, columns // by.pixels, -1).permute(0, 3, 1, 2)
-    padded = F.pad(rows, (by.before, by.after, padding, padding))
-    found = F.conv2d(padded, wide, stride=(stride, 1)).permute(0, 2, 3, 1)
-    assert torch.equal(found.reshape(2, found.shape[1], -1, 5).permute(0, 3, 1, 2), expected)
+    for channels in [1, 2, 3]:
+        for size, stride, padding in [(3, 1, 1), (3, 2, 1), (5, 1, 2), (7, 2, 3), (2, 2, 0), (4, 4, 0)]:
+            with subtests.test(channels=str(channels), size=str(size), stride=str(stride), padding=str(padding)):
+                columns = 16
+                by = groups(channels, size, stride, padding, columns)
+                assert by is not None and by.pixels * channels % 4 == 0
+                draw = torch.Generator().manual_seed(0)
+                image = torch.randint(-128, 128, (2, channels, columns, columns), generator=draw).double()
+                codes = torch.randint(-100, 100, (5, channels, size, size), generator=draw)
+                zero = torch.randint(-3, 4, (5,), generator=draw)
+                expected = F.conv2d(image, (codes - zero.view(-1, 1, 1, 1)).double(), stride=stride, padding=padding)
+                wide = torch.from_numpy(grouped(codes.numpy(), zero.numpy(), stride, padding, by))
+                wide = (wide - zero.repeat(by.outputs).view(-1, 1, 1, 1)).double()
+                rows = image.permute(0, 2, 3, 1).reshape(2, columns, columns // by.pixels, -1).permute(0, 3, 1, 2)
+                padded = F.pad(rows, (by.before, by.after, padding, padding))
+                found = F.conv2d(padded, wide, stride=(stride, 1)).permute(0, 2, 3, 1)
+                assert torch.equal(found.reshape(2, found.shape[1], -1, 5).permute(0, 3, 1, 2), expected)
 
 
 @pytest.mark.parametrize("case", [(4, 3, 2, 1, 16), (3, 3, 2, 1, 18), (3, 3, 2, 0, 16), (3, 3, 1, 0, 16)])

@@ -109,14 +109,15 @@ def test_every_layer_of_a_bnn_is_binary_and_has_its_batch_norm() -> None:
     assert all(isinstance(tap, SignActivation) for tap in net.taps[1:])
 
 
-@pytest.mark.parametrize("mode", TRAINING_MODES)
-@pytest.mark.parametrize(("bits", "behind"), [(1, True), (2, True), (3, False), (8, False)])
-def test_low_bits_get_a_batch_norm_behind_the_convolution(mode: str, bits: int, behind: bool) -> None:
-    quant = QuantOptions(weight_bits=bits, act_bits=8)  # type: ignore[arg-type]
-    for option, wanted in (("auto", behind), (True, True), (False, False)):
-        net = composed(mode, quant, tiny_net(), post_bn=option)
-        assert (net.blocks[1].norm is not None) == wanted
-    assert composed("ptq", quant, tiny_net()).blocks[1].norm is None
+def test_low_bits_get_a_batch_norm_behind_the_convolution(subtests: pytest.Subtests) -> None:
+    for mode in TRAINING_MODES:
+        for bits, behind in [(1, True), (2, True), (3, False), (8, False)]:
+            with subtests.test(mode=str(mode), bits=str(bits), behind=str(behind)):
+                quant = QuantOptions(weight_bits=bits, act_bits=8)  # type: ignore[arg-type]
+                for option, wanted in (("auto", behind), (True, True), (False, False)):
+                    net = composed(mode, quant, tiny_net(), post_bn=option)
+                    assert (net.blocks[1].norm is not None) == wanted
+                assert composed("ptq", quant, tiny_net()).blocks[1].norm is None
 
 
 def test_statistics_before_a_batch_norm_are_constants_unless_asked_otherwise() -> None:

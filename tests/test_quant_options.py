@@ -10,9 +10,8 @@ from repq_cli.errors import ConfigError
 A0, RESNET = "+model=repvgg_a0", "+model=resnet18_cifar"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
+def test_what_does_not_go_together_is_refused_with_the_reason(subtests: pytest.Subtests) -> None:
+    for arguments, sentence in [
         ("quant.weight_bits=0", "quant.weight_bits=0 must be one of"),
         ("quant.weight_bits=9", "quant.weight_bits=9 must be one of"),
         ("quant.weight_method=xor", "quant.weight_method=xor must be one of lsq, sign, bwn, twn, affine"),
@@ -45,12 +44,11 @@ A0, RESNET = "+model=repvgg_a0", "+model=resnet18_cifar"
             "quant=bnn mode=branchwise",
             "mode=branchwise merges branches by their scales, which quant.weight_method=sign has none of",
         ),
-    ],
-)
-def test_what_does_not_go_together_is_refused_with_the_reason(arguments: str, sentence: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        compose_plain([A0, *arguments.split()])
-    assert sentence in str(error.value)
+    ]:
+        with subtests.test(arguments=str(arguments), sentence=str(sentence)):
+            with pytest.raises(ConfigError) as error:
+                compose_plain([A0, *arguments.split()])
+            assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize(
