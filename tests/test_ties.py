@@ -16,6 +16,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.xnor_net import XnorNet
+from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError
 from repq_cli.modes.kernels import FixedKernel
 from repq_cli.quant.affine import AffineWeight
@@ -149,6 +150,21 @@ def test_whole_networks_of_signs_are_the_same_in_every_engine(model: str, quant:
     answers.pop("onnx False")  # rounds the classifier's bias
     for name, answer in answers.items():
         torch.testing.assert_close(answer, answers["deployed"], rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.accelerator
+def test_a_gpu_takes_the_signs_of_integers(subtests: pytest.Subtests) -> None:
+    """Where float32 is not rounded to TF32, cuDNN may still multiply by fractions."""
+    device = use_device("cuda")
+    for (model, overrides), quant in itertools.product(MODELS.items(), QUANTS):
+        with subtests.test(model=model, quant=quant):
+            deployed, _ = frozen(*overrides, *QUANTS[quant])
+            x = torch.randn(32, *deployed.graph["input_shape"])
+            own = IntegerNet(deployed).run(x)
+            found = deployed.to(device).run(x.to(device))
+            for name, node in deployed.quantizers.items():
+                if node["by_sign"]:
+                    assert torch.equal(found[name].cpu(), own[name].float()), name
 
 
 @pytest.mark.parametrize("window", [Window(1, 1, 1), Window(2, 0, 2), None])
