@@ -145,12 +145,25 @@ def test_averaged_weights_are_told_from_plain_ones(saved: Saved) -> None:
         {"model": plain, "ema": {"shadow": prefixed(averaged, "module.")}},
         {"state_dict": prefixed(plain, "model.") | prefixed(averaged, "modelEMA.")},
         {"model": plain, "swa_model": averaged | {"n_averaged": torch.tensor(2)}},
+        {"model": plain, "ema": {"decay": torch.tensor(0.99), "updates": torch.tensor(9), "module": averaged}},
+        prefixed(averaged, "ema_model.") | prefixed(plain, "online_model.") | {"step": torch.tensor(9)},
     ]
     for content in files:
         assert [taken(content, weights)[0] for weights in ("auto", "ema", "plain")] == [True, True, False]
         said = [taken(content, weights)[1] for weights in ("auto", "plain")]
         assert "averaged (EMA) weights at '" in said[0] and "; left: '" in said[0] and "; left: '" in said[1]
     assert not taken({"schema": plain})[0]
+    alone = prefixed(averaged, "module.") | {"n_averaged": torch.tensor(2)}
+    assert taken(alone, "ema")[0] and "left out beside them: n_averaged" in taken(alone)[1]
+    with pytest.raises(DataError, match=r"no plain weights .* at the top level: leave fp\.weights=plain out, or name"):
+        taken(alone, "plain")
+    nameless = {key.replace(".", ""): value for key, value in averaged.items()}
+    for unusable in ({"shadow_params": list(averaged.values())}, nameless, averaged | {"n_averaged": torch.tensor(0)}):
+        content = {"model": plain, "ema": unusable}
+        assert [taken(content, weights)[0] for weights in ("auto", "plain")] == [False, False]
+        assert "at 'model', layout repq; left: 'ema'" in taken(content)[1]
+        with pytest.raises(DataError, match=r"no ema weights .* at 'model' \(its averages at 'ema' fit no layout"):
+            taken(content, "ema")
     for content, weights in (({"state_dict": plain}, "ema"), ({"state_dict_ema": averaged}, "plain")):
         with pytest.raises(DataError, match=rf"has no {weights} weights of this net, only those at 'state_dict"):
             taken(content, weights)
@@ -189,6 +202,11 @@ def test_a_new_head_keeps_the_body(saved: Saved) -> None:
         assert torch.equal(
             net.state_dict()["blocks.5.branches.dense.conv.weight"], state["stage4.0.rbr_dense.conv.weight"]
         )
+    twice = prefixed(body | {"fc.0.weight": torch.ones(9, 24)}, "encoder_q.") | prefixed(
+        repvgg_state(WIDTHS, "repvgg"), "k."
+    )
+    with pytest.raises(DataError, match=r"fit equally well at 'encoder_q' and at 'k'"):
+        load(own_net(), saved(twice), head="new")
     with pytest.raises(DataError, match=r"1 missing: stage0\.rbr_dense\.conv\.weight"):
         load(own_net(), saved({k: v for k, v in body.items() if k != "stage0.rbr_dense.conv.weight"}), head="new")
     with pytest.raises(DataError, match=r"fp\.head=new is for nets with a classifier"):
@@ -377,6 +395,7 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "answer.pth": (b'{"error": "not found"}', "is a JSON text"),
     "answer2.pth": (b"Not Found", "is a text that begins 'Not Found'"),
     "w.pth.gz": (gzip.compress(b"x"), "is compressed: unpack it"),
+    "w.tar": (b"w.pth" + bytes(252) + b"ustar", "a tar archive: unpack it first"),
     "w.zip": (archive("w.pth"), "is a ZIP archive with w.pth in it"),
     "w.npz": (archive("a.npy"), "is a ZIP archive with a.npy in it"),
     "w.npy": (b"\x93NUMPY\x01\x00", "is an array of NumPy's"),
@@ -403,6 +422,11 @@ def test_files_of_other_kinds_are_called_what_they_are(name: str, tmp_path: Path
 def test_folders_and_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no checkpoint .*nope"):
         load(own_net(), tmp_path / "nope.pth")
+    with pytest.raises(DataError, match=r"x cannot be read \(File name too long\): name one that can"):
+        load(own_net(), tmp_path / ("x" * 300))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe is no regular file: name a run folder or a file of weights"):
+        load(own_net(), tmp_path / "pipe")
     (tmp_path / "model.ckpt.index").touch()
     with pytest.raises(DataError, match=r"model\.ckpt is one of TensorFlow's"):
         load(own_net(), tmp_path / "model.ckpt")
@@ -424,6 +448,12 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(whole[:length])
             with pytest.raises(DataError, match="truncated"):
                 load(own_net(), tmp_path / name)
+    torch.save(state, tmp_path / "new.pth")
+    flipped = bytearray((tmp_path / "new.pth").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (tmp_path / "new.pth").write_bytes(flipped)
+    with pytest.raises(DataError, match=r"is damaged \(new/data/\d+ has another checksum\): fetch or copy it again"):
+        load(own_net(), tmp_path / "new.pth")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -465,5 +495,9 @@ def test_quantized_weights_are_refused(dtype: torch.dtype, saved: Saved) -> None
     state = {key: value.to(dtype) if value.dim() == 4 else value for key, value in own_net().state_dict().items()}
     with pytest.raises(DataError, match=rf"as {dtype}: floating-point weights .* from before the net was quantized"):
         load(own_net(), saved(state))
+    with pytest.raises(
+        DataError, match=r"holds the shape of blocks\.0\S+ and no values: save the net once it has some"
+    ):
+        load(own_net(), saved({key: value.to("meta") for key, value in own_net().state_dict().items()}))
     with pytest.raises(DataError, match="too large for float32"):
         load(own_net(), saved({key: value.double() * 1e300 for key, value in own_net().state_dict().items()}))

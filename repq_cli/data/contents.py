@@ -8,6 +8,7 @@ costs time and nothing else.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -177,4 +178,10 @@ class _Memory:
         self._say(error)
 
     def _say(self, error: Exception) -> None:
-        logger.warning("%s cannot be used (%s): files are read again by every run; remove it.", self.path, error)
+        _say_unusable(self.path, str(error))
+
+
+@functools.cache
+def _say_unusable(path: Path, why: str) -> None:
+    """Once, and not for each split of the data."""
+    logger.warning("%s cannot be used (%s): files are read again by every run; remove it.", path, why)

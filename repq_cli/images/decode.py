@@ -10,8 +10,8 @@ its values, and white is 255 afterwards:
     float                      v * 255 where all lie in 0..1, v where all are whole numbers of 0..255
     transparency               left out; the colours below it stay
 
-Everything else is refused, since its white is not known: other floats, NaN, 32-bit and signed integers, deep values of
-which 8 bits would keep nothing, Lab.
+Everything else is refused, since its white is not known: other floats, NaN, 32-bit and signed integers, Lab, and deep
+values that all lie below a sixteenth of white, as those of 8, 10 or 12 bits stored in 16: they would be nearly black.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from repq_cli.errors import DataError
 
 GREY, COLOUR = ("1", "L", "LA", "La"), ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and a value of it
+SAMPLE_FORMAT, SIGNED = 339, 2
+DARK = 1 / 16  # of white
 REPLACE, CONVERT = "remove or replace it", "convert it to 8 bits a channel first"
+UNKNOWN_WHITE = f"holds signed or 32-bit integers, of which nothing says what is white: {CONVERT}"
 
 
 class ImageError(DataError):
@@ -63,10 +66,14 @@ def decode(path: Path, deep: bool = True) -> Image.Image:
     with _refusing(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures and of damaged EXIF, which both are read
         with Image.open(path) as opened:
-            if not deep and (opened.mode.startswith(("I", "F")) or any(map(_is_deep, opened.tile))):
+            is_deep = any(map(_is_deep, opened.tile))
+            if not deep and (opened.mode.startswith(("I", "F")) or is_deep):
                 raise ImageError(path, f"has more than 8 bits a channel, which would be lost: {CONVERT}")
             raw_mode = next(map(_raw_mode, opened.tile), "")
-            white_is_zero = getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+            tags = getattr(opened, "tag_v2", {})
+            if SIGNED in tags.get(SAMPLE_FORMAT, ()):
+                raise ImageError(path, UNKNOWN_WHITE)
+            white_is_zero = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
             opened.load()
             with contextlib.suppress(Exception):  # of damaged EXIF, as diverse as decoders': shown as it is stored
                 ImageOps.exif_transpose(opened, in_place=True)
@@ -76,6 +83,8 @@ def decode(path: Path, deep: bool = True) -> Image.Image:
                 return _in_eight_bits(path, opened, raw_mode)
             if opened.mode not in GREY + COLOUR:
                 raise ImageError(path, f"has colours of the kind {opened.mode}, which is not read: convert it to RGB")
+            if is_deep:  # black may be all that is left of it
+                _refuse_dark(path, max(high for _, high in opened.convert("RGB").getextrema()) or 1, 255)
             mode = "L" if opened.mode in GREY else "RGB"
             return opened.convert(f"{mode}A" if opened.has_transparency_data else mode)
 
@@ -121,12 +130,15 @@ def _in_eight_bits(path: Path, image: Image.Image, raw_mode: str) -> Image.Image
     elif image.mode.startswith("I;16") or image.format == "PPM" or raw_mode in ("I;16", "I;16B", "I;16N"):
         white = 4095 if raw_mode == "I;12" else 65535
     else:
-        kind = "signed" if raw_mode.endswith("S") and "16" in raw_mode else "32-bit"
-        raise ImageError(path, f"holds {kind} integers, of which nothing says what is white: {CONVERT}")
-    if 0 < values.max() <= white / 255:
-        held = f"holds no value above {values.max():g}, and white would be {white}"
-        raise ImageError(path, f"{held}, which leaves nothing in 8 bits: scale its values")
+        raise ImageError(path, UNKNOWN_WHITE)
+    _refuse_dark(path, values.max(), white)
     return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+
+
+def _refuse_dark(path: Path, brightest: float, white: int) -> None:
+    if 0 < brightest < white * DARK:
+        held = f"holds no value above {brightest:g}, and white would be {white}"
+        raise ImageError(path, f"{held}, which leaves it nearly black in 8 bits: scale its values")
 
 
 def _white_of_floats(path: Path, values: npt.NDArray[np.float32]) -> int:

@@ -17,7 +17,7 @@ from repq_cli.pretrained.sets import WeightSet
 
 @dataclass(frozen=True)
 class Choice:
-    """What is taken, and the other sets of weights that would do as well."""
+    """What is taken, and what else is in the file: other sets that would do as well, and averages that would not."""
 
     fit: Fit
     left: list[WeightSet]
@@ -27,7 +27,7 @@ class Choice:
         taken = f"{kind} at {self.fit.weights}, layout {self.fit.name}"
         left = "; left: " + ", ".join(map(str, self.left)) if self.left else ""
         beside = sorted({key.partition(".")[0] for key in self.fit.beside})
-        return taken + left + (f"; left out beside the body: {', '.join(beside)}" if beside else "")
+        return taken + left + (f"; left out beside them: {', '.join(beside)}" if beside else "")
 
 
 def fits_of(net: nn.Module, sets: list[WeightSet], names: Iterable[str], body: bool) -> list[Fit]:
@@ -41,19 +41,24 @@ def fits_of(net: nn.Module, sets: list[WeightSet], names: Iterable[str], body: b
         large = [weights for weights in sets if 4 * len(weights.tensors) >= len(layout.sources)]
         for weights in large or sets:
             fit = Fit(name, layout, weights, ours)
+            fit = replace(fit, beside=frozenset(weights.numbers.difference(fit.wanted)))
             found.append(fit.without_head() if body else fit)
     return sorted(found, key=lambda fit: -fit.score)
 
 
-def choose(fits: list[Fit], weights: Literal["auto", "ema", "plain"], path: object) -> Choice | None:
+def choose(
+    fits: list[Fit], sets: list[WeightSet], weights: Literal["auto", "ema", "plain"], path: object
+) -> Choice | None:
     """The set to take; None where none explains most of its keys.
 
     Averaged weights that lack batch norms' statistics, as averages of parameters do, get those of the plain ones beside
     them. Raises DataError where the kind that ``weights`` asks for is not there, or several sets do equally well.
     """
     fits = [fit for fit in fits if fit.score > MOST]
+    fits = [fit for fit in fits if fit.weights.begun] or fits
     if not fits:
         return None
+    unread = _unread_averages(sets, fits)
     plain = [fit for fit in fits if not fit.weights.averaged]
     averaged = [_completed(fit, plain[0]) if plain else fit for fit in fits if fit.weights.averaged]
     averaged.sort(key=lambda fit: -fit.score)
@@ -62,11 +67,25 @@ def choose(fits: list[Fit], weights: Literal["auto", "ema", "plain"], path: obje
         wanted = averaged if averaged and not (plain and plain[0].score > averaged[0].score) else plain
     if not wanted:
         found = ", ".join(dict.fromkeys(str(fit.weights) for fit in fits))
-        raise DataError(f"The file {path} has no {weights} weights of this net, only those at {found}: see fp.weights.")
+        empty = f" (its averages at {', '.join(map(str, unread))} fit no layout, or are empty as yet)" if unread else ""
+        raise DataError(
+            f"The file {path} has no {weights} weights of this net, only those at {found}{empty}: leave "
+            f"fp.weights={weights} out, or name another file."
+        )
     best = wanted[0]
     _refuse_doubt(path, best, wanted[1:])
     others = {fit.weights.path: fit.weights for fit in fits if fit.weights.path != best.weights.path}
-    return Choice(best, list(others.values()))
+    return Choice(best, [*others.values(), *unread])
+
+
+def _unread_averages(sets: list[WeightSet], fits: list[Fit]) -> list[WeightSet]:
+    """Averages that none of the ``fits`` is made of, such as lists without names; small ones are an optimiser's."""
+    least, found = len(fits[0].layout.sources) / 4, list[WeightSet]()
+    for weights in sorted(sets, key=lambda weights: len(weights.path)):
+        known = [*found, *(fit.weights for fit in fits)]
+        if weights.averaged and len(weights.tensors) >= least and not any(map(weights.overlaps, known)):
+            found.append(weights)
+    return found
 
 
 def _completed(averaged: Fit, plain: Fit) -> Fit:

@@ -62,7 +62,8 @@ class Fit:
     @property
     def score(self) -> float:
         """How much of both sides is explained, 0 to 1: Dice's coefficient of keys, less a quarter for wrong shapes."""
-        wanted, have = len(self.wanted), sum(map(_counts, self.weights.tensors.keys() - self.layout.constants.keys()))
+        passed = self.layout.constants.keys() | self.beside
+        wanted, have = len(self.wanted), sum(map(_counts, self.weights.tensors.keys() - passed))
         wrong = {source.key for source in self.misshapen.values()}
         return (2 * (wanted - len(self.missing)) - len(wrong) / 2) / max(1, wanted + have)
 
@@ -89,8 +90,8 @@ class Fit:
         """The body alone: tensors of theirs that lie beside all of the body's parts are left out."""
         sources = {key: source for key, source in self.layout.sources.items() if not key.startswith(HEAD)}
         body = {source.key.partition(".")[0] for source in sources.values()}
-        beside = frozenset(key for key in self.weights.tensors if key.partition(".")[0] not in body)
-        return replace(self, layout=replace(self.layout, sources=sources), beside=beside)
+        beside = {key for key in self.weights.tensors if key.partition(".")[0] not in body}
+        return replace(self, layout=replace(self.layout, sources=sources), beside=self.beside | beside)
 
     def other_channels(self, first: Iterable[str], theirs: int, ours: int) -> list[str]:
         """Our kernels of the ``first`` layers whose only difference is that they read other numbers of channels."""
@@ -137,6 +138,8 @@ def _counts(key: str) -> bool:
 
 
 def _refuse_impossible(path: object, key: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise DataError(f"The file {path} holds the shape of {key} and no values: save the net once it has some.")
     if tensor.layout != torch.strided:
         raise DataError(f"The file {path} holds {key} as a {tensor.layout} tensor: dense weights are needed.")
     if tensor.dtype not in FLOATS and _counts(key):

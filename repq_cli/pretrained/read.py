@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ OTHER_KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"version https://git-lfs", "a pointer of Git LFS and not the weights themselves: fetch them by git lfs pull"),
     (rb"\s*<(!doctype|html|\?xml|head|body)", "a web page, so that its download went wrong: fetch the file itself"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!", "compressed: unpack it first"),
+    (rb".{257}ustar", "a tar archive: unpack it first"),
     (rb"\x89HDF\r\n", f"an HDF5 file, as Keras and h5py write: read it there, and {SAVE}"),
     (rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]", f"an ONNX model, whose graph holds no net of torch's: {SAVE}"),
     (rb"\x93NUMPY", f"an array of NumPy's: {SAVE}"),
@@ -63,6 +65,16 @@ def read(path: Path) -> object:
 
 
 def _beginning(path: Path) -> bytes:
+    try:
+        head = _head(path)
+    except OSError as error:
+        raise DataError(f"The checkpoint {path} cannot be read ({error.strerror}): name one that can.") from error
+    if not head:
+        raise DataError(f"The checkpoint {path} is empty: fetch or copy it again.")
+    return head
+
+
+def _head(path: Path) -> bytes:
     if path.is_dir():
         found = sorted(file.name for pattern in NAMES_OF_WEIGHTS for file in path.glob(pattern))
         if (path / "saved_model.pb").exists():
@@ -75,16 +87,10 @@ def _beginning(path: Path) -> bytes:
         raise DataError(
             f"There is no checkpoint {path}: name a run folder, one of its checkpoints/*.pt, or a file of weights."
         )
-    try:
-        if not path.is_file():
-            raise DataError(f"The checkpoint {path} is no regular file: name a run folder or a file of weights.")
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise DataError(f"The checkpoint {path} cannot be read ({error.strerror}): see to its permissions.") from error
-    if not head:
-        raise DataError(f"The checkpoint {path} is empty: fetch or copy it again.")
-    return head
+    if not path.is_file():
+        raise DataError(f"The checkpoint {path} is no regular file: name a run folder or a file of weights.")
+    with path.open("rb") as file:
+        return file.read(512)
 
 
 def _is_text(head: bytes) -> bool:
@@ -102,9 +108,11 @@ def _archive(path: Path) -> object:
     """What torch.save has written since version 1.6: a ZIP archive of a pickle and the tensors' bytes."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+            names, spoilt = archive.namelist(), archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"The checkpoint {path} is truncated or damaged: fetch or copy it again.") from error
+    if spoilt is not None:  # torch looks at no checksum
+        raise DataError(f"The checkpoint {path} is damaged ({spoilt} has another checksum): fetch or copy it again.")
     if any(name.endswith("/constants.pkl") for name in names):
         raise DataError(f"The checkpoint {path} is a TorchScript archive: load it by torch.jit.load, and {SAVE}.")
     if not any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):

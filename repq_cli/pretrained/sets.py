@@ -11,7 +11,8 @@ from torch import Tensor
 # What DataParallel, torch.compile, FSDP, activation checkpointing and Fabric put into names, at any place.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 AVERAGES = {"ema", "shadow", "averaged", "average", "avg", "swa", "polyak"}  # words of names of averaged weights
-BESIDE = ("total_ops", "total_params", "n_averaged")  # what profilers and averages leave beside weights
+BESIDE = ("total_ops", "total_params")  # what profilers leave beside weights
+COUNT = "n_averaged"  # what torch's averaged nets have beside theirs
 DEEPEST = 32  # nesting that is looked into
 
 Path = tuple[str, ...]
@@ -31,7 +32,21 @@ class WeightSet:
         >>> [WeightSet((name,), {}).averaged for name in ("state_dict_ema", "modelEMA", "params_ema", "schema")]
         [True, True, True, False]
         """
-        return any(word.lower() in AVERAGES for name in self.path for word in _words(name))
+        return COUNT in self.tensors or any(word.lower() in AVERAGES for name in self.path for word in _words(name))
+
+    @property
+    def begun(self) -> bool:
+        """False for an average of nothing as yet, which holds what the net began with."""
+        return COUNT not in self.tensors or bool(self.tensors[COUNT] > 0)
+
+    @property
+    def numbers(self) -> set[str]:
+        """What averages count beside their weights, such as ``decay`` and ``num_updates``."""
+        return {key for key, tensor in self.tensors.items() if "." not in key and tensor.dim() == 0}
+
+    def overlaps(self, other: WeightSet) -> bool:
+        """Whether one of both lies in the other."""
+        return all(mine == theirs for mine, theirs in zip(self.path, other.path, strict=False))
 
     def __str__(self) -> str:
         return f"'{'.'.join(self.path)}'" if self.path else "the top level"

@@ -57,4 +57,4 @@ def load_last(folder: RunFolder) -> dict[str, Any] | None:
 def fp_checkpoint(path: str) -> Path:
     """The file that ``fp.checkpoint`` means: a run folder's fp.pt, or the file itself."""
     own = RunFolder(path).fp
-    return own if own.exists() else Path(path)
+    return own if os.path.exists(own) else Path(path)  # a name may be too long for pathlib

@@ -64,7 +64,7 @@ def fp_choice(net: nn.Module, path: Path, how: WeightOptions, signature: dict[st
     sets = weight_sets(content)
     _refuse_no_weights(path, sets)
     fits = fits_of(net, sets, names, how.head == "new")
-    choice = choose(fits, how.weights, path)
+    choice = choose(fits, sets, how.weights, path)
     if choice is None:
         raise DataError(_why_none(path, net, sets, fits, how))
     fit = choice.fit
