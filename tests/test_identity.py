@@ -61,6 +61,10 @@ CHANGES: list[tuple[Identity, list[str]]] = [
         ["the order of the training images"],
     ),
     (identity(val=None), []),  # cannot be compared
+    (
+        Identity(identity().splits | {"test/test": Listing([], ["x", "z"], [0, 1])}),
+        ["1 removed (test/test: number 1)", "1 added (test/test: number 1)"],
+    ),
     (identity(stated="v2"), ["what the data set states of itself (nothing before)"]),
 ]
 
@@ -69,7 +73,8 @@ CHANGES: list[tuple[Identity, list[str]]] = [
 def test_what_has_changed_is_told_and_makes_another_fingerprint(now: Identity, changes: list[str]) -> None:
     assert now.changes_since(identity()) == changes
     if now.splits["val"] is not None:
-        assert (now.training != identity().training) == bool(changes)
+        assert (now.training != identity().training) == any("test/" not in change for change in changes)
+        assert (now.whole != identity().whole) == bool(changes)
 
 
 def test_images_without_names_are_told_by_their_place() -> None:

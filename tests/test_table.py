@@ -329,3 +329,26 @@ def test_plain_stands_once_where_nets_are_compared(tmp_path: Path, capsys: pytes
     text = printed(capsys, tmp_path, "--table", "bops")
     assert len(lines_with(text, "Plain")) == len(lines_with(text, "| none ", "Plain", "70.50")) == 1
     assert "same configuration" not in text
+
+
+def test_runs_on_other_images_are_not_compared_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"data.name": "image_folder", "data._target_": "repq_cli.data.image_folder.load"}
+
+    def run(seed: int, images: str | None, **lineage: object) -> None:
+        config = config_of(data | {"seed": seed})
+        row = row_of(config, 70.0, 71.0 + seed)
+        row["lineage"] |= {"data": images, **lineage}
+        write_run(tmp_path / str(seed), config, row)
+
+    run(0, "aa")
+    run(1, "aa")
+    run(2, None)
+    assert "same images" not in overview(capsys, tmp_path)
+    run(3, "bb", changed_data=["1 removed (test/test: cat/1.png)"])
+    said = overview(capsys, tmp_path)
+    (note,) = lines_with(said, "Not on the same images, though configured alike: some in")
+    assert all(f"{tmp_path}/{seed}" in note for seed in (0, 1, 3)) and f"{tmp_path}/2" not in note
+    (note,) = lines_with(said, "Went on over images that had changed since they began (runtime.changed_data=accept)")
+    assert note.endswith(f"{tmp_path}/3.")

@@ -67,10 +67,18 @@ class Identity:
 
         Names are no part of it: what they decide, the order and the label, is.
         """
-        parts = [self.splits[name] for name in TRAINING]
+        return self._hash(TRAINING)
+
+    @property
+    def whole(self) -> str | None:
+        """The same of all splits."""
+        return self._hash(tuple(self.splits))
+
+    def _hash(self, names: tuple[str, ...]) -> str | None:
+        parts = [self.splits[name] for name in names]
         if not self.stated and None in parts:
             return None
-        return content_hash(json.dumps([self.stated, *map(_substance, TRAINING, parts)]).encode())
+        return content_hash(json.dumps([self.stated, *map(_substance, names, parts)]).encode())
 
     def select(self, names: Iterable[str]) -> Identity:
         """Some of the splits alone."""

@@ -29,6 +29,7 @@ def notes_on(section: Section) -> list[str]:
     finders = (
         _unlike(lines),
         _unknown(lines),
+        _other_images(section),
         _partial(lines),
         _fp_differs(section),
         _fp_given(lines),
@@ -88,6 +89,23 @@ def _unknown(lines: Sequence[Line]) -> Iterator[str]:
     names = [line.name for line in lines if NO_CONFIG.items() <= line.options.items()]
     if names:
         yield f"How the runs of {_listed(names)} were trained is not known: their folders hold no config.yaml."
+
+
+def _other_images(section: Section) -> Iterator[str]:
+    """Runs on other images under the same configuration of data, and runs whose images changed on their way."""
+    folders: dict[Hashable, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for run in section.runs:
+        if run.data_hash is not None:
+            asked = {key: value for key, value in run.options.items() if key.startswith(("data.", "model.scale"))}
+            folders[frozenset(asked.items())][run.data_hash].append(run.folder)
+    for found in folders.values():
+        if len(found) > 1:
+            said = "; others in ".join(_listed(names) for names in found.values())
+            yield f"Not on the same images, though configured alike: some in {said}. They do not compare."
+    changed = [run.folder for run in section.runs if run.data_changed]
+    if changed:
+        how = "runtime.changed_data=accept"
+        yield f"Went on over images that had changed since they began ({how}): {_listed(changed)}."
 
 
 def _partial(lines: Sequence[Line]) -> Iterator[str]:

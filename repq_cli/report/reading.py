@@ -88,6 +88,8 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
         linked=_at(row, "lineage.same_as") is not None,
         machine=_machine(env or {}, config, row),
         fp_file=_text(_at(config, "fp.checkpoint")),
+        data_hash=_text(_at(row, "lineage.data")),
+        data_changed=bool(_at(row, "lineage.changed_data")),
         environment=_environment(env or {}, row),
         error=(_text(_at(row, "error")) or "").strip(),
         warnings=_texts(_at(row, "warnings")),

@@ -45,6 +45,7 @@ class Run:
     finished: ISO time, empty where the row has none. linked: a copy of an identical run (``lineage.same_as``).
     machine: what its times depend on. environment: what is known of machine, versions and sources, by name.
     error: why it failed, all of it. fp_file: where its FP net came from, if from a file.
+    data_hash: of all its images. data_changed: whether it went on over images other than those that it began with.
     warnings: what is wrong with it though it is done.
     """
 
@@ -69,6 +70,8 @@ class Run:
     environment: Mapping[str, str]
     error: str
     fp_file: str | None
+    data_hash: str | None
+    data_changed: bool
     warnings: tuple[str, ...] = ()
 
     @property

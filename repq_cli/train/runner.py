@@ -134,7 +134,7 @@ def _opening_row(experiment: Experiment, identity: Identity, env: dict[str, Any]
         "lineage": {
             "fp_cache": experiment.fp_key,
             "fp_run": experiment.fp.checkpoint,
-            "data": identity.training,
+            "data": identity.whole,
             "changed_data": identity.changed or None,
             "git_commit": git and git["commit"],
             "torch_version": torch.__version__,
