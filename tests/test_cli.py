@@ -137,6 +137,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2
     ("arguments", "code", "sentence"),
     [
         ("fp.checkpoint=nowhere.pth", 3, "There is no checkpoint nowhere.pth"),
+        ("fp.checkpoint=", 2, "fp.checkpoint= names nothing: name a run folder or a file of weights, or use null."),
         (f"fp.checkpoint={__file__}", 3, "is a text that begins"),
         ("data=image_folder data.root=nowhere", 3, "data.root=nowhere has no folder 'train'"),
         ("data=cifar10 data.root=nowhere", 3, "data.root=nowhere holds no intact CIFAR10"),

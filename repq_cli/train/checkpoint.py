@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from repq_cli.errors import DataError
+from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import write_atomically
 from repq_cli.pretrained.read import read
 from repq_cli.runs.folder import RunFolder
@@ -55,6 +55,8 @@ def load_last(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def fp_checkpoint(path: str) -> Path:
-    """The file that ``fp.checkpoint`` means: a run folder's fp.pt, or the file itself."""
+    """The file that ``fp.checkpoint`` means: a run folder's fp.pt, or the file itself. ConfigError for no name."""
+    if not path:
+        raise ConfigError("fp.checkpoint= names nothing: name a run folder or a file of weights, or use null.")
     own = RunFolder(path).fp
     return own if os.path.exists(own) else Path(path)  # a name may be too long for pathlib

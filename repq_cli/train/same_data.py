@@ -28,7 +28,9 @@ def known_data(identity: Identity, folder: RunFolder, resume: bool, beside: RunF
             )
         if found:
             logger.warning("The data is not what %s was started with, which is accepted: %s.", other, ", ".join(found))
+        elif identity.whole is None:
+            logger.info("The data does not tell all that it consists of: whether it has changed cannot be checked.")
         return replace(identity, changed=[*(before.changed if other is folder else []), *found])
     if resume:
-        logger.info("%s was started by an earlier version: whether its data has changed cannot be checked.", folder)
+        logger.info("%s is not there: whether the data has changed since cannot be checked.", folder.data_file)
     return identity
