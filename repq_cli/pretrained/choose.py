@@ -31,7 +31,10 @@ class Choice:
 
 
 def fits_of(net: nn.Module, sets: list[WeightSet], names: Iterable[str], body: bool) -> list[Fit]:
-    """Every set as every layout that the net has, best first; ``body``: the classifier does not count."""
+    """Every set as every layout that the net has, best first; ``body``: the classifier does not count.
+
+    Of layouts that are the same for this net, as merged ones may be, the one that the keys look like comes first.
+    """
     ours, found = net.state_dict(), []
     for name in names:
         layout = FORMATS[name].layout(net)
@@ -43,7 +46,7 @@ def fits_of(net: nn.Module, sets: list[WeightSet], names: Iterable[str], body: b
             fit = Fit(name, layout, weights, ours)
             fit = replace(fit, beside=frozenset(weights.numbers.difference(fit.wanted)))
             found.append(fit.without_head() if body else fit)
-    return sorted(found, key=lambda fit: -fit.score)
+    return sorted(found, key=lambda fit: (-fit.score, fit.name != recognise(fit.weights.tensors)))
 
 
 def choose(
