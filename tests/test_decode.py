@@ -136,12 +136,18 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         file_of(DEEP // 16, "PNG"),
         r"holds no value above \d+, and white would be 65535, .* nearly black",
     ),
-    "8 bits of colour in 16": (deep_png(RGB.astype(np.uint16)), "holds no value above 1, and white would be 255"),
+    "8 bits of colour in 16": (
+        deep_png(RGB.astype(np.uint16)),
+        "holds no value above 1 in 8 bits, and white would be 255",
+    ),
     "12 bits of colour in 16": (
         deep_png(RGB.astype(np.uint16) * 16),
-        "holds no value above 1., and white would be 255",
+        "holds no value above 1. in 8 bits, and white",
     ),
-    "8 bits of colour in 16, PPM": (b"P6 4 5 65535\n" + RGB.astype(">u2").tobytes(), "holds no value above 1, and"),
+    "8 bits of colour in 16, PPM": (
+        b"P6 4 5 65535\n" + RGB.astype(">u2").tobytes(),
+        "holds no value above 1 in 8 bits, and",
+    ),
     "two dark floats": (
         file_of((GREY % 3).astype(np.float32), "TIFF"),
         "holds no value above 2, and white would be 255",

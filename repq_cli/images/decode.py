@@ -84,7 +84,7 @@ def decode(path: Path, deep: bool = True) -> Image.Image:
             if opened.mode not in GREY + COLOUR:
                 raise ImageError(path, f"has colours of the kind {opened.mode}, which is not read: convert it to RGB")
             if is_deep:  # black may be all that is left of it
-                _refuse_dark(path, max(high for _, high in opened.convert("RGB").getextrema()) or 1, 255)
+                _refuse_dark(path, max(high for _, high in opened.convert("RGB").getextrema()) or 1, 255, " in 8 bits")
             mode = "L" if opened.mode in GREY else "RGB"
             return opened.convert(f"{mode}A" if opened.has_transparency_data else mode)
 
@@ -135,10 +135,10 @@ def _in_eight_bits(path: Path, image: Image.Image, raw_mode: str) -> Image.Image
     return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
 
 
-def _refuse_dark(path: Path, brightest: float, white: int) -> None:
+def _refuse_dark(path: Path, brightest: float, white: int, brought: str = "") -> None:
     if 0 < brightest < white * DARK:
-        held = f"holds no value above {brightest:g}, and white would be {white}"
-        raise ImageError(path, f"{held}, which leaves it nearly black in 8 bits: scale its values")
+        held = f"holds no value above {brightest:g}{brought}, and white would be {white}"
+        raise ImageError(path, f"{held}, so that it would be nearly black: scale its values")
 
 
 def _white_of_floats(path: Path, values: npt.NDArray[np.float32]) -> int:
