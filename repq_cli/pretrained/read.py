@@ -76,8 +76,7 @@ def _beginning(path: Path) -> bytes:
 
 def _head(path: Path) -> bytes:
     if path.is_dir():
-        names = {file.name for pattern in NAMES_OF_WEIGHTS for file in path.glob(pattern)}
-        found = sorted(names, key=lambda name: (name != "fp.pt", name))  # of a run's own, the one that will do
+        found = sorted(file.name for pattern in NAMES_OF_WEIGHTS for file in path.glob(pattern))
         if (path / "saved_model.pb").exists():
             raise DataError(f"The checkpoint {path} is a folder of TensorFlow's: read it there, and {SAVE}.")
         hint = f"name a file in it, such as {found[0]}" if found else "name a run folder or a file"

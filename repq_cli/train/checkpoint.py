@@ -12,7 +12,7 @@ import torch
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import write_atomically
 from repq_cli.pretrained.read import read
-from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.folder import FP_NET, RunFolder
 
 FORMAT = 1
 
@@ -55,8 +55,11 @@ def load_last(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def fp_checkpoint(path: str) -> Path:
-    """The file that ``fp.checkpoint`` means: a run folder's fp.pt, or the file itself. ConfigError for no name."""
+    """The file that ``fp.checkpoint`` means: fp.pt of a run, or of its checkpoints, or the file itself.
+
+    Raises ConfigError for no name.
+    """
     if not path:
         raise ConfigError("fp.checkpoint= names nothing: name a run folder or a file of weights, or use null.")
-    own = RunFolder(path).fp
-    return own if os.path.exists(own) else Path(path)  # a name may be too long for pathlib
+    own = (RunFolder(path).fp, Path(path) / FP_NET)
+    return next((file for file in own if os.path.exists(file)), Path(path))  # a name may be too long for pathlib
