@@ -42,6 +42,7 @@ WITHOUT_EFFECT = {
     "train/fp_weights.py": "reads weights that were trained elsewhere, and the stored stage as it is",
     "train/fp_cache.py": "the place where stages are kept",
     "train/fp_key.py": "makes the key",
+    "train/divergence.py": "when a stage ends without a result",
     "train/interrupt.py": "when to stop",
     "train/log.py": "what is said",
 }

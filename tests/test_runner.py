@@ -270,7 +270,7 @@ def test_the_same_seed_gives_the_same_results_and_bytes(finished: Path, run_repq
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_qat_is_the_same_whether_fp_was_trained_here_or_loaded(finished: Path, run_repq: Run) -> None:
     trained = finished
-    for source in (trained, trained / "checkpoints/fp.pt"):
+    for source in (trained / "checkpoints", trained / "checkpoints/fp.pt"):
         code, loaded = run_repq("train", *TINY, "quant=w4a4", f"fp.checkpoint={source}")
         assert code == 0
         assert results(loaded) == results(trained)
