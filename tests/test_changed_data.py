@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from PIL import Image
 from test_resume import StopAfter
 
 from repq_cli.cli import main
+from repq_cli.data.identity import Identity
 from repq_cli.runs.folder import RunFolder
 from repq_cli.train.fp_cache import stored
+from repq_cli.train.same_data import known_data
 
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
@@ -123,6 +126,17 @@ def test_a_run_of_an_earlier_version_goes_on_unchecked_once(images: Path, stop: 
     (images / "train/cat/04.bmp").unlink()
     assert main(["train", f"resume={folder}"]) == 3
     assert main(["train", f"resume={folder}", ACCEPT]) == 0
+
+
+def test_data_that_does_not_tell_what_it_holds_is_said_to_go_unchecked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("repq"), "propagate", True)
+    folder, unknown = RunFolder(tmp_path), Identity({"train": None, "val": None})
+    unknown.save(folder.data_file)
+    with caplog.at_level("INFO"):
+        assert known_data(unknown, folder, True, None, False) == unknown
+    assert "does not tell all that it consists of: whether it has changed cannot be checked" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:resource_tracker")

@@ -178,7 +178,7 @@ class _Memory:
         self._say(error)
 
     def _say(self, error: Exception) -> None:
-        _say_unusable(self.path, str(error))
+        _say_unusable(self.path.absolute(), str(error))
 
 
 @functools.cache
