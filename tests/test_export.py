@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from test_integer import CASES, NETS, QUANTS, frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from repq_cli.cli import evaluate, export, main
 from repq_cli.cli.jobs import compose_plain
@@ -262,10 +262,24 @@ def test_one_answer_in_a_thousand_may_be_another(
         return export._difference(deployed, shipped(others), {"test": split}, Classification(), [])  # type: ignore[dict-item]
 
     assert problem(allowed) is None and f"{count - allowed} of {count} answers equal" in capsys.readouterr().out
-    assert problem(allowed + 1) == f"{allowed + 1} of {count} answers differ, and {allowed} may: one in a thousand"
+    sentence = f"on test {allowed + 1} of {count} answers differ, and {allowed} may: one in a thousand"
+    assert problem(allowed + 1) == sentence
     monkeypatch.setattr(evaluate, "compare_integers", lambda *given: Agreement(1, 0.5, 0, count, allowed + 1))
-    said = evaluate._integer_proof(deployed, None, {}, Classification())
-    assert f"{count - allowed - 1} of {count} answers equal" in said and said.endswith(str(problem(allowed + 1)))
+    said = evaluate._integer_proof(deployed, None, {"test": split}, Classification())  # type: ignore[dict-item]
+    assert f"{count - allowed - 1} of {count} answers equal" in said and said.endswith(sentence)
+
+
+def test_a_large_set_excuses_no_answer_of_a_small_one() -> None:
+    sets = {
+        name: SimpleNamespace(batches=lambda size, device, x=images: [(x, None)])
+        for name, images in {"large": torch.eye(10).repeat(500, 1), "small": torch.eye(10) * 2}.items()
+    }
+
+    def shipped(x: Tensor) -> Tensor:
+        return torch.cat([x[:1].flip(1), x[1:]]) if len(x) == 10 else x
+
+    found = export._difference(nn.Identity(), shipped, sets, Classification(), [])  # type: ignore[arg-type]
+    assert found == "on small 1 of 10 answers differ, and 0 may: one in a thousand"
 
 
 @pytest.mark.parametrize(

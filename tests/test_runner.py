@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from conftest import TINY, results, row_of
 
 from repq_cli import build
 from repq_cli.cli import main
+from repq_cli.data.base import Batch, Split
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.reparam.repvgg import RepVGGBlock
 from repq_cli.runs.folder import RunFolder
@@ -362,6 +363,23 @@ def test_a_run_that_is_done_but_of_no_use_says_so(run_repq: Run, capsys: pytest.
     (warning,) = row_of(folder)["warnings"]
     assert "has lost what the FP net" in warning
     assert warning in capsys.readouterr().out
+    code, folder = run_repq("train", *TINY, "optim.clip_norm=1e-30", "mode=ptq", "data.size=16")
+    assert code == 0
+    assert "is of no use, as the FP net" in row_of(folder)["warnings"][-1]
+
+
+def test_validation_images_that_are_not_finite_end_the_first_epoch(
+    run_repq: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Split.batches
+
+    def poisoned(split: Split, *arguments: Any) -> Iterator[Batch]:
+        return ((x.index_fill(0, torch.tensor(3), torch.nan), targets) for x, targets in real(split, *arguments))
+
+    monkeypatch.setattr(Split, "batches", poisoned)
+    code, folder = run_repq("train", *TINY, "fp.epochs=9")
+    assert code == 3
+    assert "images of the validation split hold NaN or infinity" in row_of(folder)["error"]
 
 
 def test_a_deployed_net_that_differs_is_exit_4(

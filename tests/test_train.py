@@ -10,12 +10,14 @@ import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import tiny_net
 from torch import nn
 
+from repq_cli.data.base import Batch, DataInfo, InMemory, Split
 from repq_cli.devices import pick_device
 from repq_cli.errors import CheckError, ConfigError, DataError, Interrupted
 from repq_cli.files import write_atomically
@@ -29,6 +31,7 @@ from repq_cli.tasks.classification import Classification
 from repq_cli.tasks.super_resolution import SuperResolution
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import load_last, save_last
+from repq_cli.train.divergence import chance, require_usable_images
 from repq_cli.train.engine import EpochTotals, evaluate, training_step
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
@@ -109,6 +112,37 @@ def test_data_that_is_not_finite_is_the_datas_fault() -> None:
     x[2, 1] = torch.nan
     with pytest.raises(DataError, match="images of a training batch hold NaN"):
         step_with(tiny_net().train(), x)
+    with pytest.raises(DataError, match="images of an evaluation set hold NaN"):
+        list(Classification().measurements(tiny_net(), batches_of(x), torch.device("cpu"), 0))
+
+
+def test_images_whose_squares_overflow_are_the_datas_fault() -> None:
+    """Their loss may well be finite, and batch norm's running variance is not."""
+    x = torch.randn(4, 3, 12, 11)
+    require_usable_images([(x * 1e18, x)], "a split")
+    x[2, 1] = 1e30
+    with pytest.raises(DataError, match=r"images of a split go up to 1e\+30, and their squares overflow"):
+        require_usable_images([(x, x)], "a split")
+
+
+def test_chance_is_the_most_frequent_class() -> None:
+    info = DataInfo("nine to one", (1, 8, 8), ("a", "b"), (0.0,), (1.0,), "none")
+    split = Split(InMemory(torch.zeros(100, 1, 8, 8, dtype=torch.uint8)), torch.arange(100) // 90, info)
+    assert chance(split, 2) == pytest.approx((90, 6))
+    assert chance(batches_of(*torch.zeros(25, 1, 3)), 2) == pytest.approx((50, 20))
+
+
+def batches_of(*images: torch.Tensor) -> Any:
+    """A split of a plugin's, which tells no labels."""
+
+    class Batches:
+        def __len__(self) -> int:
+            return len(images)
+
+        def batches(self, size: int, device: torch.device) -> list[Batch]:
+            return [(x, torch.zeros(len(x)).long()) for x in images]
+
+    return Batches()
 
 
 def test_outputs_that_are_not_finite_score_nothing() -> None:
@@ -116,8 +150,8 @@ def test_outputs_that_are_not_finite_score_nothing() -> None:
     net = tiny_net()
     with torch.no_grad():
         net.classifier.bias[1] = torch.nan
-    split = SimpleNamespace(batches=lambda size, device: [(torch.randn(4, 3, 12, 11), torch.zeros(4).long())])
-    assert math.isnan(evaluate(net, split, Classification(), torch.device("cpu")))  # type: ignore[arg-type]
+    split = batches_of(torch.randn(4, 3, 12, 11))
+    assert math.isnan(evaluate(net, split, Classification(), torch.device("cpu")))
 
 
 def test_logging_takes_any_number(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from repq_cli.data.identity import Identity
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.same import too_many_others
+from repq_cli.deploy.same import sets_with_too_many
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.extras import extra
@@ -91,19 +91,23 @@ def _onnx_net(folder: RunFolder, deployed: DeployedNet, threads: int | None) -> 
 
 def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Evaluation], task: Any) -> str:
     """How far the integers are from the floating-point executor, in a sentence."""
-    images = (x for split in sets.values() for x, _ in split.batches(EVAL_BATCH, torch.device("cpu")))
-    found = compare_integers(deployed.cpu(), integers, images, task.agreement)
-    if task.name == "super_resolution":
-        equal, problem = f"{found.answers:.2f} % of pixels", None
-    else:
-        equal, problem = (
-            f"{found.images - found.others} of {found.images} answers",
-            too_many_others(found.others, found.images),
+    found = {
+        name: compare_integers(
+            deployed.cpu(), integers, (x for x, _ in split.batches(EVAL_BATCH, torch.device("cpu"))), task.agreement
         )
+        for name, split in sets.items()
+    }
+    images, others = (sum(getattr(each, key) for each in found.values()) for key in ("images", "others"))
+    problem = None
+    if task.name == "super_resolution":
+        equal = f"{sum(each.answers * each.images for each in found.values()) / images:.2f} % of pixels"
+    else:
+        equal = f"{images - others} of {images} answers"
+        problem = sets_with_too_many({name: (each.others, each.images) for name, each in found.items()})
+    codes, outputs = (max(getattr(each, key) for each in found.values()) for key in ("max_lsb", "max_abs"))
     return (
-        f"integers against the deployed net: codes differ by at most {found.max_lsb:g} in a layer that is given the "
-        f"same ones; end to end {equal} equal, largest difference {found.max_abs:.3g}"
-        + (f"; {problem}" if problem else "")
+        f"integers against the deployed net: codes differ by at most {codes:g} in a layer that is given the "
+        f"same ones; end to end {equal} equal, largest difference {outputs:.3g}" + (f"; {problem}" if problem else "")
     )
 
 

@@ -18,7 +18,7 @@ from repq_cli import build
 from repq_cli.config import Config
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
-from repq_cli.deploy.same import DECIBELS, is_another_psnr, too_many_others
+from repq_cli.deploy.same import DECIBELS, is_another_psnr, sets_with_too_many
 from repq_cli.errors import CheckError, ConfigError, DataError
 from repq_cli.extras import extra
 from repq_cli.files import make_folder, write_atomically
@@ -147,22 +147,24 @@ def _difference(
     deployed: DeployedNet, shipped: Any, sets: Mapping[str, Evaluation], task: Any, rows: list[Row]
 ) -> str | None:
     """What is wrong, or None; prints how far the two are from each other."""
-    largest, same = [], []
-    for split in sets.values():
+    largest = []
+    same: dict[str, list[torch.Tensor]] = {name: [] for name in sets}
+    for name, split in sets.items():
         for x, _ in split.batches(EVAL_BATCH, CPU):
             expected, found = deployed(x), shipped(x)
             largest.append((found - expected).abs().max())
-            same.append(task.agreement(found, expected))
-    shares = torch.cat(same)  # of each picture's pixels, or all or nothing of an answer
-    others = int((shares < 100).sum())
+            same[name].append(task.agreement(found, expected))
+    of_set = {name: torch.cat(parts) for name, parts in same.items()}
+    shares = torch.cat([*of_set.values()])  # of each picture's pixels, or all or nothing of an answer
+    others = {name: (int((share < 100).sum()), len(share)) for name, share in of_set.items()}
     pictures = task.name == "super_resolution"
-    equal = f"{shares.mean():.2f} % of pixels" if pictures else f"{len(shares) - others} of {len(shares)} answers"
+    equal = f"{shares.mean():.2f} % of pixels" if pictures else f"{(shares == 100).sum()} of {len(shares)} answers"
     # The maximum of a tensor is NaN if one of its values is.
     difference = torch.stack(largest).max().item()
     print(f"largest difference {difference:.3g}, {equal} equal")
     if math.isnan(difference):
         return "outputs are not numbers"
-    return _worse_pictures(task.metric, rows) if pictures else too_many_others(others, len(shares))
+    return _worse_pictures(task.metric, rows) if pictures else sets_with_too_many(others)
 
 
 def _worse_pictures(metric: str, rows: list[Row]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 ANSWERS = 1000  # of which one may be another
 DECIBELS = 0.05  # by which PSNR on a set may be another
 
@@ -18,6 +20,16 @@ def too_many_others(others: int, answers: int) -> str | None:
     if others <= allowed:
         return None
     return f"{others} of {answers} answers differ, and {allowed} may: one in a thousand"
+
+
+def sets_with_too_many(others: Mapping[str, tuple[int, int]]) -> str | None:
+    """What is wrong with which evaluation sets, of ``(others, answers)`` each: a large one excuses no small one.
+
+    >>> sets_with_too_many({"val": (0, 5000), "test": (5, 24)})
+    'on test 5 of 24 answers differ, and 0 may: one in a thousand'
+    """
+    found = {name: too_many_others(*counts) for name, counts in others.items()}
+    return "; ".join(f"on {name} {problem}" for name, problem in found.items() if problem) or None
 
 
 def is_another_psnr(psnr: float, reference: float) -> bool:

@@ -104,10 +104,14 @@ def _require_usable(what: str, values: Tensor, quantizer: Quantizer) -> None:
     largest = values.abs().max().item()
     most = torch.finfo(torch.float32).max ** 0.5
     if not largest <= most:  # NaN neither
-        found = f"goes up to {largest:.3g}" if math.isfinite(largest) else "holds NaN or infinity"
+        found = "holds NaN or infinity, for which there is no step"
+        if math.isfinite(largest):
+            found = (
+                f"goes up to {largest:.3g}, and no step can be set where squares overflow float32, beyond {most:.2g}"
+            )
         raise CheckError(
-            f"{what} {found}, and no step can be set where squares overflow float32, beyond {most:.2g}: if the data "
-            f"are right, train FP longer or with a lower fp.lr, or choose another fp.checkpoint."
+            f"{what} {found}: if the data are right, train FP longer or with a lower fp.lr, or choose another "
+            f"fp.checkpoint."
         )
     if 0 < largest < SMALLEST_STEP and not (quantizer.by_sign or quantizer.bits == 32):
         raise CheckError(

@@ -3,7 +3,7 @@
 A sum of codes is an integer, and float32 holds all of them up to ``2**24``: below that a sum is exact, in any order and
 on any device, and zero where it is zero. A sum of values, codes times steps, would be some -2e-8 there, whose sign is
 another. Larger sums, which only layers with 8-bit codes on both sides can have (of 514 products and more), are rounded
-as sums of values are.
+as sums of values are. So are shortcuts, whose addends have scales of their own.
 """
 
 from __future__ import annotations

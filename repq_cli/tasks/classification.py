@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repq_cli.errors import DataError
+
 BATCH = 256  # images that are evaluated together
 
 
@@ -49,8 +51,10 @@ class Classification:
     def measurements(
         self, net: nn.Module, images: LabelledImages, device: torch.device, tile: int
     ) -> Iterator[dict[str, Tensor]]:
-        """Every metric, batch by batch; ``tile`` is for pictures."""
+        """Every metric, batch by batch; ``tile`` is for pictures. DataError for images that are not finite."""
         for x, targets in images.batches(BATCH, device):
+            if not torch.isfinite(x).all():  # the largest of NaN would be an answer
+                raise DataError("The images of an evaluation set hold NaN or infinity: mend or leave out such files.")
             yield {self.metric: self.scores(net(x), targets)}
 
     def agreement(self, outputs: Tensor, reference: Tensor) -> Tensor:

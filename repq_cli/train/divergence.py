@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from repq_cli.data.base import Batch
+from repq_cli.data.base import Batch, Evaluation, Split
 from repq_cli.errors import CheckError, DataError, RepqError
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.train.options import OptimOptions
@@ -16,6 +16,7 @@ from repq_cli.train.options import OptimOptions
 EXPLODED = 2.0  # times the loss of who guesses
 LEFT = 0.1  # of what the FP net has over who guesses, below which nothing of it was kept
 USUAL_RATE = {"sgd": 0.01, "adamw": 1e-3}
+USUAL_DECAY = 1e-4
 
 
 def advice(stage: str, lr: float, optim: OptimOptions, step: int, dead: str | None = None) -> str:
@@ -25,7 +26,9 @@ def advice(stage: str, lr: float, optim: OptimOptions, step: int, dead: str | No
     apart, so that no rate helps.
 
     >>> advice("qat", 1e25, OptimOptions("sgd", 1e-4, 0.0), 3)
-    'The last good checkpoint is kept; try qat.lr=0.01 instead of 1e+25.'
+    'Try qat.lr=0.01 instead of 1e+25.'
+    >>> advice("fp", 0.1, OptimOptions("sgd", 1e3, 0.0, bias_lr=1e9), 3)
+    'Try optim.weight_decay=0.0001 instead of 1000 and optim.bias_lr=1 instead of 1e+09.'
     """
     if dead is not None:
         return (
@@ -35,10 +38,18 @@ def advice(stage: str, lr: float, optim: OptimOptions, step: int, dead: str | No
     if step == 0:
         before = "another fp.checkpoint, or more fp.epochs" if stage == "qat" else "another model, or smaller inputs"
         return f"Nothing has been trained in this stage yet, so that no learning rate helps: it needs {before}."
-    lower = min(lr / 10, USUAL_RATE[optim.name])
-    # A gradient of limited size bounds SGD's steps by the rate alone; Adam's always are.
-    clip = ", or optim.clip_norm=1" if optim.name == "sgd" and optim.clip_norm is None and lr <= 1 else ""
-    return f"The last good checkpoint is kept; try {stage}.lr={lower:g} instead of {lr:g}{clip}."
+    usual = USUAL_RATE[optim.name]
+    lower = min(lr / 10, usual)
+    changes = []
+    if lower * optim.weight_decay >= 1:  # an update would take away more than the weight, at the lower rate too
+        changes.append(f"optim.weight_decay={USUAL_DECAY:g} instead of {optim.weight_decay:g}")
+    if lower * optim.bias_lr >= 1:
+        changes.append(f"optim.bias_lr=1 instead of {optim.bias_lr:g}")
+    if lr > 1 or not changes:
+        # A gradient of limited size bounds SGD's steps by the rate alone; Adam's always are.
+        clip = ", or optim.clip_norm=1" if optim.name == "sgd" and optim.clip_norm is None and lr <= 1 else ""
+        changes.append(f"{stage}.lr={lower:g} instead of {lr:g}{clip}")
+    return f"Try {' and '.join(changes)}."
 
 
 def exploded(stage: str, loss: float | None, classes: int) -> str | None:
@@ -58,28 +69,58 @@ def exploded(stage: str, loss: float | None, classes: int) -> str | None:
     )
 
 
-def lost(fp: float | None, deployed: float | None, guessing: float | None, unit: str) -> str | None:
-    """What to say of a deployed net that is no better than ``guessing``, chance or bicubic, where the FP net is.
+def useless(fp: float | None, deployed: float | None, guessing: float | None, noise: float, unit: str) -> str | None:
+    """What to say of a deployed net that has nothing, or next to nothing, over ``guessing``, chance or bicubic.
 
-    >>> lost(97.2, 10.0, 10.0, "%")
+    noise: by how much who guesses may be better by luck.
+
+    >>> useless(97.2, 10.0, 10.0, 3.2, "%")
     'The deployed net (10.00 %) has lost what the FP net (97.20 %) knew: without any training 10.00 % are reached.'
+    >>> print(useless(29.38, 5.0, 30.0, 0.0, "dB").partition(" Train")[0])
+    The deployed net (5.00 dB) is of no use, as the FP net (29.38 dB) is: without any training 30.00 dB are reached.
     """
-    if fp is None or deployed is None or guessing is None or fp <= guessing:
+    if fp is None or deployed is None or guessing is None:
         return None
-    if deployed - guessing >= LEFT * (fp - guessing):
+    if deployed >= guessing + max(noise, LEFT * (fp - guessing)):
         return None
+    reached = f"without any training {guessing:.2f} {unit} are reached."
+    if fp > guessing + noise:
+        return f"The deployed net ({deployed:.2f} {unit}) has lost what the FP net ({fp:.2f} {unit}) knew: {reached}"
     return (
-        f"The deployed net ({deployed:.2f} {unit}) has lost what the FP net ({fp:.2f} {unit}) knew: without any "
-        f"training {guessing:.2f} {unit} are reached."
+        f"The deployed net ({deployed:.2f} {unit}) is of no use, as the FP net ({fp:.2f} {unit}) is: {reached} "
+        f"Train FP longer, or with another fp.lr."
     )
 
 
+def chance(split: Evaluation, classes: int) -> tuple[float, float]:
+    """What who always gives the most frequent class has on ``split``, in percent, and twice its deviation by luck."""
+    share = 1 / classes
+    if isinstance(split, Split):
+        share = split.labels.bincount().max().item() / len(split)
+    return 100 * share, 200 * math.sqrt(share * (1 - share) / len(split))
+
+
+def require_usable_images(batches: Iterable[Batch], of: str) -> None:
+    """DataError for images that no network can be trained with or judged by, whatever its rate."""
+    for x, _ in batches:
+        if not _finite(x):
+            raise DataError(f"The images of {of} hold NaN or infinity: mend or leave out such files.")
+        if not _finite(x.square()):
+            raise DataError(
+                f"The images of {of} go up to {x.abs().max():.3g}, and their squares overflow float32: scale them, or "
+                f"leave out such files."
+            )
+
+
 def diverged(net: nn.Module, batch: Batch, loss: float, hint: str) -> RepqError:
-    """The error for a loss that is not finite: of the data, of the loss, or of the net, for which alone ``hint`` is."""
+    """The error for a loss that is not finite: of the loss, or of the net, for which alone ``hint`` is.
+
+    Raises DataError where the data are at fault.
+    """
     x, targets = batch
-    for what, tensor in (("images", x), ("targets", targets)):
-        if not _finite(tensor):
-            return DataError(f"The {what} of a training batch hold NaN or infinity: mend or leave out such files.")
+    require_usable_images([batch], "a training batch")
+    if not _finite(targets):
+        return DataError("The targets of a training batch hold NaN or infinity: mend or leave out such files.")
     where = first_non_finite(net, x)
     if where is None:
         return CheckError(

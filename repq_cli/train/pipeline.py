@@ -25,7 +25,7 @@ from repq_cli.runs.quality import ENGINES
 from repq_cli.runs.row import Row, now
 from repq_cli.seeds import derive_seed
 from repq_cli.train.checkpoint import load_last
-from repq_cli.train.divergence import exploded, lost
+from repq_cli.train.divergence import chance, exploded, useless
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import crops, measure, value_of, write_crops
 from repq_cli.train.fp_key import mixed_key
@@ -108,8 +108,7 @@ class Run:
         context.stop.check()
         self.measure(fp_net, qat_net, deployed)
         for warning in self.warnings():
-            logger.warning(warning)
-            self.row.setdefault("warnings", []).append(warning)
+            self.warn(warning)
         blocks = blocks_behind(qat_net if mode.trains else fp_net)
         self.folder.write_weights(weight_histograms(shipped, blocks))
         context.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
@@ -123,14 +122,21 @@ class Run:
             return str(begun)
         return mixed_key(begun, now)
 
+    def warn(self, sentence: str) -> None:
+        """Say it now, and in the row."""
+        logger.warning(sentence)
+        self.row.setdefault("warnings", []).append(sentence)
+
     def warnings(self) -> Iterator[str]:
         """What is wrong with a run that has ended well otherwise."""
         data, task, metric, log = self.experiment.data, self.experiment.task, self.row["metric"], self.context.log
         classes = data.info.num_classes
         found = [exploded(name, log.last_loss(name), classes) for name in ("fp", "qat")] if classes else []
         wanted = {**task.set_keys(self.experiment.data_name, metric["split"]), "name": task.metric}
-        guessing = 100 / classes if classes else value_of(self.row["metrics"], wanted | {"engine": "bicubic"})
-        found.append(lost(metric["fp"], metric["deployed"], guessing, task.unit))
+        guessing, noise = value_of(self.row["metrics"], wanted | {"engine": "bicubic"}), 0.0
+        if classes:
+            guessing, noise = chance(data.tests[metric["split"]], classes)
+        found.append(useless(metric["fp"], metric["deployed"], guessing, noise, task.unit))
         return (warning for warning in found if warning is not None)
 
     def first_batches(self) -> Iterator[Tensor]:
@@ -152,11 +158,9 @@ class Run:
                 f"Merging changed the outputs by {exact:g} in float64, more than the {MERGE_TOLERANCE * scale:g} that "
                 f"rounding explains: the net has overflowed, or a branch's merge is wrong."
             )
-        logger.warning(
-            "Merging changed the outputs by %.2g in float32 and by %.2g in float64: the FP net magnifies rounding, and "
-            "its running statistics are hardly of use; train it longer, or with a lower rate.",
-            difference,
-            exact,
+        self.warn(
+            f"Merging changed the outputs by {difference:.2g} in float32 and by {exact:.2g} in float64: the FP net "
+            f"magnifies rounding, and its running statistics are hardly of use; train it longer, or with a lower rate."
         )
         return difference
 
@@ -177,7 +181,7 @@ class Run:
 
         dead = sees_nothing(net)
         if dead is not None:
-            logger.warning("Layer '%s' is given the same for every image: the FP net is dead before it.", dead)
+            self.warn(f"Layer '{dead}' is given the same for every image: the FP net is dead before it.")
         stage = Stage("qat", self.qat, self.folder.best, self.fp_steps, on_epoch)
         train_stage(stage, net, self.context, self.time, saved)
         return net

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from repq_cli.data.base import Batch
 from repq_cli.errors import CheckError
 from repq_cli.modes.calibrate import sees_nothing
 from repq_cli.quant.layers import QuantLayer
@@ -24,8 +25,8 @@ from repq_cli.runs.quality import measured
 from repq_cli.runs.row import prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
-from repq_cli.train.divergence import advice
-from repq_cli.train.engine import EpochTotals, StepTimer, evaluate, training_step
+from repq_cli.train.divergence import advice, require_usable_images
+from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, evaluate, training_step
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import StopRequest
 from repq_cli.train.log import RunLog, logger
@@ -141,8 +142,7 @@ class StageTrainer:
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
         experiment, options = self.experiment, self.stage.options
         seed = derive_seed(experiment.seed, self.stage.name, self.epoch)
-        train, start = experiment.data.train, self.totals.steps
-        for batch in train.training_batches(experiment.batch_size, seed, start, self.context.device):
+        for batch in self._batches(self.totals.steps):
             lr = learning_rate(experiment.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
             # Quantizers may draw at random: from a state that a resumed run finds again.
             torch.manual_seed(derive_seed(seed, "step", self.totals.steps))
@@ -167,6 +167,11 @@ class StageTrainer:
                 self._save_last()
                 self.context.stop.check()
 
+    def _batches(self, start: int = 0) -> Iterator[Batch]:
+        """Those of this epoch, from ``start`` on."""
+        experiment, seed = self.experiment, derive_seed(self.experiment.seed, self.stage.name, self.epoch)
+        return experiment.data.train.training_batches(experiment.batch_size, seed, start, self.context.device)
+
     def _custom_l2(self) -> Tensor:
         """Half the weight decay times RepVGG's penalty, summed over its blocks."""
         penalties = torch.stack([block.custom_l2() for block in repvgg_blocks(self.net)])
@@ -177,6 +182,8 @@ class StageTrainer:
         task = self.experiment.task
         self._finite_state()
         score = evaluate(self.net, self.experiment.data.val, task, self.context.device)
+        if math.isnan(score):
+            require_usable_images(self.experiment.data.val.batches(EVAL_BATCH), "the validation split")
         better = self.best_score is None or (
             score >= self.best_score if task.higher_is_better else score <= self.best_score
         )
@@ -215,10 +222,11 @@ class StageTrainer:
         )
 
     def _finite_state(self) -> dict[str, Any]:
-        """The net's tensors; CheckError, before anything is overwritten, if one of them is not finite."""
+        """The net's tensors; an error, before anything is overwritten, if one of them is not finite."""
         state = self.net.state_dict()
         for key, tensor in state.items():
             if not torch.isfinite(tensor).all():
+                require_usable_images(self._batches(), "the training split")
                 raise CheckError(
                     f"After step {self.step} of {self.stage.name.upper()}, {key} is not finite. {self._advice()}"
                 )
