@@ -171,10 +171,17 @@ def data(config: Config) -> Data:
 
 
 def _beside(config: Config, name: str) -> Callable[..., Any] | None:
-    """A function that may stand beside the data's ``load`` in its module, and does with less reading."""
+    """A function that may stand beside the data's ``load`` in its module, and does with less reading.
+
+    Of the data's keys it gets what it has parameters for.
+    """
     resolve(config.data.target, config.plugins)
     function = getattr(importlib.import_module(config.data.target.rpartition(".")[0]), name, None)
-    return functools.partial(function, **config.data.keys(), upscaling=_upscaling(config)) if function else None
+    if function is None:
+        return None
+    given = config.data.keys() | {"upscaling": _upscaling(config)}
+    wanted = inspect.signature(function).parameters
+    return functools.partial(function, **{name: value for name, value in given.items() if name in wanted})
 
 
 def data_inputs(config: Config) -> Inputs | Info:

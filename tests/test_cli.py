@@ -18,6 +18,7 @@ from conftest import TINY
 from repq_cli import __version__
 from repq_cli.cli import COMMANDS, main
 from repq_cli.cli.commands import App
+from repq_cli.library.networks import names
 from repq_cli.schema import KEYS
 
 Run = Callable[..., tuple[int, Path | None]]
@@ -157,20 +158,14 @@ def test_a_missing_model_is_said_before_anything_is_composed(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = complaint(capsys, "quant=w4a4")
-    ecbsr = "ecbsr, ecbsr_m10c16, ecbsr_m10c32, ecbsr_m16c64, ecbsr_m4c16, ecbsr_m4c8"
-    models = f"{ecbsr}, mobilenet_v1, mobilenet_v2, repvgg_a0, repvgg_a0_cifar, repvgg_b0, resnet18, resnet18_cifar"
-    assert text == f"repq: +model=??? has to be named: one of {models}.\n"
+    assert text == f"repq: +model=??? has to be named: one of {', '.join(names('model'))}.\n"
 
 
 @pytest.mark.no_cover  # many cases of lines that other tests cover as well
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        (
-            "quant=w4b4",
-            "quant=w4b4 must be one of binaryconnect, bnn, bwn, fp32, int8_affine, twn, w1a1, w1a32, w2a2, w4a4, w8a8, "
-            "xnor; did you mean 'w4a4'?",
-        ),
+        ("quant=w4b4", f"quant=w4b4 must be one of {', '.join(names('quant'))}; did you mean 'w4a4'?"),
         ("mod=plain", "mod=plain is an unknown key; did you mean 'mode'?"),
         ("lr=0.1", "lr=0.1 is an unknown key; did you mean 'fp.lr'?"),
         ("+new.key=1", "new.key=1 is an unknown key"),
@@ -197,7 +192,7 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("~seed", "~seed= cannot be removed; set it instead."),
         ("quant=[", "quant=[ cannot be read"),
         ("nonsense", "nonsense= cannot be read"),
-        ("rep=ecbsr", "rep=ecbsr must be one of acnet, dbb, ecb, none, orepa, qarepvgg, repvgg"),
+        ("rep=ecbsr", f"rep=ecbsr must be one of {', '.join(names('rep'))}"),
         ("data=image_folder", "data.root=??? has to be set: it must be text."),
         ("model._target_=os.system", "model._target_=os.system may only name something below repq_cli., torch.optim."),
         ("model._target_=repq_cli.nothing.there", "names nothing that can be imported"),

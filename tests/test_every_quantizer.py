@@ -24,6 +24,7 @@ from repq_cli.data.base import Data
 from repq_cli.deploy.check import compare
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.library.networks import names
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.restated_norms import to_estimated_statistics
@@ -42,15 +43,9 @@ CHANCE = 10.0  # percent: ten digits
 REPS = ("none", "repvgg", "acnet", "orepa")
 MODES = ("plain", "repq", "repq_bn", "repq_bnest")
 QUANTS: dict[str, list[str]] = {
-    "bnn": [],
+    **{name: [] for name in names("quant") if name not in ("fp32", "w2a2", "w4a4", "w8a8")},  # see test_matrix.py
     "bnn stochastic": ["quant.stochastic=true"],
-    "binaryconnect": [],
-    "bwn": [],
-    "xnor": [],
     "xnor with K": ["quant.input_scale=true"],
-    "w1a1": [],
-    "w1a32": [],
-    "twn": [],
     "w2a2 ternary": ["quant.symmetric=true"],
     "int8_affine": ["quant.act_delay=10"],
     "int8_affine at four bits": ["quant.weight_bits=4", "quant.act_bits=4", "quant.granularity=channel"],

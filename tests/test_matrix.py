@@ -14,6 +14,7 @@ from conftest import random_data
 from repq_cli import build
 from repq_cli.cli.jobs import compose_plain
 from repq_cli.errors import ConfigError
+from repq_cli.library.networks import names
 from repq_cli.train.runner import run
 
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
@@ -46,14 +47,9 @@ MOBILENETS = [
     ("mobilenet_v2", "repvgg", "branchwise", "w4a4"),
 ]
 REPS = {
-    "none": [],
-    "repvgg": [],
-    "acnet": [],
-    "orepa": [],
+    **{name: [] for name in names("rep") if name != "ecb"},  # which is for networks without batch norm
     "orepa vgg": ["rep.vgg=true"],
-    "qarepvgg": [],
     "qarepvgg v1": ["rep.variant=v1"],
-    "dbb": [],
 }
 MODES = {
     "plain": [],

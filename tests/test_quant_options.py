@@ -6,6 +6,7 @@ import pytest
 
 from repq_cli.cli.jobs import compose_plain
 from repq_cli.errors import ConfigError
+from repq_cli.library.networks import names
 
 A0, RESNET = "+model=repvgg_a0", "+model=resnet18_cifar"
 
@@ -74,6 +75,6 @@ def test_integer_only_training_folds_batch_norm() -> None:
     assert compose_plain([RESNET, "quant=int8_affine", "mode.plain_bn=unfolded"]).mode.plain_bn == "unfolded"
 
 
-@pytest.mark.parametrize("option", ["bnn", "binaryconnect", "bwn", "xnor", "w1a1", "w1a32", "twn", "int8_affine"])
+@pytest.mark.parametrize("option", names("quant"))
 def test_a_single_key_of_an_option_can_be_changed(option: str) -> None:
     assert compose_plain([A0, f"quant={option}", "quant.residual=fp"]).quant.residual == "fp"

@@ -22,7 +22,7 @@ CLASSES = 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def describe(root: str = "", size: int = 224, **_: object) -> Inputs:
+def describe(root: str = "", size: int = 224) -> Inputs:
     """What a network must know, without reading images: as many classes as there are folders, or ImageNet's own."""
     folder = Path(root) / "train"
     return Inputs("imagenet", (3, size, size), len(class_names(folder)) if folder.is_dir() else CLASSES)

@@ -25,14 +25,12 @@ VAL, TEST = {"chelsea.png": SKIMAGE}, {"astronaut.png": SKIMAGE}
 LICENCE = "CC0 (coffee, rocket, motorcycle, chelsea), public domain (astronaut), CC BY 2.0 (china, flower)"
 
 
-def describe(upscaling: Upscaling, **_: object) -> Inputs:
+def describe(upscaling: Upscaling) -> Inputs:
     """What a network must know, without reading anything."""
     return upscaling.inputs("photos")
 
 
-def evaluation_sets(
-    upscaling: Upscaling, low_rounding: LowRounding = "each_pass", **_: object
-) -> dict[str, Evaluation]:
+def evaluation_sets(upscaling: Upscaling, low_rounding: LowRounding = "each_pass") -> dict[str, Evaluation]:
     """The test photograph alone."""
     return {"astronaut": Pictures(_pairs(TEST, upscaling, low_rounding), upscaling)}
 

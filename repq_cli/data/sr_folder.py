@@ -25,7 +25,7 @@ logger = logging.getLogger("repq")
 Folders = str | list[str]
 
 
-def describe(upscaling: Upscaling, **_: object) -> Inputs:
+def describe(upscaling: Upscaling) -> Inputs:
     """What a network must know, without reading anything."""
     return upscaling.inputs("sr_folder")
 
@@ -84,7 +84,6 @@ def evaluation_sets(
     test: dict[str, str] | None = None,
     test_lr: dict[str, str] | None = None,
     low_rounding: LowRounding = "each_pass",
-    **_: object,
 ) -> dict[str, Evaluation]:
     """The evaluation sets by name. Raises DataError as ``load`` does."""
     if not test:

@@ -25,7 +25,7 @@ LICENCES = {
 GREY = ("MNIST", "FashionMNIST")
 
 
-def describe(dataset: Name, size: int = 32, **_: object) -> Inputs:
+def describe(dataset: Name, size: int = 32) -> Inputs:
     """What a network must know, without reading anything."""
     return Inputs(dataset, (1 if dataset in GREY else 3, size, size), 100 if dataset == "CIFAR100" else 10)
 
