@@ -170,10 +170,12 @@ def _paths(tree: Mapping[str, Any]) -> list[str]:
 def affected(key: str) -> Affects:
     """What a key such as ``fp.reuse`` affects: what is said of its section, else of itself, else the FP net.
 
+    Of one inside a key's value, such as ``data.test.set5``, what is said of that key.
+
     >>> affected("runtime.tile"), affected("fp.checkpoint"), affected("data.crop")
     (<Affects.NOTHING: 5>, <Affects.PLACE: 4>, <Affects.FP: 1>)
     """
-    section, _, name = key.partition(".")
+    section, name, *_ = [*key.split("."), ""]
     annotation = keys_of(Config).get(section)
     said = _said(annotation)
     if said is None and name:

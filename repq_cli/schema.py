@@ -12,7 +12,7 @@ from repq_cli.config import DEFAULTS, Config, EvalConfig, Verbosity, keys_of, pa
 from repq_cli.errors import ConfigError
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.problems import Problem
-from repq_cli.typecheck import bare, mistake, nearest
+from repq_cli.typecheck import bare, legal, mistake, nearest
 
 MISSING = "???"
 
@@ -88,8 +88,8 @@ def _section(
         path = f"{prefix}{key}"
         if key not in annotations:
             near = nearest(key, annotations)
-            legal = f"did you mean '{prefix}{near}'?" if near else f"legal keys: {', '.join(annotations)}"
-            yield Problem(path, value, f"is an unknown key; {legal}".rstrip("."))
+            hint = f"did you mean '{prefix}{near}'?" if near else f"legal keys: {', '.join(annotations)}"
+            yield Problem(path, value, f"is an unknown key; {hint}".rstrip("."))
         elif (section := section_type(annotations[key])) and not (
             value is None and section is not bare(annotations[key])
         ):
@@ -121,7 +121,7 @@ def _subtree(
     annotations = keys_of(section)
     if "_target_" in annotations and isinstance(value.get("_target_"), str):
         try:
-            plugins = config.get("plugins") or []
+            plugins = config["plugins"] if legal(list[str], config.get("plugins")) else []
             # An argument's own annotation is the narrower one.
             annotations = annotations | arguments(path, value["_target_"], plugins)
         except ConfigError as error:

@@ -98,7 +98,10 @@ def fp_state(rep: str, activation: str | None) -> dict[str, torch.Tensor]:
 def train(net: nn.Module, steps: int, lr: float) -> list[float]:
     """The loss of every step."""
     net.train()
-    optimizer, task = make_optimizer(net, OptimOptions("sgd", 1e-4, 0.0), lr), Classification()
+    optimizer, task = (
+        make_optimizer(net, OptimOptions(name="sgd", weight_decay=1e-4, label_smoothing=0.0), lr),
+        Classification(),
+    )
     epochs = itertools.chain.from_iterable(data().train.training_batches(64, epoch) for epoch in itertools.count())
     return [training_step(net, batch, task, optimizer, lr, None)[0] for batch in itertools.islice(epochs, steps)]
 

@@ -221,7 +221,7 @@ def test_other_quantizers_leave_latent_weights_alone() -> None:
 
 
 def test_weights_without_a_scale_do_not_decay() -> None:
-    options = OptimOptions("sgd", 0.1, 0.0, decay_also=["*"])
+    options = OptimOptions(name="sgd", weight_decay=0.1, label_smoothing=0.0, decay_also=["*"])
     for quant, decays in ((BNN, False), (QuantOptions("twn", "lsq", 2, 8), True)):
         net = composed("repq", quant, hardtanh_net())
         kernel = net.blocks[1].kernel.block.branches["dense"].conv.weight

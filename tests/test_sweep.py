@@ -24,6 +24,7 @@ from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.jobs import compose_plain, run_key, same_run
 from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.sweep import plan_of
+from repq_cli.config import Config
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.runs.sweep import PLAN, Plan, SweepFolder
 from repq_cli.train.interrupt import StopRequest
@@ -170,8 +171,8 @@ def test_a_failing_job_is_told_and_tried_again(
 ) -> None:
     real = preflight.taken
 
-    def gone(config: dict[str, Any]) -> Any:
-        if config["seed"] == 1:
+    def gone(config: Config) -> Any:
+        if config.seed == 1:
             raise DataError("The images are gone: mount them again.")
         return real(config)
 

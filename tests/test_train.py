@@ -54,7 +54,7 @@ def test_warm_up_rises_linearly_below_the_peak() -> None:
 
 def test_only_kernels_decay() -> None:
     net = compose(tiny_net(), ModeOptions("repq_bn"), QuantOptions(weight_bits=4, act_bits=4))
-    decayed, free = parameter_groups(net, OptimOptions("sgd", 0.1, 0.0))
+    decayed, free = parameter_groups(net, OptimOptions(name="sgd", weight_decay=0.1, label_smoothing=0.0))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     assert all(names[id(p)].endswith(("conv.weight", "linear.weight")) for p in decayed["params"])
     assert {names[id(p)].rpartition(".")[2] for p in free["params"]} == {"weight", "bias", "raw_step"}
@@ -64,7 +64,9 @@ def test_only_kernels_decay() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_optimisers(name: str, kind: type) -> None:
-    assert isinstance(make_optimizer(nn.Linear(2, 2), OptimOptions(name, 1e-4, 0.0), 0.1), kind)
+    assert isinstance(
+        make_optimizer(nn.Linear(2, 2), OptimOptions(name=name, weight_decay=1e-4, label_smoothing=0.0), 0.1), kind
+    )
 
 
 def quantized() -> nn.Module:
@@ -342,11 +344,13 @@ def group_of(net: nn.Module, options: OptimOptions, name: str) -> tuple[float, f
 
 def test_what_else_decays_is_named_by_patterns() -> None:
     net = compose(tiny_net(), ModeOptions("repq_bn"), QuantOptions(weight_bits=4, act_bits=4))
-    options = OptimOptions("sgd", 0.1, 0.0, decay_also=["*.identity.norm.weight"], bias_lr=2.0)
+    options = OptimOptions(
+        name="sgd", weight_decay=0.1, label_smoothing=0.0, decay_also=["*.identity.norm.weight"], bias_lr=2.0
+    )
     assert group_of(net, options, "blocks.3.kernel.block.branches.identity.norm.weight") == (0.1, 1.0)
     assert group_of(net, options, "blocks.3.kernel.block.branches.identity.norm.bias") == (0.0, 2.0)
     assert group_of(net, options, "blocks.3.kernel.block.branches.dense.norm.weight") == (0.0, 1.0)
-    everything = OptimOptions("sgd", 0.1, 0.0, decay_also=["*"])
+    everything = OptimOptions(name="sgd", weight_decay=0.1, label_smoothing=0.0, decay_also=["*"])
     assert group_of(net, everything, "classifier.linear.bias") == (0.1, 1.0)
     assert group_of(net, everything, "blocks.3.quantizer.raw_step") == (0.0, 1.0), "steps never decay"
     assert group_of(net, everything, "taps.3.raw_step") == (0.0, 1.0)
@@ -354,7 +358,11 @@ def test_what_else_decays_is_named_by_patterns() -> None:
 
 def test_biases_may_learn_faster() -> None:
     net = nn.Linear(4, 2)
-    optimizer = make_optimizer(net, OptimOptions("sgd", 0.0, 0.0, momentum=0.0, nesterov=False, bias_lr=2.0), 0.1)
+    optimizer = make_optimizer(
+        net,
+        OptimOptions(name="sgd", weight_decay=0.0, label_smoothing=0.0, momentum=0.0, nesterov=False, bias_lr=2.0),
+        0.1,
+    )
     before = [parameter.detach().clone() for parameter in (net.weight, net.bias)]
     batch = (torch.randn(8, 4), torch.zeros(8, dtype=torch.long))
     training_step(net, batch, Classification(), optimizer, 0.5, None)
@@ -367,7 +375,7 @@ def test_custom_l2_replaces_the_decay_of_repvggs_kernels(mode: str | None) -> No
     net = tiny_net()
     if mode is not None:
         net = compose(net, ModeOptions(mode), QuantOptions(weight_bits=4, act_bits=4))
-    options = OptimOptions("sgd", 0.1, 0.0, custom_l2=True)
+    options = OptimOptions(name="sgd", weight_decay=0.1, label_smoothing=0.0, custom_l2=True)
     groups = parameter_groups(net, options)
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, parameter in net.named_parameters() if id(parameter) in decayed}

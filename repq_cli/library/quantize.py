@@ -107,7 +107,7 @@ def prepare(
 
 def parameter_groups(qat: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Groups for an optimiser of torch: kernels decay; batch norm, biases and quantizers' steps must not."""
-    groups = optim.parameter_groups(qat, OptimOptions("sgd", weight_decay, label_smoothing=0.0))
+    groups = optim.parameter_groups(qat, OptimOptions(name="sgd", weight_decay=weight_decay, label_smoothing=0.0))
     return [{key: group[key] for key in ("params", "weight_decay")} for group in groups]
 
 

@@ -25,9 +25,9 @@ def advice(stage: str, lr: float, optim: OptimOptions, step: int, dead: str | No
     step: updates that the stage has made, without which no rate is to blame. dead: a layer that cannot tell images
     apart, so that no rate helps.
 
-    >>> advice("qat", 1e25, OptimOptions("sgd", 1e-4, 0.0), 3)
+    >>> advice("qat", 1e25, OptimOptions(name="sgd", weight_decay=1e-4, label_smoothing=0.0), 3)
     'Try qat.lr=0.01 instead of 1e+25.'
-    >>> advice("fp", 0.1, OptimOptions("sgd", 1e3, 0.0, bias_lr=1e9), 3)
+    >>> advice("fp", 0.1, OptimOptions(name="sgd", weight_decay=1e3, label_smoothing=0.0, bias_lr=1e9), 3)
     'Try optim.weight_decay=0.0001 instead of 1000 and optim.bias_lr=1 instead of 1e+09.'
     """
     if dead is not None:

@@ -24,6 +24,18 @@ WeightFormat = Literal[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long and how fast a stage trains: all that QAT has.
+
+    epochs: passes over the training split; 0 skips training (QAT: calibration only).
+    lr: the peak learning rate.
+    """
+
+    epochs: Annotated[int, Range(0)]
+    lr: Annotated[float, Range(0, None, open_low=True)]
+
+
 @dataclass(frozen=True)
 class WeightOptions:
     """Weights of a file that replace a stage. They affect what follows; where they lie says nothing of what they are.
@@ -44,23 +56,19 @@ class WeightOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOptions(WeightOptions):
-    """One stage of training; QAT has ``epochs`` and ``lr`` alone.
+class StageOptions(WeightOptions, TrainingOptions):
+    """One stage: trained, or (FP only) taken from a file.
 
-    epochs: passes over the training split; 0 skips training (QAT: calibration only).
-    lr: the peak learning rate.
     merged_training: (FP only) blocks compute their merged kernel and convolve once, instead of branch by branch, with
         the same outputs and gradients; ``auto``: where they have no batch norm, which depends on each branch's outputs.
     reuse: (FP only) take the stage from ``outputs/cache/fp`` if it was trained before, and keep it there otherwise.
     """
 
-    epochs: Annotated[int, Range(0)]
-    lr: Annotated[float, Range(0, None, open_low=True)]
     merged_training: Literal["auto", True, False] = "auto"
     reuse: Annotated[bool, Affects.NOTHING] = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimOptions:
     """The optimiser of both stages. Weight decay falls on kernels, on batch norm and biases by name, never on steps.
 
@@ -70,17 +78,17 @@ class OptimOptions:
     """
 
     name: Literal["sgd", "adamw"]
-    weight_decay: Annotated[float, Range(0)]
-    label_smoothing: Annotated[float, Range(0, 1)]
     momentum: Annotated[float, Range(0, 1)] = 0.9
     nesterov: bool = True
     betas: tuple[Annotated[float, Range(0, 1, open_high=True)], Annotated[float, Range(0, 1, open_high=True)]] = (
         0.9,
         0.999,
     )
+    weight_decay: Annotated[float, Range(0)]
     decay_also: list[str] = field(default_factory=list)
     bias_lr: Annotated[float, Range(0)] = 1.0
     custom_l2: bool = False
+    label_smoothing: Annotated[float, Range(0, 1)]
     clip_norm: Annotated[float, Range(0, None, open_low=True)] | None = None
 
 
