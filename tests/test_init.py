@@ -87,7 +87,7 @@ def test_min_error_of_short_rows_is_the_least_there_is(count: int, bits: int) ->
             assert error <= 1.001 * least_error(row.double().numpy(), *codes) + rounding
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [2, 3])
 def test_step_and_offset_of_few_values_are_the_best_pair(bits: int) -> None:
     codes = integer_range(bits, False)
     for row in [row for count in (2, 9, 72) for row in (*short_rows(count), short_rows(count)[0] + 0.5)]:

@@ -140,7 +140,7 @@ def test_qat_starts_from_a_body_for_other_images(run_repq: Run, in_folder: Path)
     assert kept["classifier.weight"].shape == (10, 64)
     log = (folder / "train.log").read_text()
     assert "FP weights from w.pth: averaged (EMA) weights at 'state_dict_ema', layout torchvision" in log
-    assert "left: 'state_dict'; left out beside the body: fc" in log
+    assert "left: 'state_dict'; left out beside them: fc" in log
     (in_folder / "w.pth").unlink()
     assert run_repq("train", f"resume={folder}")[0] == 0
     torch.save({"net": kept}, in_folder / "own.pth")
