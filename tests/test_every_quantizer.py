@@ -33,7 +33,8 @@ from repq_cli.train.engine import evaluate, training_step
 from repq_cli.train.optim import make_optimizer
 from repq_cli.train.options import OptimOptions
 
-pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
+# Many cases of lines that other tests cover as well; one worker trains the FP nets that they share.
+pytestmark = [pytest.mark.no_cover, pytest.mark.xdist_group("every_quantizer")]
 
 SMALL = ["model.width=0.125", "model.blocks=[1,1,1,1]"]
 FP_STEPS, QAT_STEPS = 40, 30
@@ -65,11 +66,16 @@ ALL = [
 
 # Options of a quantizer, whose names have several words, meet one block and mode each.
 # RepQ-BN meets all quantizers in the slow run only: its options below and tests/test_matrix.py have it here.
-# ACNet's branches differ from RepVGG's in their kernels alone: it meets all of them there, too.
+# Blocks of other branches than RepVGG's meet all of them there, too, and some here.
 MAIN = [
     combination
     for combination in ALL
-    if combination[3] in OPTIONS_OF_THEIR_OWN and combination[2] != "repq_bn" and combination[1] != "acnet"
+    if combination[3] in OPTIONS_OF_THEIR_OWN and combination[2] != "repq_bn" and combination[1] in ("none", "repvgg")
+]
+OTHER_BLOCKS = [
+    ("resnet18_cifar", "orepa", "repq_bnest", "w1a1"),
+    ("resnet18_cifar", "orepa", "repq", "bwn"),
+    ("resnet18_cifar", "acnet", "repq", "xnor"),
 ]
 VARIANTS = [
     combination
@@ -132,7 +138,7 @@ def check_learns(combination: Combination, folder: Path, steps: int = QAT_STEPS)
     assert agreement.answers == 100
 
 
-@pytest.mark.parametrize("combination", [*covering(MAIN), *VARIANTS], ids=", ".join)
+@pytest.mark.parametrize("combination", [*covering(MAIN), *VARIANTS, *OTHER_BLOCKS], ids=", ".join)
 def test_every_pair_of_choices_learns(combination: Combination, tmp_path: Path) -> None:
     check_learns(combination, tmp_path)
 

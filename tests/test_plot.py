@@ -27,6 +27,8 @@ from repq_cli.report.figures.style import collapsed_below, log_ticks, plain
 from repq_cli.report.reading import find_runs
 from repq_cli.report.sections import sections_of
 
+pytestmark = pytest.mark.xdist_group("plot")  # one worker draws what its tests look at
+
 SIZES = st.tuples(st.floats(1, 40), st.floats(1, 10))
 POINTS = st.tuples(st.floats(0, 200), st.floats(0, 200))
 
