@@ -15,6 +15,7 @@ from conftest import TINY, row_of
 from torch import Tensor, nn
 
 import repq_cli as repq
+from repq_cli.deploy.freeze import freeze
 from repq_cli.modes.catalogue import MODES
 from repq_cli.quant.quantizer import NoQuantizer, quantizers
 from repq_cli.reparam.block import Block
@@ -149,6 +150,7 @@ def test_misuse_is_refused_in_a_sentence() -> None:
     refused("The example is torch.float64 on cpu", lambda: repq.prepare(fp, X.double()))
     refused("quantization-aware already", lambda: repq.prepare(qat, X))
     refused("not quantization-aware", lambda: repq.freeze(fp, X))
+    refused("described by at least input_shape", lambda: freeze(qat, {"classes": []}))
     refused("cannot be followed", lambda: repq.explain(Branching(), X))
     for function in (repq.after_step, repq.freeze_statistics):
         refused("takes a network that repq.prepare has made", lambda function=function: function(fp))  # type: ignore[misc]

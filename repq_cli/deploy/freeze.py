@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from repq_cli.deploy.network import FORMAT, DeployedNet, Node
 from repq_cli.deploy.packing import pack
+from repq_cli.errors import ConfigError
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
 from repq_cli.quant.wiring import traced
@@ -35,7 +36,12 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
 
 @torch.no_grad()
 def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
-    """The integer network of ``net`` in eval mode; ``description`` (input shape, classes, …) is stored beside it."""
+    """The integer network of ``net`` in eval mode; ``description`` (input shape, classes, …) is stored beside it.
+
+    Raises ConfigError for a description without ``input_shape``, ``[C, H, W]``, which all that reads the files needs.
+    """
+    if "input_shape" not in description:
+        raise ConfigError("A frozen network is described by at least input_shape=[channels, rows, columns]: give it.")
     was_training = net.training
     net.eval()
     stored: dict[str, Tensor] = {}
