@@ -160,7 +160,7 @@ def test_image_folder_holds_validation_out_where_there_is_only_one_more_split(tm
 @pytest.mark.parametrize("cache_mib", [0, 1])
 def test_statistics_are_those_of_the_images_trained_on(cache_mib: int, tmp_path: Path) -> None:
     """Neither of those held out for validation nor of those to test with."""
-    data = image_folder.load(str(write_folder(tmp_path)), val_fraction=0.5, cache_mib=cache_mib)
+    data = image_folder.load(str(write_folder(tmp_path)), val_fraction=0.5, cache_mib=cache_mib, workers=0)
     (batch,) = data.train.images.read([torch.arange(len(data.train))])  # type: ignore[attr-defined]
     assert len(batch) == 6
     std, mean = torch.std_mean(batch.double() / 255, dim=(0, 2, 3))
