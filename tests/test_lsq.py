@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repq_cli.quant.functional import Grid, integer_range, lsq_fake_quantize, quantize
+from repq_cli.quant.functional import Grid, integer_range, quantize
+from repq_cli.quant.learned_steps import lsq_fake_quantize, lsq_plus_fake_quantize
 from repq_cli.quant.lsq import LSQ
+from repq_cli.quant.sums import Window, sums_in_training, weighted_sums
 
 BITS = range(2, 9)
 
@@ -124,3 +128,65 @@ def test_gradient_scale_counts_the_elements_that_share_a_step(
 def test_other_widths_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match=f"1 to 8 bits, not for bits={bits}"):
         LSQ(bits, True)
+
+
+def test_gradients_keep_the_memory_layout_and_are_computed_in_float32(subtests: pytest.Subtests) -> None:
+    """Of channels-last maps and of half precision, whose gradients may come in another layout."""
+    wanted = torch.randn(2, 8, 5, 6, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(2, 8, 5, 6, generator=torch.Generator().manual_seed(1))
+    codes, step = integer_range(4, True), torch.tensor(0.2)
+    for dtype, layout in itertools.product(
+        (torch.float64, torch.float32, torch.bfloat16, torch.float16), (torch.contiguous_format, torch.channels_last)
+    ):
+        with subtests.test(dtype=str(dtype), layout=str(layout)):
+            v = wanted.to(dtype).contiguous(memory_format=layout).requires_grad_()
+            s = step.to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
+            y = lsq_fake_quantize(v, s, codes)
+            got_v, got_s = torch.autograd.grad(y, [v, s], direction.to(dtype))
+            out, grad_v, grad_s = numpy_lsq(v.detach().double().numpy(), s.item(), *codes)
+            g = direction.to(dtype).double().numpy()
+            tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+            assert y.is_contiguous(memory_format=layout) and got_v.is_contiguous(memory_format=layout)
+            assert (y.dtype, got_v.dtype, got_s.dtype) == (dtype, dtype, s.dtype)
+            np.testing.assert_allclose(y.detach().double().numpy(), torch.tensor(out).to(dtype).double(), rtol=1e-6)
+            np.testing.assert_array_equal(got_v.double().numpy(), grad_v * g)
+            np.testing.assert_allclose(got_s.item(), (grad_s * g).sum(), rtol=tolerance)
+
+
+def test_a_convolution_makes_the_codes_that_it_reads_again_and_stores_none(subtests: pytest.Subtests) -> None:
+    for offset, window in itertools.product((None, -0.3), (Window(1, 1, 1), Window(2, 0, 2), Window(1, 1, 4))):
+        with subtests.test(offset=str(offset), window=str(window)):
+            shapes = {"raw": (3, 4, 7, 6), "step": (), "weight": (8, 4 // window.groups, 3, 3), "bias": (8,)}
+            leaves = {name: torch.rand(shape, dtype=torch.float64) - 0.3 for name, shape in shapes.items()}
+            leaves["step"].fill_(0.2)
+            if offset is not None:
+                leaves["offset"] = torch.tensor(offset, dtype=torch.float64)
+            for leaf in leaves.values():
+                leaf.requires_grad_()
+            values, expected_x, x = codes_twice(leaves)
+            expected = weighted_sums(expected_x, leaves["weight"], leaves["bias"], window)
+            stored: set[int] = set()
+            with torch.autograd.graph.saved_tensors_hooks(partial(note_address, stored), lambda tensor: tensor):
+                y = sums_in_training(x, leaves["weight"], leaves["bias"], window)
+            assert torch.equal(y, expected)
+            assert values.data_ptr() in stored
+            assert x.data_ptr() not in stored
+            direction = torch.randn_like(y)
+            wanted = torch.autograd.grad(expected, list(leaves.values()), direction, retain_graph=True)
+            found = torch.autograd.grad(y, list(leaves.values()), direction)
+            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def codes_twice(leaves: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A map, and twice what LSQ makes of it."""
+    values, codes = leaves["raw"] * 1.0, integer_range(4, False)
+    if "offset" in leaves:
+        made = [lsq_plus_fake_quantize(values, leaves["step"], leaves["offset"], codes) for _ in range(2)]
+    else:
+        made = [lsq_fake_quantize(values, leaves["step"], codes) for _ in range(2)]
+    return values, made[0], made[1]
+
+
+def note_address(stored: set[int], tensor: torch.Tensor) -> torch.Tensor:
+    stored.add(tensor.data_ptr())
+    return tensor

@@ -22,12 +22,12 @@ from repq_cli.quant.functional import (
     input_scale,
     integer_range,
     lsq_binary_fake_quantize,
-    lsq_plus_fake_quantize,
     nudged_grid,
     scaled_binary_fake_quantize,
     stochastic_binarize,
 )
 from repq_cli.quant.init import min_error_offset, min_error_step
+from repq_cli.quant.learned_steps import lsq_plus_fake_quantize
 from repq_cli.quant.lsq import LSQ, LSQPlus
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.quant.ternary import TernaryWeight

@@ -45,77 +45,15 @@ def integer_range(bits: int, signed: bool, symmetric: bool = False) -> IntegerRa
 
 def quantize(values: Tensor, grid: Grid, codes: IntegerRange) -> Tensor:
     """``clip(round(values / step) + zero_point, low, high)``, integers in the dtype of ``values``; ties go to even."""
-    rounded = (values / grid.step).round_()
+    rounded = (wide(values) / grid.step).round_()
     if grid.zero_point is not None:
         rounded.add_(grid.zero_point)
-    return rounded.clamp_(codes.low, codes.high)
+    return rounded.clamp_(codes.low, codes.high).to(values.dtype)
 
 
-class _LSQ(torch.autograd.Function):
-    """The closed-form gradients of LSQ and LSQ+, without boolean masks: on a CPU those cost several arithmetic passes.
-
-    With codes ``q`` and unrounded codes ``u = values / step + zero_point``: the gradient passes where
-    ``low < u < high``; there the output moves by ``q - u`` per step and not at all with the offset, elsewhere by ``q``
-    and by 1.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, step: Tensor, offset: Tensor | None, codes: IntegerRange, grad_scale: float
-    ) -> Tensor:
-        zero_point = None if offset is None else offset_zero_point(offset, step, codes)
-        unrounded = values / step
-        quantized = unrounded.round()
-        if zero_point is not None:
-            quantized, unrounded = quantized.add_(zero_point), unrounded.add_(zero_point)
-        quantized.clamp_(codes.low, codes.high)
-        ctx.save_for_backward(unrounded, quantized)
-        ctx.codes, ctx.grad_scale, ctx.step_shape = codes, grad_scale, step.shape
-        ctx.zero_point = zero_point
-        return Grid(step, zero_point).dequantize(quantized)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        unrounded, quantized = ctx.saved_tensors
-        # The gradient where low < u < high, both ends excluded, else 0.
-        inside = torch.ops.aten.hardtanh_backward(grad, unrounded, *ctx.codes)
-        per_value = (grad * quantized).addcmul_(inside, unrounded, value=-1)
-        to_step = per_value.sum_to_size(ctx.step_shape) * ctx.grad_scale
-        if ctx.zero_point is None:
-            return inside, to_step, None, None, None
-        to_offset = (grad - inside).sum_to_size(ctx.step_shape) * ctx.grad_scale
-        # Where zero is the first or the last code already, an offset that goes on would change nothing.
-        outward = ((ctx.zero_point <= ctx.codes.low) & (to_offset < 0)) | (
-            (ctx.zero_point >= ctx.codes.high) & (to_offset > 0)
-        )
-        return inside, to_step, to_offset.masked_fill(outward, 0), None, None
-
-
-def lsq_fake_quantize(values: Tensor, step: Tensor, codes: IntegerRange, grad_scale: float = 1.0) -> Tensor:
-    """Learned step size quantization: ``step * clip(round(values / step), low, high)``.
-
-    Gradients: to ``values`` where ``low < values / step < high``, else 0; to ``step``
-    ``grad_scale * (round(v/s) - v/s)`` inside, ``grad_scale * low`` or ``grad_scale * high`` where clipped.
-
-    Shapes: ``step`` broadcasts against ``values``: a scalar, or ``[O, 1, 1, 1]`` for one step per output channel.
-    Source: arXiv 1902.08153, eqs. 1-3 and 5. The order round-then-clip equals the paper's clip-then-round because the
-    ends of the range are integers.
-    """
-    return _LSQ.apply(values, step, None, codes, grad_scale)
-
-
-def lsq_plus_fake_quantize(
-    values: Tensor, step: Tensor, offset: Tensor, codes: IntegerRange, grad_scale: float = 1.0
-) -> Tensor:
-    """LSQ with a learned offset: ``step * clip(round((values - offset) / step), low, high) + offset``.
-
-    Gradients: to ``values`` and ``step`` as in LSQ for ``values - offset``; to ``offset`` ``grad_scale`` where clipped,
-    else 0, and none that would move zero beyond the first or the last code. Source: arXiv 2004.09576, eqs. 1-4.
-    Differs from the paper: the offset is rounded to a multiple of the step (``offset_zero_point``), so that zero, and
-    with it the padding of a convolution, is a code.
-    """
-    return _LSQ.apply(values, step, offset, codes, grad_scale)
+def wide(values: Tensor) -> Tensor:
+    """At least float32: bfloat16 has no room for the fractions of codes."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def offset_zero_point(offset: Tensor, step: Tensor, codes: IntegerRange) -> Tensor:

@@ -12,7 +12,7 @@ from repq_cli.quant.functional import input_scale
 from repq_cli.quant.init import Initialiser
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import Quantizer
-from repq_cli.quant.sums import Steps, Window, per_channel, scaled_sums, weighted_sums
+from repq_cli.quant.sums import Steps, Window, per_channel, scaled_sums, sums_in_training, weighted_sums
 
 LARGEST_BIAS = 2.0**30  # as an int32 code, with room for the sum of products that it is added to
 
@@ -156,7 +156,7 @@ class QuantLayer(nn.Module):
         """
         quantized = self.quantizer(weight)
         if not (self._feeds_signs and self._reads and self.quantizer.bits < 32):
-            return weighted_sums(x, quantized, bias, window)
+            return sums_in_training(x, quantized, bias, window)
         with torch.no_grad():
             steps = Steps(self._reads[0].grid(x).step, self.quantizer.grid(weight).step)
         return scaled_sums(x, quantized, bias, steps, window)

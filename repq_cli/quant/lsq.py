@@ -14,11 +14,10 @@ from repq_cli.quant.functional import (
     binarize,
     integer_range,
     lsq_binary_fake_quantize,
-    lsq_fake_quantize,
-    lsq_plus_fake_quantize,
     offset_zero_point,
 )
 from repq_cli.quant.init import INITIALISERS, Initialiser, min_error_offset
+from repq_cli.quant.learned_steps import lsq_fake_quantize, lsq_plus_fake_quantize
 from repq_cli.quant.quantizer import Quantizer
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repq_cli.quant.learned_steps import Origin, origin_of
+
 
 class Window(NamedTuple):
     """How a convolution walks over its input."""
@@ -53,6 +55,30 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 2))
 
 
+class _SumsOfMade(torch.autograd.Function):
+    """``weighted_sums`` that makes its input again in backward instead of storing it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, origin: Origin, window: Window) -> Tensor:
+        ctx.save_for_backward(origin.values, origin.step, origin.zero_point, weight)
+        ctx.codes, ctx.window, ctx.bias_shape = origin.codes, window, None if bias is None else list(bias.shape)
+        return weighted_sums(x, weight, bias, window)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, step, zero_point, weight = ctx.saved_tensors
+        x = Origin(values, step, zero_point, ctx.codes).made()
+        return *_gradients(grads[0], x, weight, ctx), None, None
+
+
+def sums_in_training(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
+    """``weighted_sums``, with the same gradients, that stores no input for them where LSQ can make it again."""
+    origin = None if window is None else origin_of(x)
+    if origin is None:
+        return weighted_sums(x, weight, bias, window)
+    return _SumsOfMade.apply(x, weight, bias, origin, window)
+
+
 class _ScaledSums(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -66,15 +92,19 @@ class _ScaledSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (x, weight) = grads, ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if ctx.window is None:
-            found = (grad @ weight, grad.T @ x, grad.sum(0) if wanted[2] else None)
-        else:
-            stride, padding, groups = ctx.window
-            geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
-            found = torch.ops.aten.convolution_backward(grad, x, weight, ctx.bias_shape, *geometry, wanted)
-        return *found, None, None
+        x, weight = ctx.saved_tensors
+        return *_gradients(grads[0], x, weight, ctx), None, None
+
+
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, ctx: Any) -> tuple[Tensor | None, ...]:
+    """Those of ``weighted_sums`` to ``x``, ``weight`` and bias, where they are wanted."""
+    wanted = ctx.needs_input_grad[:3]
+    if ctx.window is None:
+        return grad @ weight, grad.T @ x, grad.sum(0) if wanted[2] else None
+    stride, padding, groups = ctx.window
+    geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
+    x, weight = x.to(grad.dtype), weight.to(grad.dtype)  # under autocast sums are of lower precision than both
+    return torch.ops.aten.convolution_backward(grad, x, weight, ctx.bias_shape, *geometry, wanted)
 
 
 def scaled_sums(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, window: Window | None) -> Tensor:
