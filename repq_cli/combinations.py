@@ -49,6 +49,16 @@ def _merging_fits_block(fp: StageOptions, rep: RepSection) -> Iterator[Problem]:
         )
 
 
+def _identity_can_be_split(rep: RepSection, quant: QuantOptions) -> Iterator[Problem]:
+    if rep.splits_identity and (quant.weight_method != "lsq" or quant.weight_bits == 1):
+        yield Problem(
+            "rep.identity",
+            "split",
+            f"gives the identity wider codes than the others on one grid, which weights of {quant.weight_bits} bit by "
+            f"quant.weight_method={quant.weight_method} have not; it needs weight_method=lsq and 2 bits or more",
+        )
+
+
 def _task_fits(task: str, model: ModelSection, data: DataSection, quant: QuantOptions) -> Iterator[Problem]:
     enlarges = "scale" in model.arguments
     if task == "super_resolution" and not enlarges:
@@ -144,6 +154,7 @@ COMBINATIONS: list[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]] = [
     (("quant", "model"), _signs_have_two_values),
     (("mode", "rep", "optim"), _penalty_fits_block),
     (("fp", "rep"), _merging_fits_block),
+    (("rep", "quant"), _identity_can_be_split),
     (("task", "model", "data", "quant"), _task_fits),
     (("fp", "qat"), _stages_have_weights),
 ]

@@ -95,9 +95,10 @@ class Config:
 
     @property
     def used_rep(self) -> dict[str, Any]:
-        """The keys of ``rep`` that the FP net depends on."""
+        """The keys of ``rep`` that the FP net depends on, to which an identity is the same, split or not."""
         plain = not mode_named(self.mode.name).has_branches(self.rep.name)
-        return {key: value for key, value in self.rep.keys().items() if not plain or key in REP_WITHOUT_BRANCHES}
+        keys = self.rep.keys() | ({"identity": True} if self.rep.splits_identity else {})
+        return {key: value for key, value in keys.items() if not plain or key in REP_WITHOUT_BRANCHES}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from repq_cli.bounds import Range
 
+HAVE_IDENTITY = ("repvgg", "qarepvgg", "orepa")  # blocks that add the input wherever it has the output's shape
+
 
 @dataclass(frozen=True)
 class Target:
@@ -78,8 +80,13 @@ class RepSection(Target):
 
     @property
     def identity(self) -> bool:
-        """Whether it adds the input, a branch without weights."""
-        return self.arguments.get("identity", False)
+        """Whether it adds the input where it need not: a branch without weights, which no stored net tells of."""
+        return self.name not in HAVE_IDENTITY and bool(self.arguments.get("identity", False))
+
+    @property
+    def splits_identity(self) -> bool:
+        """Whether its identity is quantized apart from the rest of the merged kernel."""
+        return self.arguments.get("identity") == "split"
 
 
 @dataclass(frozen=True)

@@ -310,10 +310,14 @@ RUGGED = {"merged": {"typical": 3.0, "largest": 9.0}}
         (diagnosis(*HURT), "try quant.act_bits=8.", "have to help this layer first"),
         (changed(diagnosis(*HURT), second__input={"signed": True}), "or quant.act_method=lsqplus", "second"),
         (diagnosis(*HURT_WEIGHTS), "try quant.weight_bits=8 or more qat.epochs.", "second"),
-        (changed(diagnosis(*HURT_WEIGHTS), second__range_ratio=RUGGED), "rep=qarepvgg or more qat.epochs", "second"),
+        (
+            changed(diagnosis(*HURT_WEIGHTS), second__range_ratio=RUGGED),
+            "rep.identity=split or more qat.epochs",
+            "second",
+        ),
         (
             changed(diagnosis(*HURT_WEIGHTS), second__range_ratio=RUGGED, mode="merged"),
-            "mode=auto, which keeps the branches in QAT, or rep=qarepvgg, since the merged kernel of second reaches",
+            "mode=auto, which keeps the branches in QAT, or rep.identity=split, since the merged kernel of second reaches",
             "second",
         ),
         (changed(diagnosis(*HURT_WEIGHTS), quant={"granularity": "tensor"}), "quant.granularity=channel", "second"),

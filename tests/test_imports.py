@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrained": {"models", "reparam"},
     "modes": {"models", "reparam", "quant"},
     "deploy": {"quant"},
-    "report": {"config", "runs"},
+    "report": {"config", "runs", "targets"},
     "bench": {"deploy", "modes", "reparam"},
     "train": {"pretrained", "data", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs", "config"},
 }

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.quant.split import WIDE_BITS
 
 
 class Cost(NamedTuple):
@@ -19,16 +20,21 @@ class Cost(NamedTuple):
 
 
 class LayerCost(NamedTuple):
-    """What one convolution or classifier costs for one input."""
+    """What one convolution or classifier costs for one input.
+
+    identity_macs: those of ``macs`` by the taps of a split identity, whose codes have 8 bits.
+    """
 
     macs: int
     weight_bits: int
     act_bits: int
+    identity_macs: int = 0
 
     @property
     def bops(self) -> int:
         """Bit operations."""
-        return self.macs * self.weight_bits * self.act_bits
+        of_weights = (self.macs - self.identity_macs) * self.weight_bits + self.identity_macs * WIDE_BITS
+        return of_weights * self.act_bits
 
 
 @torch.no_grad()
@@ -44,7 +50,9 @@ def layer_costs(net: DeployedNet) -> dict[str, LayerCost]:
         bits_of[node["name"]] = node["bits"] if node["op"] == "quantize" else 32
         if "weight" in node:
             macs = counter.get_total_flops() // 2
-            layers[node["name"]] = LayerCost(macs, node["bits"], bits_of[node["inputs"][0]])
+            taps = torch.Size(node["shape"][1:]).numel()
+            of_identity = macs // taps if node.get("identity") else 0
+            layers[node["name"]] = LayerCost(macs, node["bits"], bits_of[node["inputs"][0]], of_identity)
     return layers
 
 
@@ -62,7 +70,7 @@ def layer_parameters(net: DeployedNet, node: Node) -> int:
 
 def layer_bytes(net: DeployedNet, node: Node) -> int:
     """Bytes of a layer's tensors as they are stored: packed codes, steps, biases, multipliers."""
-    keys = ("weight", "weight_step", "weight_zero_point", "bias", "bias_step", "multiplier", "slope")
+    keys = ("weight", "identity", "weight_step", "weight_zero_point", "bias", "bias_step", "multiplier", "slope")
     tensors = [net.stored[node[key]] for key in keys if node.get(key)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

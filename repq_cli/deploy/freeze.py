@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repq_cli.deploy.network import FORMAT, DeployedNet, Node
+from repq_cli.deploy.network import FORMAT, FORMAT_WITHOUT_IDENTITY, DeployedNet, Node
 from repq_cli.deploy.packing import pack
 from repq_cli.errors import ConfigError
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
+from repq_cli.quant.split import SplitLSQ
 from repq_cli.quant.wiring import traced
 
 SIMPLE_OPS: dict[type[nn.Module], str] = {
@@ -64,7 +65,8 @@ def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
         else:
             raise ValueError(f"The network's forward calls {step.target}, which has no deployed form: use a module.")
     net.train(was_training)
-    graph = {"format": FORMAT, **description, "input": source, "output": output, "nodes": nodes}
+    number = FORMAT if any(node.get("identity") for node in nodes) else FORMAT_WITHOUT_IDENTITY
+    graph = {"format": number, **description, "input": source, "output": output, "nodes": nodes}
     # Copies: training that goes on must not reach what is frozen.
     return DeployedNet(
         graph, {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored.items()}
@@ -89,7 +91,11 @@ def operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
             node["weight"] = store("weight", frozen.weight)
         else:
             node |= _codes(quantizer)
-            node["weight"] = store("codes", pack(frozen.weight.cpu(), quantizer.bits, node["low"]))
+            codes = frozen.weight.cpu()
+            if isinstance(quantizer, SplitLSQ):
+                node["identity"] = store("identity_codes", codes[quantizer.split.cpu()].to(torch.int8))
+                codes = codes.masked_fill(quantizer.split.cpu(), 0)
+            node["weight"] = store("codes", pack(codes, quantizer.bits, node["low"]))
             node["weight_step"] = store("weight_step", frozen.grid.step)
             node["weight_zero_point"] = store("weight_zero_point", frozen.grid.zero_point)
         bias = frozen.bias

@@ -18,7 +18,8 @@ from repq_cli.errors import CheckError, DataError
 from repq_cli.files import make_folder, write_atomically, write_json
 
 TENSORS, GRAPH = "model.safetensors", "model.json"
-FORMAT = 2
+FORMAT = 3  # of nets with identities that have codes of their own; earlier versions read all others
+FORMAT_WITHOUT_IDENTITY = 2
 
 Node = dict[str, Any]
 
@@ -83,13 +84,20 @@ class DeployedNet(nn.Module):
         return getattr(self, f"{node['name']}__{key}", None)
 
     def codes(self, node: Node) -> Tensor:
-        """The integer codes of a node's weight as read from the file; CheckError if one is out of range."""
+        """The integer codes of a node's weight as read from the file; CheckError if one is out of range.
+
+        ``identity``: those of the taps of a split identity, one for each output channel, which have 8 bits.
+        """
         codes = unpack(self.stored[node["weight"]], node["bits"], node["low"], node["shape"])
         if codes.max() > node["high"] or codes.min() < node["low"]:
             raise CheckError(
                 f"The layer {node['name']} stores codes outside {node['low']}..{node['high']}: the file is damaged; "
                 f"freeze the run again."
             )
+        if node.get("identity"):
+            outputs, inputs, size, _ = node["shape"]
+            channel = torch.arange(outputs)
+            codes[channel, channel % inputs, size // 2, size // 2] = self.stored[node["identity"]].to(codes.dtype)
         return codes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,9 +230,10 @@ class DeployedNet(nn.Module):
             raise DataError(f"{folder} holds no intact deployed network ({GRAPH}, {TENSORS}): {error}.") from error
         if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
             raise DataError(f"{folder / GRAPH} describes no network: freeze the run again.")
-        if graph.get("format") != FORMAT:
+        if graph.get("format") not in (FORMAT, FORMAT_WITHOUT_IDENTITY):
             raise DataError(
-                f"{folder / GRAPH} has format {graph.get('format')}, and this version of repq reads {FORMAT}: use the "
+                f"{folder / GRAPH} has format {graph.get('format')}, and this version of repq reads "
+                f"{FORMAT_WITHOUT_IDENTITY} and {FORMAT}: use the "
                 f"version that wrote it (env.json of its run names it), or train the run again."
             )
         wanted = graph.pop("sha256", None)  # files of earlier versions have none

@@ -69,10 +69,15 @@ class Constants:
         The sums' step, in which biases are rounded, is that much finer; at 4 bit it would be coarse beside the next
         codes. It is a half, and codes are rounded, where the range is reduced to less than they need.
         """
-        spread = 1.0
-        while self.weights[0] <= 2 * spread * node["low"] and 2 * spread * node["high"] <= self.weights[1]:
+        spread, (low, high) = 1.0, self._outermost(node)
+        while self.weights[0] <= 2 * spread * low and 2 * spread * high <= self.weights[1]:
             spread *= 2
-        return spread if self.weights[0] <= spread * node["low"] else spread / 2
+        return spread if self.weights[0] <= spread * low and spread * high <= self.weights[1] else spread / 2
+
+    def _outermost(self, node: Node) -> tuple[int, int]:
+        """The least and the greatest code of a weight: those of a split identity may be far from all others."""
+        identity = self.net.stored[node["identity"]] if node.get("identity") else torch.zeros(1)
+        return min(node["low"], int(identity.min())), max(node["high"], int(identity.max()))
 
     def bias(self, node: Node) -> Tensor | None:
         """A layer's bias in numbers."""

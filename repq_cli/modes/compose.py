@@ -123,7 +123,8 @@ def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bo
     """One block as a quantized convolution."""
     geometry = block.geometry
     make_quantizer = partial(weight_quantizer, quant, edge=edge, depthwise=geometry.depthwise)
-    quantizer = make_quantizer(geometry.weight_shape) if mode.rule.quantizes_merged else NoQuantizer()
+    merged = mode.rule.quantizes_merged
+    quantizer = make_quantizer(geometry.weight_shape, split=block.split_taps()) if merged else NoQuantizer()
     post_bn = quantizer.scale_free or mode.has_post_bn(quantizer.bits)
     kernel, norm = mode.rule.kernel(Site(block, mode, post_bn, make_quantizer))
     if post_bn and norm is None:

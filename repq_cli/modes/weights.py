@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.quant.layers import quant_layers
+from repq_cli.quant.split import SplitLSQ
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import Branch, SumBranch, fold
 from repq_cli.reparam.statistics import RunningStatistics
@@ -49,7 +50,8 @@ def weight_histograms(net: nn.Module, blocks: Mapping[str, Block]) -> list[dict[
 
     ``blocks``: of the layers that were merged from branches. ``edges``: of ``n`` bins, multiples of a power of two.
     ``branches``, ``merged``: counts in those; of a branch what is not zero, since its kernel may be smaller than the
-    merged one, or a fixed filter with holes. ``codes``: counts of ``low..high``.
+    merged one, or a fixed filter with holes. ``codes``: counts of ``low..high``; those of a split identity, which lie
+    beyond, are left out.
     """
     found = []
     for name, layer in quant_layers(net).items():
@@ -60,6 +62,8 @@ def weight_histograms(net: nn.Module, blocks: Mapping[str, Block]) -> list[dict[
         step = frozen.grid.step.cpu().double()
         zero = torch.zeros(()) if frozen.grid.zero_point is None else frozen.grid.zero_point.cpu()
         codes = frozen.weight.cpu() - zero
+        if isinstance(layer.quantizer, SplitLSQ):
+            codes = codes[~layer.quantizer.split.cpu()]
         low, high = (
             int(end) for end in (layer.quantizer.codes.low - zero.max(), layer.quantizer.codes.high - zero.min())
         )

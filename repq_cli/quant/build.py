@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from repq_cli.quant.affine import AffineActivation, AffineWeight
 from repq_cli.quant.binary import ScaledSignWeight, SignActivation, SignWeight, glorot_range
 from repq_cli.quant.lsq import LSQ, LSQPlus
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
+from repq_cli.quant.split import WIDE_BITS, SplitLSQ
 from repq_cli.quant.ternary import TernaryWeight
 
 
-def weight_quantizer(options: QuantOptions, shape: torch.Size, edge: bool, depthwise: bool = False) -> Quantizer:
-    """The quantizer of a layer's merged weight of the given shape ``[O, I/g, ...]``."""
+def weight_quantizer(
+    options: QuantOptions, shape: torch.Size, edge: bool, depthwise: bool = False, split: Tensor | None = None
+) -> Quantizer:
+    """The quantizer of a layer's merged weight of the given shape ``[O, I/g, ...]``.
+
+    split: bool in that shape, where an identity lies that has codes of its own, if the others have fewer bits.
+    """
     bits = options.bits("weight", edge)
     if bits == 32:
         return NoQuantizer()
@@ -29,6 +36,8 @@ def weight_quantizer(options: QuantOptions, shape: torch.Size, edge: bool, depth
         case "affine":
             return AffineWeight(bits, per_channel)
     channels = shape[0] if per_channel else None
+    if split is not None and bits < WIDE_BITS:
+        return SplitLSQ(bits, split, channels, symmetric=options.symmetric)
     return LSQ(bits, signed=True, channels=channels, symmetric=options.symmetric)
 
 

@@ -72,11 +72,10 @@ def quantization_noise(
         left = left * ((values * left).sum(dims, keepdim=True) / left.square().sum(dims, keepdim=True))
     zero = 0 if grid.zero_point is None else grid.zero_point
     rounded = (values / grid.step).round_() + zero
-    beyond = (rounded < quantizer.codes.low) | (rounded > quantizer.codes.high)
     return Noise(
         in_float64(values).square().sum().item(),
         in_float64(values - left).square().sum().item(),
-        None if quantizer.by_sign else int(beyond.sum()),
+        None if quantizer.by_sign else int(quantizer.beyond(rounded).sum()),
         int((codes == zero).sum()),
         values.numel(),
     )

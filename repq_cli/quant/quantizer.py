@@ -48,6 +48,10 @@ class Quantizer(nn.Module):
         """The codes of ``values`` on another grid than their own."""
         return quantize(values, grid, self.codes)
 
+    def beyond(self, rounded: Tensor) -> Tensor:
+        """Which values are clipped, given what they were rounded to, in codes."""
+        return (rounded < self.codes.low) | (rounded > self.codes.high)
+
     @property
     def kind(self) -> str:
         """``4 bit, signed``."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels, convolve
-from repq_cli.reparam.branch import Branch
+from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels, convolve, identity_kernel, pad_kernel
+from repq_cli.reparam.branch import Branch, IdentityBranch
 from repq_cli.reparam.statistics import RunningStatistics, Statistics
 
 
@@ -30,6 +30,7 @@ class Block(nn.Module):
         self.branches = nn.ModuleDict(branches)
         self.activation = activation or nn.Identity()
         self.merges_first = False
+        self.splits_identity = False
 
     @property
     def has_batch_norm(self) -> bool:
@@ -53,6 +54,14 @@ class Block(nn.Module):
         branches = cast("Iterable[Branch]", self.branches.values())
         kernels = (branch.merged(statistics) for branch in branches)
         return add_kernels(kernels, self.geometry.kernel_size)
+
+    def split_taps(self) -> Tensor | None:
+        """Where the merged kernel ``[O, I/g, k, k]`` holds the identity's ones, if that is to be quantized apart."""
+        if not (self.splits_identity and any(isinstance(module, IdentityBranch) for module in self.modules())):
+            return None
+        geometry, like = self.geometry, next(self.parameters())
+        ones = identity_kernel(geometry.in_channels, geometry.groups, like)
+        return pad_kernel(ones, geometry.kernel_size) > 0
 
     @torch.no_grad()
     def to_conv(self) -> nn.Conv2d:
@@ -80,6 +89,16 @@ def merge_first(net: nn.Module, merges: bool = True) -> None:
     for block in net.modules():
         if isinstance(block, Block):
             block.merges_first = merges and not block.has_batch_norm
+
+
+# Whether a block's identity branch is quantized with all others, or apart: see ``quant/split.py``.
+Identity = Literal[True, "split"]
+
+
+def splitting(block: Block, identity: bool | str) -> Block:
+    """``block``, with its identity quantized apart where that is asked for."""
+    block.splits_identity = identity == "split"
+    return block
 
 
 # What a model asks of a re-parameterisation: a block for this geometry, with this activation behind it.

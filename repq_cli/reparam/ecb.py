@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repq_cli.bounds import Range
 from repq_cli.reparam.algebra import Geometry, Kernel
-from repq_cli.reparam.block import Block
+from repq_cli.reparam.block import Block, splitting
 from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch
 from repq_cli.reparam.sequential import PointConvBranch, PointFirst
 
@@ -54,12 +54,13 @@ def ecb_block(
     geometry: Geometry,
     activation: nn.Module | None = None,
     batch_norm: Literal[False] = False,
-    identity: bool = False,
+    identity: Literal[False, True, "split"] = False,
     expansion: Annotated[float, Range(0, None, open_low=True)] = 2.0,
 ) -> Block:
     """``activation(3x3 + 1x1-3x3 + 1x1-Sobel-x + 1x1-Sobel-y + 1x1-Laplacian [+ x])``, every layer with a bias.
 
     identity: add the input, too, where it has the output's shape; every published configuration leaves it out.
+        ``split`` quantizes it apart from the rest of the merged kernel, see ``quant/split.py``.
     expansion: channels between 1x1 and 3x3, as a multiple of the *outputs*.
     Raises ValueError for kernels that are not 3x3, which the edge filters are.
     """
@@ -78,4 +79,4 @@ def ecb_block(
     }
     if identity and geometry.keeps_shape:
         branches["identity"] = IdentityBranch(geometry, batch_norm=False)
-    return Block(geometry, branches, activation, "ecb")
+    return splitting(Block(geometry, branches, activation, "ecb"), identity)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repq_cli.reparam.algebra import Geometry, Kernel, compose_kernels, convolve
-from repq_cli.reparam.block import Block
+from repq_cli.reparam.block import Block, Identity, splitting
 from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch, ScaledBranch, SumBranch, fold, without_bias
 from repq_cli.reparam.sequential import AverageBranch, PointConvBranch, PointFirst, SeparableBranch, identity_point
 from repq_cli.reparam.statistics import RunningStatistics, Statistics
@@ -21,7 +21,11 @@ EXPANSION = 8  # outputs per input of the depthwise-separable branch
 
 
 def orepa_block(
-    geometry: Geometry, activation: nn.Module | None = None, batch_norm: Literal[True] = True, vgg: bool = False
+    geometry: Geometry,
+    activation: nn.Module | None = None,
+    batch_norm: Literal[True] = True,
+    vgg: bool = False,
+    identity: Identity = True,
 ) -> Block:
     """``activation(BN(x * W))`` with ``W = sum_r v_r * B_r``, six scaled linear branches for kernels 3 and 5.
 
@@ -29,6 +33,7 @@ def orepa_block(
     becomes a scaled kernel plus a product of two.
     vgg: the paper's block for RepVGG instead: an OREPA kernel without its 1x1 branch, and RepVGG's 1x1 and identity
         branches beside it, each with a batch norm; a deep network without shortcuts needs the identities.
+    identity: (vgg) ``split`` quantizes it apart from the rest of the merged kernel, see ``quant/split.py``.
     """
     if geometry.kernel_size == 1:
         return Block(geometry, {"sum": SumBranch(geometry, _factored(geometry))}, activation, "orepa 1x1")
@@ -41,7 +46,7 @@ def orepa_block(
     beside: dict[str, Branch] = {"dense": SumBranch(geometry, branches), "point": ConvBranch(geometry, (1, 1))}
     if geometry.keeps_shape:
         beside["identity"] = IdentityBranch(geometry)
-    return Block(geometry, beside, activation, "orepa vgg")
+    return splitting(Block(geometry, beside, activation, "orepa vgg"), identity)
 
 
 def frequency_prior(channels: int, size: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from repq_cli.batch_norm import norm_multiplier
 from repq_cli.reparam.algebra import Geometry
-from repq_cli.reparam.block import Block
+from repq_cli.reparam.block import Block, Identity, splitting
 from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch
 
 
@@ -51,9 +51,14 @@ class RepVGGBlock(Block):
         return [branch for branch in found if isinstance(branch, ConvBranch)]
 
 
-def repvgg_block(geometry: Geometry, activation: nn.Module | None = None, batch_norm: bool = True) -> Block:
-    """``RepVGGBlock``."""
-    return RepVGGBlock(geometry, activation, batch_norm)
+def repvgg_block(
+    geometry: Geometry, activation: nn.Module | None = None, batch_norm: bool = True, identity: Identity = True
+) -> Block:
+    """``RepVGGBlock``.
+
+    identity: ``split`` quantizes it apart from the rest of the merged kernel, see ``quant/split.py``.
+    """
+    return splitting(RepVGGBlock(geometry, activation, batch_norm), identity)
 
 
 def _weight_and_multiplier(branch: ConvBranch) -> tuple[Tensor, Tensor]:

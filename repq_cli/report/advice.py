@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.diagnosis import SETTINGS, Numbers, by_harm, chance, drop_text, gain, gap_unit, is_fitted, value_of
+from repq_cli.targets import HAVE_IDENTITY
 
 WIDER = {1: 2, 2: 4, 3: 4, 4: 8}  # the next width worth trying
 NARROWER = {8: 4, 7: 4, 6: 4, 5: 4, 4: 2, 3: 2}
@@ -172,7 +173,11 @@ def _for_range(diagnosis: Numbers, layers: Sequence[Numbers]) -> str | None:
     merged = worst["range_ratio"]["merged"]["largest"]
     merges_first = mode_named(diagnosis["mode"]).merges_first
     remedies = ["mode=auto, which keeps the branches in QAT,"] if merges_first else []
-    remedies += ["rep=qarepvgg"] if diagnosis["rep"] == "repvgg" else []
+    splits = diagnosis["quant"]["weight_method"] == "lsq" and 1 < diagnosis["quant"]["weight_bits"] < 8
+    if diagnosis["rep"] in HAVE_IDENTITY and splits:
+        remedies += ["rep.identity=split"]
+    elif diagnosis["rep"] == "repvgg":
+        remedies += ["rep=qarepvgg"]
     remedies += [] if len(remedies) == 2 else ["more qat.epochs"]
     return (
         f"{' or '.join(remedies)}, since the merged kernel of {worst['name']} reaches {merged:.1f} times its rms, and "

@@ -18,6 +18,7 @@ from repq_cli.modes.weights import branch_kernels
 from repq_cli.quant.layers import QuantLayer, quant_layers, quantizers_in_layers
 from repq_cli.quant.measures import Noise, decibels, quantization_noise, range_ratio
 from repq_cli.quant.quantizer import Quantizer, quantizers
+from repq_cli.quant.split import SplitLSQ
 from repq_cli.quant.wiring import input_quantizers
 from repq_cli.reparam.block import Block
 from repq_cli.train.engine import EVAL_BATCH, Task, mean_score
@@ -148,7 +149,9 @@ def _layer(name: str, layer: QuantLayer, block: Block | None, edge: bool) -> Num
     assert grid is not None
     per_channel = grid.step.numel() > 1
     kernels = branch_kernels(block) if block is not None else {}
-    ratios = {part: range_ratio(kernel, per_channel) for part, kernel in {**kernels, "merged": weight}.items()}
+    # A split identity neither clips the others nor coarsens them.
+    merged = weight.masked_fill(quantizer.split, 0) if isinstance(quantizer, SplitLSQ) else weight
+    ratios = {part: range_ratio(kernel, per_channel) for part, kernel in {**kernels, "merged": merged}.items()}
     named = {part: None if ratio is None else ratio._asdict() for part, ratio in ratios.items()}
     return {
         "name": name,
