@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repq_cli.quant.functional import Grid, integer_range, lsq_fake_quantize, quantize
+from repq_cli.quant.functional import Grid, integer_range, quantize
 from repq_cli.quant.init import Initialiser
+from repq_cli.quant.learned_steps import lsq_fake_quantize
 from repq_cli.quant.lsq import LSQ
 
 WIDE_BITS = 8
