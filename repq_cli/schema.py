@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
+from repq_cli.bench.steps import Peer, Precision
 from repq_cli.bounds import Range
 from repq_cli.combinations import COMBINATIONS
 from repq_cli.config import DEFAULTS, Config, EvalConfig, Verbosity, keys_of, parsed, required, section_type
 from repq_cli.errors import ConfigError
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.problems import Problem
+from repq_cli.train.options import RuntimeOptions
 from repq_cli.typecheck import bare, legal, mistake, nearest
 
 MISSING = "???"
@@ -31,13 +33,25 @@ KEYS: dict[str, dict[str, Any]] = {
         "threads": Annotated[int, Range(1, 1024)] | None,
     },
     "bench": {
-        "bench": Literal["infer", "xnor"],
+        "bench": Literal["infer", "train", "xnor"],
         "runs": str | list[str],
-        "batch": Annotated[int, Range(1)] | list[Annotated[int, Range(1)]],
+        "batch": Annotated[int, Range(1)] | list[Annotated[int, Range(1)]] | None,
         "size": Annotated[int, Range(1)] | None,
-        "rounds": Annotated[int, Range(1)],
+        "rounds": Annotated[int, Range(1)] | None,
         "threads": Annotated[int, Range(1, 1024)] | None,
         "out": str | None,
+        "models": str | list[str],
+        "width": Annotated[float, Range(0, None, open_low=True)],
+        "classes": Annotated[int, Range(2)],
+        "reps": str | list[str],
+        "modes": str | list[str],
+        "quants": str | list[str],
+        "precisions": Precision | list[Precision],
+        "compiled": bool | list[bool],
+        "against": Peer | list[Peer],
+        "clock": Literal["wall", "cpu"],
+        "format": Literal["text", "markdown", "json"],
+        "runtime": RuntimeOptions,
     },
     "diagnose": {
         "run": str,

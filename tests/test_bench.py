@@ -96,7 +96,7 @@ def test_what_cannot_be_timed_says_why(
         ([f"runs={finished}", f"out={finished}/summary.json"], 3, "cannot be made"),
         (["bench=xnor", "size=8"], 2, "bench=xnor has no use for size"),
         ([f"runs=[{finished},nowhere]", "rounds=1"], 3, "is no run folder"),
-        (["bench=training"], 2, "must be one of infer, xnor"),
+        (["bench=training"], 2, "must be one of infer, train, xnor"),
     ]:
         assert main(["bench", *arguments]) == code
         assert re.search(message, capsys.readouterr().err)

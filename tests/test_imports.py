@@ -28,7 +28,21 @@ ALLOWED: dict[str, set[str]] = {
     "modes": {"models", "reparam", "quant"},
     "deploy": {"quant"},
     "report": {"config", "runs", "targets"},
-    "bench": {"deploy", "modes", "reparam"},
+    "bench": {
+        "deploy",
+        "modes",
+        "reparam",
+        "quant",
+        "models",
+        "tasks",
+        "data",
+        "train",
+        "report",
+        "library",
+        "build",
+        "config",
+        "targets",
+    },
     "train": {"pretrained", "data", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs", "config"},
 }
 # What a mode is, without torch: every room may ask.

@@ -1,200 +1,69 @@
-"""``repq bench``: times of networks and kernels side by side, as a table and as bench.json."""
+"""``repq bench``: times side by side, of networks (``infer``), training steps (``train``) or a kernel (``xnor``)."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from repq_cli.bench.timing import interleaved, speedup, spread
-from repq_cli.cli.figures import drawn
-from repq_cli.deploy.network import DeployedNet
+from repq_cli.cli.overrides import config_file
+from repq_cli.config import section_of
 from repq_cli.errors import ConfigError
-from repq_cli.extras import extra
-from repq_cli.files import make_folder, write_json
-from repq_cli.finished_run import FinishedRun
-from repq_cli.reparam.block import merge_first
-from repq_cli.runs.folder import BENCH
-from repq_cli.runs.outputs import OUTPUTS, reserve
-from repq_cli.runs.row import Row, now, prune
-from repq_cli.text import columns, milliseconds, times
-from repq_cli.train.environment import environment
+from repq_cli.train.options import RuntimeOptions
 
-if TYPE_CHECKING:
-    from repq_cli.bench.inference import Candidate
-    from repq_cli.report.figures.drawing import Drawing
-
-FORMAT = 1
-HEADER = ["batch", "net", "engine", "ms a batch", "quartiles", "images/s", "x training graph", "x merged (onnxruntime)"]
+LISTS = ("runs", "models", "reps", "modes", "quants", "precisions", "compiled", "against")
+OF_TRAINING = {"models", "width", "classes", *LISTS[2:], "clock", "format"}
+# The keys that each kind makes use of.
+USED = {
+    "infer": {"runs", "batch", "size", "rounds", "threads", "out"},
+    "train": {"batch", "size", "rounds", "threads", "out", "runtime"} | OF_TRAINING,
+    "xnor": {"batch", "rounds"},
+}
+WHY = {
+    "infer": "it times the networks of runs on the CPU",
+    "train": "it times training steps of networks that it builds",
+    "xnor": "it times the kernel alone, on one thread",
+}
+BATCHES, ROUNDS = {"train": [64]}, {"train": 9}  # by default; others: as inference
+OF_INFERENCE = ([1, 32], 20)
 
 
 def bench_job(config: dict[str, Any]) -> None:
-    """Time, print a table, and for networks write bench.json."""
-    config = config | {key: _as_list(config[key]) for key in ("runs", "batch")}
-    if not config["batch"]:
+    """Time, print a table, and for networks and training write bench.json."""
+    kind = config["bench"]
+    _refuse_unused(kind, config)
+    runtime = section_of(RuntimeOptions, config["runtime"])
+    config = config | {key: _as_list(config[key]) for key in LISTS}
+    batch = BATCHES.get(kind, OF_INFERENCE[0]) if config["batch"] is None else _as_list(config["batch"])
+    rounds = ROUNDS.get(kind, OF_INFERENCE[1]) if config["rounds"] is None else config["rounds"]
+    if not batch:
         raise ConfigError("batch=[] names no number of images: use batch=[1,32].")
-    if config["bench"] == "xnor":
-        _refuse_unused(config)
-        _kernel(config)
+    config |= {"batch": batch, "rounds": rounds}
+    if kind == "xnor":
+        from repq_cli.cli.bench_kernel import kernel
+
+        kernel(batch, rounds)
         return
-    if not config["runs"]:
-        raise ConfigError("bench=infer wants folders of runs that are done: 'runs=[outputs/train/A,outputs/train/B]'.")
-    for run in config["runs"]:  # before anything is measured
-        _ = FinishedRun(run).deployed
+    if kind == "train":
+        from repq_cli.cli.bench_training import training
+
+        training(config, runtime)
+        return
+    from repq_cli.cli.bench_inference import inference
+
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    with extra("export"):
-        import repq_cli.bench.inference  # noqa: F401
-    out = _made(config["out"])
-    threads = torch.get_num_threads()
-    machine = f"{environment()['cpu']}, {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}"
-    found = {"format": FORMAT, "bench": "infer", "started": now(), "machine": machine, "threads": threads}
-    rows: list[Row] = []
-    for run in config["runs"]:
-        rows += _run(FinishedRun(run), config, threads)
-        write_json(out / BENCH, prune({**found, "rounds": config["rounds"], "rows": rows}))
-    print(f"written to {', '.join(map(str, [out / BENCH, *drawn(lambda: _figure(out / BENCH), out)]))}")
-
-
-def _figure(file: Path) -> list[Drawing]:
-    """The figure of a bench.json."""
-    from repq_cli.report.figures.catalogue import drawings
-
-    found, notes = drawings([file], ["speed"])
-    for note in notes:
-        print(note)
-    return [replace(drawing, name="speed") for drawing in found]
+    inference(config)
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _refuse_unused(config: dict[str, Any]) -> None:
-    """ConfigError for keys that bench=xnor has no use for."""
-    unused = [key for key in ("runs", "size", "threads", "out") if config[key]]
-    if unused:
-        raise ConfigError(f"bench=xnor has no use for {', '.join(unused)}: it times the kernel alone, on one thread.")
-
-
-def _made(out: str | None) -> Path:
-    """The folder to write to, made before anything is measured."""
-    if out is None:
-        return reserve(OUTPUTS / "bench", "infer", "out=DIR")
-    return make_folder(Path(out))
-
-
-def _run(run: FinishedRun, config: dict[str, Any], threads: int) -> list[Row]:
-    """The rows of one run; printed as a table."""
-    from repq_cli.bench.inference import candidates, check_equal, exported_biases
-
-    row, folder = run.row, run.folder
-    exported = exported_biases(folder.onnx, run.deployed)
-    deployed = _for_images(run.deployed, config["size"])
-    fp_net = run.trained(run.inputs)["fp"]
-    merge_first(fp_net, False)  # branch by branch even where training merged them to be fast
-    nets, notes = candidates(fp_net, deployed, threads, exported)
-    shape = deployed.graph["input_shape"]
-    images = {batch: _images(batch, shape, row["task"]) for batch in config["batch"]}
-    check_equal(nets, images[min(images)])
-    calls = {(batch, net): _call(net.run, x) for batch, x in images.items() for net in nets}
-    seconds = _timed(calls, config["rounds"], str(folder))
-    about = {key: row.get(key) for key in ("model", "rep", "mode", "data")}
-    bits = [row["quant"]["weight_bits"], row["quant"]["act_bits"]]
-    about |= {"run": str(folder), "width": run.config.model.width, "input_shape": shape, "bits": bits}
-    rows = [about | _measured(batch, net, seconds, row["metric"]) for batch, net in calls]
-    size = "x".join(map(str, shape))
-    print(f"{run}, w{bits[0]}a{bits[1]}; images {size}, threads: {threads}")
-    print(f"medians of {config['rounds']} interleaved rounds, speeds as multiples\n{_table(rows)}")
-    for note in notes:
-        print(note)
-    return rows
-
-
-def _for_images(deployed: DeployedNet, size: int | None) -> DeployedNet:
-    """The network for images of ``size`` rows and columns."""
-    channels, *sides = deployed.graph["input_shape"]
-    sides = sides if size is None else [size, size]
-    return DeployedNet({**deployed.graph, "input_shape": [channels, *sides]}, deployed.stored)
-
-
-def _measured(batch: int, net: Candidate, seconds: dict[tuple[int, Candidate], list[float]], metric: Row) -> Row:
-    """What bench.json says of one network at one batch size."""
-    own = seconds[batch, net]
-    references = {candidate: times for (size, candidate), times in seconds.items() if size == batch}
-    by_kind = {(candidate.net, candidate.engine): times for candidate, times in references.items()}
-    middle, low, high = spread(own)
-    value = metric.get("fp" if net.is_float else "deployed") if net.proven else None
-    return {
-        "net": net.net,
-        "engine": net.engine,
-        "batch": batch,
-        "median_ms": middle * 1e3,
-        "low_ms": low * 1e3,
-        "high_ms": high * 1e3,
-        "images_per_second": batch / middle,
-        "times_training_graph": speedup(own, next(iter(references.values()))),
-        "times_merged": speedup(own, by_kind["merged", "onnxruntime"]),
-        "metric": {"name": metric["name"], "split": metric["split"], "value": value},
-    }
-
-
-def _table(rows: Sequence[Row]) -> str:
-    lines = [
-        [
-            str(row["batch"]),
-            row["net"],
-            row["engine"],
-            milliseconds(row["median_ms"]),
-            f"{milliseconds(row['low_ms'])}-{milliseconds(row['high_ms'])}",
-            f"{row['images_per_second']:,.0f}",
-            f"{row['times_training_graph']:.2f}",
-            f"{row['times_merged']:.2f}",
-        ]
-        for row in rows
-    ]
-    return columns([HEADER, *lines], 3)
-
-
-def _images(batch: int, shape: Sequence[int], task: str) -> torch.Tensor:
-    """Noise as networks read images: normalised for classes, pixels from 0 to 255 for super-resolution."""
-    generator = torch.Generator().manual_seed(0)
-    if task == "super_resolution":
-        return torch.rand(batch, *shape, generator=generator) * 255
-    return torch.randn(batch, *shape, generator=generator)
-
-
-def _call(run: Any, x: torch.Tensor) -> Any:
-    def call() -> None:
-        with torch.inference_mode():
-            run(x)
-
-    return call
-
-
-def _timed(calls: dict[Any, Any], rounds: int, what: str) -> dict[Any, list[float]]:
-    hidden = sys.stderr is None or not sys.stderr.isatty()
-    with tqdm(total=rounds, desc=what, unit="round", leave=False, disable=hidden) as bar:
-        return interleaved(calls, rounds, bar.update)
-
-
-def _kernel(config: dict[str, Any]) -> None:
-    """Print the kernel's table."""
-    with extra("xnor"):
-        from repq_cli.bench.kernel import pairs
-    torch.set_num_threads(1)
-    found = pairs(config["batch"])
-    calls = {(name, index): call for name, both in found.items() for index, call in enumerate(both)}
-    seconds = _timed(calls, config["rounds"], "xnor")
-    lines = [["", "float32, ms", "binary, ms", "times as fast"]]
-    for name in found:
-        first, second = seconds[name, 0], seconds[name, 1]
-        medians = [milliseconds(spread(both).median * 1e3) for both in (first, second)]
-        lines.append([name, *medians, times(speedup(second, first))])
-    print(f"{environment()['cpu']}, one thread, medians of {config['rounds']} interleaved rounds")
-    print(columns(lines, 1))
+def _refuse_unused(kind: str, config: dict[str, Any]) -> None:
+    """ConfigError for keys that this kind has no use for."""
+    defaults = config_file("bench.yaml", None) | {"runtime": config_file("runtime/default.yaml", None)}
+    unused = [key for key in config if key in defaults and key not in USED[kind] | {"bench"}]
+    changed = [key for key in unused if config[key] != defaults[key]]
+    if changed:
+        raise ConfigError(f"bench={kind} has no use for {', '.join(changed)}: {WHY[kind]}.")

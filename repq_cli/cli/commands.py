@@ -65,7 +65,7 @@ COMMANDS: dict[str, App | FileCommand] = {
     "eval": App("a finished run on any evaluation set", "repq_cli.cli.evaluate:eval_job"),
     "export": App("the integer network as a file to ship, proven equal", "repq_cli.cli.export:export_job"),
     "upscale": App("enlarge image files with a super-resolution run", "repq_cli.cli.upscale:upscale_job"),
-    "bench": App("what inference costs, from the training graph to integers", "repq_cli.cli.bench:bench_job"),
+    "bench": App("what inference and training steps cost, side by side", "repq_cli.cli.bench:bench_job"),
     "diagnose": App("which layer of a finished run hurts, and what to try", "repq_cli.cli.diagnose:diagnose_job"),
     "info": App("an assembled network, its parameters, and the environment", "repq_cli.cli.info:info_job"),
     "table": FileCommand("the papers' tables, made of the rows of runs", "repq_cli.cli.table"),

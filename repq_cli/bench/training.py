@@ -1,0 +1,110 @@
+"""Training steps as things to time: the project's own ``training_step`` on one fixed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repq_cli.bench.convolutions import convolutions_alone
+from repq_cli.bench.peers import LSQ_PARTS, rebuilt
+from repq_cli.bench.steps import OURS, PLAIN, Step
+from repq_cli.models.repvgg import RepVGG
+from repq_cli.modes.calibrate import calibrate
+from repq_cli.modes.compose import compose
+from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.options import QuantOptions
+from repq_cli.reparam.block import MakeBlock, merge_first
+from repq_cli.train.engine import Task, training_step
+from repq_cli.train.optim import make_optimizer
+from repq_cli.train.options import OptimOptions
+
+RATE = 1e-3  # of learning: so small that the same batch, again and again, leads to nothing extreme
+CLASSES_OF_STACK = 10
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def stack(make_block: MakeBlock, in_channels: int, num_classes: int, width: float = 1.0) -> nn.Module:
+    """Nine 3x3 blocks in a chain, three each of 32, 64 and 128 channels, where sides are halved, and a classifier."""
+    channels = [max(1, round(width * base)) for base in (32, 64, 128) for _ in range(3)]
+    return RepVGG(make_block, [in_channels, *channels], [1, 1, 1, 2, 1, 1, 2, 1, 1], num_classes, [len(channels)])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What steps of one model train: how to build it with the blocks of each ``rep``, on which batch, for what.
+
+    quant, mode: the options behind the names of a step's quantizer, and of its mode and quantizer.
+    """
+
+    make: Mapping[str, Callable[[], nn.Module]]
+    batch: tuple[Tensor, Tensor]
+    task: Task
+    optim: OptimOptions
+    quant: Callable[[str], QuantOptions]
+    mode: Callable[[str, str], ModeOptions]
+
+
+class Trained:
+    """A step that can be carried out again and again. ``net``: the one that it trains."""
+
+    def __init__(self, step: Step, subject: Subject) -> None:
+        x, _ = subject.batch
+        torch.manual_seed(0)
+        fp_net = _settled(subject.make[step.rep]().to(x.device), x)
+        if step.stage == "convolutions":
+            self.net, dtype = fp_net, DTYPES[step.precision]
+            self.run: Callable[[], object] = convolutions_alone(fp_net, x, dtype)
+            return
+        merge_first(fp_net)
+        net = fp_net if step.stage == "fp" else _quantized(step, fp_net, subject)
+        self.net = net.train()
+        self.run = _loop_body(step, self.net, subject)
+
+
+def _settled(net: nn.Module, x: Tensor) -> nn.Module:
+    """``net`` with running statistics of ``x``: by those of a fresh one activations vanish."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        net.train()(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return net
+
+
+def _quantized(step: Step, fp_net: nn.Module, subject: Subject) -> nn.Module:
+    """As the runner makes it of an FP net; for a peer, of our Plain QAT net's widths and steps."""
+    x, _ = subject.batch
+    quant, mode = subject.quant(step.quant), subject.mode(step.mode, step.quant)
+    start = mode.rule.starting_net(fp_net, [x], mode)
+    ours = compose(start, mode, quant)
+    calibrate(ours, x, quant.init, start)
+    if step.by == OURS:
+        return ours
+    assert step.mode == PLAIN
+    if step.by == "lsq":
+        return rebuilt(fp_net, ours, LSQ_PARTS)
+    from repq_cli.bench.brevitas_parts import BREVITAS_PARTS
+
+    return rebuilt(fp_net, ours, BREVITAS_PARTS)
+
+
+def _loop_body(step: Step, net: nn.Module, subject: Subject) -> Callable[[], object]:
+    optimizer = make_optimizer(net, subject.optim, RATE)
+    device = subject.batch[0].device
+    if step.compiled:
+        net.compile(isolate_recompiles=True)  # many networks of one class: none may use up another's recompilations
+
+    def body() -> Any:
+        reduced = step.precision != "fp32"
+        with torch.autocast(device.type, DTYPES[step.precision]) if reduced else nullcontext():
+            return training_step(net, subject.batch, subject.task, optimizer, RATE, subject.optim.clip_norm)
+
+    return body

@@ -1,0 +1,144 @@
+"""What ``repq bench bench=train`` is asked for, checked before anything is measured or written."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from repq_cli.bench.steps import NO_REP, OURS, PEERS, PLAIN, Asked, Step
+from repq_cli.bench.subjects import STACK, Model, Settings, refuse_what_cannot_be_built
+from repq_cli.bench.training import Subject
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.library.networks import names
+from repq_cli.modes.catalogue import MODES
+from repq_cli.problems import Problem, error_of
+from repq_cli.quant.options import QuantOptions
+from repq_cli.train.options import RuntimeOptions
+from repq_cli.typecheck import nearest
+
+SIZE = 32  # of images, by default
+ALWAYS = {NO_REP: "is Plain, which is always timed", PLAIN: "is always timed", "ptq": "trains nothing"}
+OF_THE_BENCHMARK = {"precision": "precisions=[…]", "compile": "compiled=[…]"}  # runtime keys that are lists here
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of one model, what they train, and notes on what was left out."""
+
+    model: str
+    subject: Subject
+    steps: list[Step]
+    notes: list[str]
+
+
+def asked_of(config: dict[str, Any]) -> Asked:
+    """What is to be compared. Raises ConfigError with every problem, DataError for a peer that is not installed."""
+    legal = {
+        "models": [STACK, *names("model")],
+        "reps": [name for name in names("rep") if name != NO_REP],
+        "modes": [name for name, mode in MODES.items() if mode.trains and name != PLAIN],
+        "quants": names("quant"),
+    }
+    problems = [
+        Problem(key, value, _not_legal(value, options))
+        for key, options in legal.items()
+        for value in config[key]
+        if value not in options
+    ]
+    empty = [key for key in ("models", "quants", "precisions", "compiled") if not config[key]]
+    problems += [Problem(key, "[]", "leaves nothing to time; name at least one") for key in empty]
+    if len(config["batch"]) != 1:
+        problems.append(Problem("batch", config["batch"], "has to be one number of images for bench=train"))
+    if problems:
+        raise error_of(problems)
+    if "brevitas" in config["against"]:
+        _require_brevitas()
+    keys = ("reps", "modes", "quants", "precisions", "compiled", "against")
+    return Asked(**{key: list(dict.fromkeys(config[key])) for key in keys})
+
+
+def _not_legal(value: str, options: list[str]) -> str:
+    if value in ALWAYS:
+        return f"{ALWAYS[value]}; legal here: {', '.join(options)}"
+    near = nearest(value, options)
+    return f"must be one of {', '.join(options)}" + (f"; did you mean '{near}'?" if near else "")
+
+
+def _require_brevitas() -> None:
+    try:
+        importlib.import_module("repq_cli.bench.brevitas_parts")
+    except ImportError as error:
+        raise DataError(
+            f"against=brevitas times Brevitas' layers, which cannot be imported ({error}): pip install brevitas, or "
+            f"leave it out of against."
+        ) from error
+
+
+def settings_of(config: dict[str, Any], device: torch.device) -> Settings:
+    """What models train on. Raises ConfigError for a clock that does not see the device."""
+    if config["clock"] == "cpu" and device.type != "cpu":
+        raise ConfigError(f"clock=cpu counts the processor's time, and the device is {device}: use clock=wall.")
+    (batch,) = config["batch"]
+    return Settings(batch, config["size"] or SIZE, config["classes"], config["width"], device)
+
+
+def threads_of(config: dict[str, Any], runtime: RuntimeOptions) -> int | None:
+    """``threads`` or ``runtime.threads``, which mean the same; None: as many as torch likes."""
+    if None not in (config["threads"], runtime.threads) and config["threads"] != runtime.threads:
+        raise ConfigError(f"threads={config['threads']} is not runtime.threads={runtime.threads}: set one of them.")
+    return config["threads"] or runtime.threads
+
+
+def refuse_lists_of_one(runtime: RuntimeOptions) -> None:
+    """ConfigError for runtime keys of which the benchmark compares several values."""
+    defaults = RuntimeOptions()
+    for key, instead in OF_THE_BENCHMARK.items():
+        if getattr(runtime, key, None) != getattr(defaults, key, None):
+            raise ConfigError(f"runtime.{key}={getattr(runtime, key)} is one of several here: use {instead}.")
+
+
+def plan_of(name: str, asked: Asked, settings: Settings) -> Plan:
+    """The plan for one model. Raises ConfigError for what cannot be built or has no counterpart in a peer."""
+    model = Model.named(name, settings.width, settings.classes)
+    subject = model.subject(asked.reps, settings)
+    quants = {quant: model.quant(quant) for quant in asked.quants}
+    refuse_what_cannot_be_built(subject, list(quants.values()))
+    for quant, options in quants.items():
+        if asked.against and not _is_lsq(options):
+            raise ConfigError(
+                f"quants={quant} is not LSQ at 2 to 8 bits, which is what against={','.join(asked.against)} has: leave "
+                f"out one of them."
+            )
+    notes: list[str] = []
+
+    def fits(rep: str, mode: str, quant: str) -> bool:
+        batch_norm, rule = model.rep(rep).batch_norm, MODES[mode]
+        why = rule.misfit_of_block(rep, batch_norm) or rule.misfit_of_quantizer(quants[quant])
+        if why is not None:
+            notes.append(f"{name}: mode {mode} with rep {rep} and quant {quant} is left out: it {why}.")
+        return why is None
+
+    steps = asked.steps(name, fits)
+    return Plan(name, subject, steps, list(dict.fromkeys(notes)))
+
+
+def _is_lsq(quant: QuantOptions) -> bool:
+    return quant.weight_method == quant.act_method == "lsq" and min(quant.weight_bits, quant.act_bits) > 1
+
+
+def notes_on(plans: list[Plan]) -> Iterator[str]:
+    """What is to be said of figures, beside what was left out."""
+    for plan in plans:
+        yield from plan.notes
+    peers = {step.by for plan in plans for step in plan.steps} - {OURS}
+    if "lsq" in peers:
+        yield (
+            f"{PEERS['lsq']}: LSQ's formula in plain operations that autograd differentiates, which is what "
+            f"the popular lsq-net does, at our widths and steps; it is not that project's code."
+        )
+    if "brevitas" in peers:
+        yield "Brevitas: its layers at our widths, scales of weights by magnitude, of activations learned."

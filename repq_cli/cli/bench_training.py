@@ -1,0 +1,129 @@
+"""``repq bench bench=train``: what training steps cost, side by side, as tables and bench.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from repq_cli.bench import load
+from repq_cli.bench.goals import Goal, goals, plain_fp, plain_qat, ratio
+from repq_cli.bench.memory import peak_bytes, saved_bytes
+from repq_cli.bench.steps import Step
+from repq_cli.bench.tables import document
+from repq_cli.bench.timing import spread
+from repq_cli.bench.training import Trained
+from repq_cli.cli.bench_asked import Plan, asked_of, notes_on, plan_of, refuse_lists_of_one, settings_of, threads_of
+from repq_cli.cli.bench_rounds import FORMAT, made, no_terminal, timed
+from repq_cli.devices import use_device
+from repq_cli.files import write_json
+from repq_cli.report.render.markdown import markdown
+from repq_cli.report.render.text import text
+from repq_cli.runs.folder import BENCH
+from repq_cli.runs.row import Row, now, prune
+from repq_cli.train.environment import environment
+from repq_cli.train.options import RuntimeOptions
+
+WARM_UP = 2  # steps before anything is measured: they compile, allocate, and make the optimiser's state
+
+Sizes = dict[Step, int]
+
+
+def training(config: dict[str, Any], runtime: RuntimeOptions) -> None:
+    """Time the training steps that are asked for; print tables, write bench.json."""
+    others = load.load()
+    asked = asked_of(config)
+    refuse_lists_of_one(runtime)
+    threads = threads_of(config, runtime)
+    device = use_device(runtime.device)
+    settings = settings_of(config, device)
+    plans = [plan_of(name, asked, settings) for name in config["models"]]
+    out = made(config["out"], "train")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    found: Row = _about(config, device) | {"batch": settings.batch, "size": settings.size, "rows": [], "goals": []}
+    for plan in plans:
+        _measure(plan, config, device, found)
+    busy = load.hint(others, torch.get_num_threads(), load.cores())
+    found["notes"] = [*notes_on(plans), *([busy] if busy else [])]
+    write_json(out / BENCH, prune(found))
+    if config["format"] == "json":
+        print(json.dumps(prune(found), indent=2, allow_nan=False))
+        return
+    print({"text": text, "markdown": markdown}[config["format"]](document(found)).rstrip())
+    print(f"\nwritten to {out / BENCH}")
+
+
+def _about(config: dict[str, Any], device: torch.device) -> Row:
+    """What holds for all rows."""
+    threads = torch.get_num_threads()
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else environment()["cpu"]
+    return {
+        "format": FORMAT,
+        "bench": "train",
+        "started": now(),
+        "machine": f"{place}, {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}",
+        "threads": threads,
+        "device": device.type,
+        **{key: config[key] for key in ("rounds", "clock", "width", "classes")},
+    }
+
+
+def _measure(plan: Plan, config: dict[str, Any], device: torch.device, found: Row) -> None:
+    """Add the rows and goals of one model to ``found``."""
+    finish = _finish(device)
+    calls: dict[Step, Callable[[], object]] = {}
+    saved, peaks = Sizes(), Sizes()
+    with tqdm(plan.steps, desc=f"{plan.model}: warming up", unit="step", leave=False, disable=no_terminal()) as bar:
+        for step in bar:
+            bar.set_postfix_str(f"{step.label}, {step.column}")
+            trained = Trained(step, plan.subject)
+            for _ in range(WARM_UP):
+                trained.run()
+            finish()
+            if step.stage != "convolutions":
+                saved[step] = saved_bytes(trained.run, trained.net)
+                peak = peak_bytes(trained.run, device)
+                peaks |= {} if peak is None else {step: peak}
+            calls[step] = trained.run
+    seconds = timed(calls, config["rounds"], plan.model, config["clock"], finish)
+    (batch,) = config["batch"]
+    found["rows"] += [_row(step, batch, seconds, saved.get(step), peaks.get(step)) for step in plan.steps]
+    found["goals"] += [_goal(plan.model, goal) for goal in goals(plan.model, seconds, saved)]
+
+
+def _finish(device: torch.device) -> Callable[[], None]:
+    """Waits for what a device has still to do."""
+    return (lambda: torch.accelerator.synchronize(device)) if device.type != "cpu" else lambda: None
+
+
+def _row(step: Step, batch: int, seconds: dict[Step, list[float]], saved: int | None, peak: int | None) -> Row:
+    """What bench.json says of one kind of step."""
+    own = seconds[step]
+    middle, low, high = (value * 1e3 for value in spread(own))
+    ratios = {"times_plain_fp": ratio(seconds, step, plain_fp(step))}
+    if step.stage == "qat":
+        ratios["times_plain_qat"] = ratio(seconds, step, plain_qat(step))
+    return {
+        **asdict(step),
+        "label": step.label,
+        "column": step.column,
+        "median_ms": middle,
+        "low_ms": low,
+        "high_ms": high,
+        "shortest_ms": min(own) * 1e3,
+        "ms": [value * 1e3 for value in own],
+        "images_per_second": batch * 1e3 / middle,
+        **{key: None if value is None else value._asdict() for key, value in ratios.items()},
+        "saved_bytes": saved,
+        "peak_bytes": peak,
+    }
+
+
+def _goal(model: str, goal: Goal) -> Row:
+    ratios = {column: value._asdict() for column, value in goal.ratios.items()}
+    return {"model": model, "name": goal.name, "ratios": ratios, "at_most": dict(goal.at_most)}
