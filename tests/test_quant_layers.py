@@ -20,8 +20,9 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.affine import AffineActivation
 from repq_cli.quant.binary import SignActivation, SignWeight
 from repq_cli.quant.build import weight_quantizer
+from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.functional import binarize, input_scale
-from repq_cli.quant.layers import QuantConv, clip_latent_weights, quant_layers
+from repq_cli.quant.layers import QuantConv, QuantLayer, clip_latent_weights, quant_layers
 from repq_cli.quant.lsq import LSQ
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.post_norm import FLOOR, PostNorm2d
@@ -192,6 +193,39 @@ def test_a_copied_net_reads_its_own_quantizers() -> None:
         other.taps[2].raw_step.mul_(2)
     step = net.blocks[2].inference().frozen.bias_step
     torch.testing.assert_close(other.blocks[2].inference().frozen.bias_step, 2 * step)
+
+
+def test_eval_mode_follows_every_change_and_freezes_once_inside_frozen_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, other = (composed("repq_bn", QuantOptions(weight_bits=4), tiny_net()).eval() for _ in range(2))
+    layers, frozen, real = quant_layers(net), [], QuantLayer.freeze
+    monkeypatch.setattr(QuantLayer, "freeze", lambda layer: (frozen.append(layer), real(layer))[1])
+    expected = net(images())
+    assert len(frozen) == len(layers)
+    with frozen_layers(net), frozen_layers(net):
+        assert all(torch.equal(net(images()), expected) for _ in range(3))
+        copied = copy.deepcopy(net)
+        assert len(frozen) == 2 * len(layers)
+        copied(images())
+        assert len(frozen) == 3 * len(layers)
+    step, kernel = net.taps[2].raw_step, net.blocks[1].kernel.block.branches["dense"]
+    changes = {
+        "by hand": lambda: step.data.mul_(1.5),
+        "a statistic": lambda: kernel.norm.running_var.data.mul_(3),
+        "an optimiser": lambda: torch.optim.SGD([kernel.conv.weight], 1.0).step(),
+        "a state": lambda: net.load_state_dict(other.state_dict()),
+    }
+    kernel.conv.weight.grad = torch.randn_like(kernel.conv.weight)
+    with torch.no_grad():
+        for name, change in changes.items():
+            before = net(images())
+            change()
+            assert not torch.equal(net(images()), before), name
+    assert torch.equal(net(images()), other(images()))
+    complaint = r"^blocks\.2 changed while frozen.* leave frozen_layers"
+    with pytest.raises(RuntimeError, match=complaint), frozen_layers(net), torch.no_grad():
+        step.mul_(2)
 
 
 @pytest.mark.parametrize("mode", ["plain", *TRAINING_MODES])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.quantizer import quantizers
 
 
@@ -46,16 +47,17 @@ def compare(
     differences: list[Tensor] = []
     same: list[Tensor] = []
     try:
-        for x in batches:
-            expected = net(x)
-            values = deployed.run(x)
-            outputs = deployed.value(deployed.graph["output"], values)
-            lsb += [
-                (deployed.value(name, values) - tensor).abs().max() / by_node[name].grid(tensor).step
-                for name, tensor in seen.items()
-            ]
-            differences.append((outputs - expected).abs().max())
-            same.append(agreement(outputs, expected))
+        with frozen_layers(net):
+            for x in batches:
+                expected = net(x)
+                values = deployed.run(x)
+                outputs = deployed.value(deployed.graph["output"], values)
+                lsb += [
+                    (deployed.value(name, values) - tensor).abs().max() / by_node[name].grid(tensor).step
+                    for name, tensor in seen.items()
+                ]
+                differences.append((outputs - expected).abs().max())
+                same.append(agreement(outputs, expected))
     finally:
         for hook in hooks:
             hook.remove()

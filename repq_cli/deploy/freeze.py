@@ -83,7 +83,7 @@ def operation(path: str, module: nn.Module, stored: dict[str, Tensor]) -> Node:
         return f"{path}.{key}"
 
     if isinstance(module, QuantLayer):
-        frozen = module.inference().frozen
+        frozen = module.freeze()
         quantizer = module.quantizer
         node: Node = {"op": "linear" if isinstance(module, QuantLinear) else "conv", "bits": quantizer.bits}
         node["shape"] = list(frozen.weight.shape)

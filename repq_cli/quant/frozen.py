@@ -1,11 +1,9 @@
-"""What inference needs of a layer, and a memory of it."""
+"""What inference needs of a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from repq_cli.quant.functional import Grid
@@ -75,31 +73,3 @@ class Inference(NamedTuple):
         y = y if self.factor is None else y.mul_(per_channel(self.factor, y))
         y = y if scale is None else y.mul_(scale)
         return y if self.bias is None else y.add_(per_channel(self.bias, y))
-
-
-class Memo:
-    """A result that is kept until one of the tensors that it was computed from changes.
-
-    Values are compared, not versions: it notices an optimiser, a loaded checkpoint and an edit by hand alike.
-    """
-
-    def __init__(self) -> None:
-        self._inputs: list[Tensor] = []
-        self._result: Inference | None = None
-
-    def __call__(self, inputs: list[Tensor], compute: Callable[[], Inference]) -> Inference:
-        """What ``compute`` gives, computed again if ``inputs`` changed."""
-        if self._result is None or not self._unchanged(inputs):
-            self._result = compute()
-            self._inputs = [tensor.detach().clone() for tensor in inputs]
-        return self._result
-
-    def _unchanged(self, inputs: list[Tensor]) -> bool:
-        def same(a: Tensor, b: Tensor) -> bool:
-            return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
-
-        return len(inputs) == len(self._inputs) and all(map(same, inputs, self._inputs))
-
-    def clear(self) -> None:
-        """Forget the result and free its memory."""
-        self._inputs, self._result = [], None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from weakref import WeakKeyDictionary
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repq_cli.batch_norm import norm_multiplier
-from repq_cli.quant.frozen import FrozenWeight, Inference, Memo
+from repq_cli.quant.frozen import FrozenWeight, Inference
 from repq_cli.quant.functional import input_scale
 from repq_cli.quant.init import Initialiser
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.quant.sums import Steps, Window, per_channel, scaled_sums, sums_in_training, weighted_sums
 
+# What layers inside ``frozen_layers`` compute with. No attribute of theirs: a copy of a layer has none of it.
+KEPT: MutableMapping[QuantLayer, Inference] = WeakKeyDictionary()
 LARGEST_BIAS = 2.0**30  # as an int32 code, with room for the sum of products that it is added to
 
 
@@ -38,7 +43,7 @@ class KernelSource(nn.Module):
 
 
 class QuantLayer(nn.Module):
-    """What convolution and classifier share: a weight quantizer, and a frozen form that eval mode computes once.
+    """What convolution and classifier share: a weight quantizer, and a frozen form that eval mode computes with.
 
     norm        a batch norm behind the layer that is not folded, or None
     int32_bias  whether inference adds a bias of integers: multiples of the weight's times the input's step
@@ -55,7 +60,6 @@ class QuantLayer(nn.Module):
         super().__init__()
         self.quantizer, self.norm, self.int32_bias = quantizer, norm, int32_bias
         self.norm_frozen = False
-        self._memo = Memo()
         self._reads: list[Quantizer] = []  # a plain list: the input's quantizer is no module of this layer
         self._feeds_signs = False
 
@@ -63,7 +67,6 @@ class QuantLayer(nn.Module):
         """Say whose codes this layer reads, if any, and whether signs are taken of what it gives."""
         self._reads = [] if reads is None else [reads]
         self._feeds_signs = feeds_signs
-        self._memo.clear()
 
     def kernel_of_inference(self) -> tuple[Tensor, Tensor | None]:
         """``(weight, bias)`` of eval mode before batch norm, not quantized."""
@@ -115,26 +118,27 @@ class QuantLayer(nn.Module):
         """Initialise the weight's steps on the weight of inference: the *merged* kernel."""
         self.quantizer.calibrate(self.merged_weight(), initialiser)
 
-    def inference(self) -> Inference:
-        """``freeze()`` and its values, cached until a parameter or a statistic changes."""
-        modules = (self, *self._reads)
-        inputs = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        return self._memo(inputs, self._prepare)
-
     @torch.no_grad()
-    def _prepare(self) -> Inference:
+    def inference(self) -> Inference:
+        """What eval mode computes with: by ``freeze()``, anew for every call outside ``frozen_layers``."""
+        kept = None if torch.compiler.is_compiling() else KEPT.get(self)
+        if kept is not None:
+            return kept
         frozen = self.freeze()
         step = self._reads[0].grid(frozen.weight).step if self._reads else None
         return frozen.inference(step, bias_last=self.input_scale)
+
+    def state(self) -> list[Tensor]:
+        """All tensors that ``inference`` depends on: the layer's, and those of the quantizer that it reads."""
+        modules = (self, *self._reads)
+        return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
     def latent_weights(self) -> list[nn.Parameter]:
         """The trained kernels behind the quantized weight: one, or those of all branches."""
         return [parameter for parameter in self.parameters() if parameter.dim() > 1]
 
     def train(self, mode: bool = True) -> QuantLayer:
-        """Switch between training and inference; training drops the cached kernel, a frozen norm stays in eval mode."""
-        if mode:
-            self._memo.clear()
+        """Switch between training and inference; a frozen norm stays in eval mode."""
         super().train(mode)
         if self.norm is not None and self.norm_frozen:
             self.norm.eval()

@@ -15,6 +15,7 @@ from repq_cli.data.pictures import Pictures
 from repq_cli.devices import in_float64
 from repq_cli.modes.partly_quantized import quantizing_only
 from repq_cli.modes.weights import branch_kernels
+from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.layers import QuantLayer, quant_layers, quantizers_in_layers
 from repq_cli.quant.measures import Noise, decibels, quantization_noise, range_ratio
 from repq_cli.quant.quantizer import Quantizer, quantizers
@@ -109,7 +110,8 @@ class _Measured:
 
 
 def _score(net: nn.Module, batches: Sequence[Batch], task: Task) -> tuple[Tensor, list[Tensor]]:
-    outputs = [net(x) for x, _ in batches]
+    with frozen_layers(net):
+        outputs = [net(x) for x, _ in batches]
     scores = [task.scores(y, targets) for y, (_, targets) in zip(outputs, batches, strict=True)]
     return in_float64(torch.cat(scores)), outputs
 
@@ -128,8 +130,9 @@ def _tensor_noise(net: nn.Module, names: Sequence[str], batches: Sequence[Batch]
 
     hooks = [net.get_submodule(name).register_forward_pre_hook(measure(name)) for name in names]
     try:
-        for x, _ in batches:
-            net(x)
+        with frozen_layers(net):
+            for x, _ in batches:
+                net(x)
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from repq_cli.data.base import Batch, Evaluation
 from repq_cli.devices import in_float64
+from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.layers import clip_latent_weights
 from repq_cli.train.divergence import diverged
 
@@ -137,9 +138,10 @@ def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device
     was_training = net.training
     net.eval()
     scores = []
-    for x, targets in split.batches(EVAL_BATCH, device):
-        outputs = net(x)
-        finite = torch.isfinite(outputs).all()
-        scores.append(torch.where(finite, task.scores(outputs, targets), torch.nan))
+    with frozen_layers(net):
+        for x, targets in split.batches(EVAL_BATCH, device):
+            outputs = net(x)
+            finite = torch.isfinite(outputs).all()
+            scores.append(torch.where(finite, task.scores(outputs, targets), torch.nan))
     net.train(was_training)
     return mean_score(in_float64(torch.cat(scores))).item()
