@@ -76,6 +76,19 @@ def write_bench(folder: Path, rows: Any = None, **changes: Any) -> Path:
     return folder / "bench.json"
 
 
+def step_rows() -> list[dict[str, Any]]:
+    """Training steps of our own and of a peer, eager and compiled."""
+    kinds = {"FP plain": ("fp", ""), "Plain QAT": ("qat", "plain"), "RepQ-BN acnet": ("qat", "repq_bn")}
+    kinds |= {"convolutions of RepQ-BN acnet": ("convolutions", ""), "textbook LSQ QAT": ("qat", "plain")}
+    return [
+        {"model": "stack", "label": label, "stage": stage, "mode": mode, "quant": "w4a4" if stage == "qat" else "",
+         "by": "lsq" if "LSQ" in label else "repq", "column": column, "median_ms": cost * factor,
+         "low_ms": 0.9 * cost * factor, "high_ms": 1.1 * cost * factor}
+        for column, factor in (("eager", 1.0), ("compiled", 0.5))
+        for cost, (label, (stage, mode)) in enumerate(kinds.items(), 2)
+    ]  # fmt: skip
+
+
 def layer(name: str, bits: int = 4, spread: float = 2.0, seed: int = 0) -> dict[str, Any]:
     """Histograms of branches, their sum, and its codes."""
     draw = random.Random(seed)

@@ -14,7 +14,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_plots import bench_rows, named, sweep, texts, write_bench, write_crops, write_log, write_weights
+from synthetic_plots import (
+    bench_rows,
+    named,
+    step_rows,
+    sweep,
+    texts,
+    write_bench,
+    write_crops,
+    write_log,
+    write_weights,
+)
 from synthetic_runs import SUPER_RESOLUTION, done, mode_and_bits
 
 from repq_cli.cli import main
@@ -40,6 +50,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep(top / "sweep")
     write_weights(top / "sweep" / "repvgg-repq_bn-4-0")
     write_bench(top / "bench" / "20260101-120000")
+    write_bench(top / "bench" / "training", step_rows(), bench="train", batch=64, size=32)
     for bits in (8, 4):
         write_crops(done(top / f"pictures-{bits}", mode_and_bits("repq", bits, bits) | SUPER_RESOLUTION, 36.5, 36.0))
     return top
@@ -202,6 +213,16 @@ def test_speed_writes_the_ratio_to_the_merged_net_in_onnx_runtime(
     rows = [row for row in bench_rows(widths=(1.0,)) if row["engine"] == "torch"]
     (lone,), notes = drawings([write_bench(tmp_path, rows)], ["speed"])
     assert "3.00" in texts(lone) and [note for note in notes if "lack a ratio" in note]
+
+
+def test_training_writes_the_ratio_to_plain_full_precision_of_its_column(
+    all_drawn: tuple[list[Drawing], list[str]],
+) -> None:
+    (drawing,) = named(all_drawn[0], "training")
+    assert {"2.00 (1.00)", "3.00 (1.50)", "1.00 (1.00)", "2.50 (2.50)", "compiled", "Plain QAT w4a4"} <= set(
+        texts(drawing)
+    )
+    assert "64 images of 32×32, A Processor, 2 threads" in drawing.caption
 
 
 def test_latency_mixes_neither_shapes_nor_widths_and_says_what_it_drops(tmp_path: Path) -> None:

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_plots import bench_rows, layer, named, sweep, texts, write_bench, write_crops, write_log, write_weights
+from synthetic_plots import (
+    bench_rows,
+    layer,
+    named,
+    step_rows,
+    sweep,
+    texts,
+    write_bench,
+    write_crops,
+    write_log,
+    write_weights,
+)
 from synthetic_runs import SUPER_RESOLUTION, config_of, done, failed, mode_and_bits, row_of, write_run
 
 from repq_cli.report.figures.catalogue import FIGURES, drawings
@@ -28,6 +39,8 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
             write_weights(write_log(done(tmp_path / f"{bits}{mode[:2]}", changes, 92.0, 90.0)), [layer(HOSTILE)])
     write_bench(tmp_path / "b", [row | dict.fromkeys(("model", "rep", "mode", "net", "engine", "data"), HOSTILE)
                                  for row in bench_rows(widths=(0.5, 1.0))[::4]])  # fmt: skip
+    words = dict.fromkeys(("model", "label", "quant", "column", "mode", "by"), HOSTILE)
+    write_bench(tmp_path / "c", [row | words for row in step_rows()], bench="train", machine=HOSTILE)
     drawn, _ = drawings([tmp_path])
     assert {drawing.name.split("-")[0] for drawing in drawn} == FIGURES.keys() - {"crops", "latency"}
     for drawing in drawn:
@@ -108,6 +121,23 @@ def test_measurements_of_any_kind_do_no_harm(rows: Any, tmp_path: Path) -> None:
     write_bench(tmp_path / "a", rows)
     drawn, _ = drawings([tmp_path])
     assert all(drawing.png(40) for drawing in drawn)
+
+
+STEP = step_rows()[0]
+STEPS: list[Any] = [
+    "x", {}, [], [3], [{}], [STEP | {"median_ms": -1}], [STEP | {"median_ms": float("nan")}], [STEP | {"column": 3}],
+    [STEP | {"low_ms": 1e99, "high_ms": -3}], [STEP | dict.fromkeys(STEP, HOSTILE)],
+    [STEP | {"label": f"{index}", "column": f"{index % 5}"} for index in range(90)], [STEP | {"median_ms": 1e11}, STEP],
+]  # fmt: skip
+
+
+def test_measurements_of_training_of_any_kind_do_no_harm(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for index, rows in enumerate(STEPS):
+        with subtests.test(rows=str(rows)[:80]):
+            write_bench(tmp_path / str(index), rows, bench="train", batch=HOSTILE, size=-1)
+            drawn, notes = drawings([tmp_path / str(index)], ["training"])
+            assert drawn or notes
+            assert all(drawing.png(40) for drawing in drawn)
 
 
 def changed(**changes: Any) -> list[dict[str, Any]]:

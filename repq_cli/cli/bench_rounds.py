@@ -58,4 +58,5 @@ def _drawings(file: Path, figure: str) -> list[Drawing]:
     found, notes = drawings([file], [figure])
     for note in notes:
         print(note)
-    return [replace(drawing, name=figure) for drawing in found]
+    names = [figure, *(f"{figure}-{number}" for number in range(2, len(found) + 1))]
+    return [replace(drawing, name=name) for drawing, name in zip(found, names, strict=False)]

@@ -18,7 +18,7 @@ from repq_cli.bench.tables import document
 from repq_cli.bench.timing import spread
 from repq_cli.bench.training import Trained
 from repq_cli.cli.bench_asked import Plan, asked_of, notes_on, plan_of, refuse_lists_of_one, settings_of, threads_of
-from repq_cli.cli.bench_rounds import FORMAT, made, no_terminal, timed
+from repq_cli.cli.bench_rounds import FORMAT, made, no_terminal, timed, written
 from repq_cli.devices import use_device
 from repq_cli.files import write_json
 from repq_cli.report.render.markdown import markdown
@@ -55,7 +55,7 @@ def training(config: dict[str, Any], runtime: RuntimeOptions) -> None:
         print(json.dumps(prune(found), indent=2, allow_nan=False))
         return
     print({"text": text, "markdown": markdown}[config["format"]](document(found)).rstrip())
-    print(f"\nwritten to {out / BENCH}")
+    print(f"\n{written(out, 'training')}")
 
 
 def _about(config: dict[str, Any], device: torch.device) -> Row:

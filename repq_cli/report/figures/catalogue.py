@@ -15,9 +15,11 @@ from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.latency import latency
 from repq_cli.report.figures.material import Found, Material
 from repq_cli.report.figures.pareto import pareto
-from repq_cli.report.figures.reading import Bench, find_benches
+from repq_cli.report.figures.reading import find_benches
 from repq_cli.report.figures.speed import speed
+from repq_cli.report.figures.step_reading import find_step_benches
 from repq_cli.report.figures.steps import steps
+from repq_cli.report.figures.training import training
 from repq_cli.report.figures.weights import weights
 from repq_cli.report.notes import notes_on_failures
 from repq_cli.report.reading import find_runs
@@ -52,6 +54,11 @@ FIGURES = {
         "milliseconds for an image: each net in each engine of a bench.json, batch by batch",
         "measurements (bench.json of repq bench)",
     ),
+    "training": Kind(
+        training,
+        "milliseconds of a training step: each block, mode and peer of a bench.json, eager and compiled",
+        "measurements (bench.json of repq bench bench=train)",
+    ),
     "curves": Kind(
         curves, "loss and validation metric over the epochs of both stages", "runs with a log (metrics.jsonl)"
     ),
@@ -77,9 +84,11 @@ def drawings(paths: Sequence[Path], names: Sequence[str] = ()) -> tuple[list[Dra
     A path is a run, a folder of runs, or a bench.json. Raises DataError for one that does not exist.
     """
     benches, notes = find_benches(paths)
+    step_benches, more_notes = find_step_benches(paths)
+    notes += more_notes
     found, said = find_runs([path for path in paths if not _is_bench(path)])
     runs = sorted((run for run in found if run.mode != AUTO), key=lambda run: run.folder)
-    material = Material(sections_of(runs), benches)
+    material = Material(sections_of(runs), benches, step_benches)
     drawn: list[Drawing] = []
     for name in FIGURES:
         if not names or name in names:
@@ -87,7 +96,7 @@ def drawings(paths: Sequence[Path], names: Sequence[str] = ()) -> tuple[list[Dra
             if names and not own:
                 more = [*more, f"There is nothing for the figure {name}: it needs {FIGURES[name].needs}."]
             drawn, notes = drawn + own, notes + more
-    notes += [*material.damage(), *notes_on_failures(runs), *_of_runs(said, benches)]
+    notes += [*material.damage(), *notes_on_failures(runs), *_of_runs(said, bool(benches or step_benches))]
     return _distinct(drawn), list(dict.fromkeys(notes))
 
 
@@ -95,9 +104,9 @@ def _is_bench(path: Path) -> bool:
     return path.is_file() and path.name == BENCH
 
 
-def _of_runs(notes: Sequence[str], benches: Sequence[Bench]) -> list[str]:
+def _of_runs(notes: Sequence[str], measured: bool) -> list[str]:
     """A folder of measurements need hold no runs."""
-    return [note for note in notes if not (benches and note.endswith("holds no runs."))]
+    return [note for note in notes if not (measured and note.endswith("holds no runs."))]
 
 
 def _distinct(drawn: Sequence[Drawing]) -> list[Drawing]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from repq_cli.modes.catalogue import MODES, mode_named
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.reading import Bench, Log, read_log
+from repq_cli.report.figures.step_reading import StepBench
 from repq_cli.report.figures.style import plain
 from repq_cli.report.lines import Line
 from repq_cli.report.runs import Run, bits_label
@@ -22,10 +23,11 @@ Found = tuple[list[Drawing], list[str]]  # drawings, and notes on what they leav
 
 @dataclass
 class Material:
-    """Sections of runs and measurements of inference; logs are read when they are asked for."""
+    """Sections of runs, measurements of inference and of training steps; logs are read when they are asked for."""
 
     sections: Sequence[Section]
     benches: Sequence[Bench]
+    step_benches: Sequence[StepBench] = ()
     _logs: dict[tuple[str, str], Log] = field(default_factory=dict)
 
     def log(self, run: Run, metric: str) -> Log:

@@ -121,13 +121,14 @@ class Bench:
 
 def find_benches(paths: Iterable[Path]) -> tuple[list[Bench], list[str]]:
     """The measurements of inference at and below ``paths``, and notes on what could not be read."""
-    files = sorted({file.resolve() for path in paths for file in _bench_files(path)})
+    files = sorted({file.resolve() for path in paths for file in bench_files(path)})
     notes: list[str] = []
     benches = [bench for file in files if (bench := _bench(file, notes)) is not None]
     return benches, notes
 
 
-def _bench_files(path: Path) -> list[Path]:
+def bench_files(path: Path) -> list[Path]:
+    """The measurements at and below ``path``, of inference or of training steps."""
     if path.is_file():
         return [path] if path.name == BENCH else []
     return [folder / BENCH for folder in folders_with({BENCH}, path)]
@@ -146,15 +147,15 @@ def _bench(file: Path, notes: list[str]) -> Bench | None:
         )
     return Bench(
         path=str(file),
-        machine=_machine(content),
-        started=_text(content.get("started")),
+        machine=machine_of(content),
+        started=text_of(content.get("started")),
         timings=timings,
     )
 
 
-def _machine(content: dict[str, Any]) -> str:
+def machine_of(content: dict[str, Any]) -> str:
     """Where it was measured; with its threads, where the file does not say them in one breath."""
-    machine, threads = _text(content.get("machine")), content.get("threads")
+    machine, threads = text_of(content.get("machine")), content.get("threads")
     if "thread" in machine or not isinstance(threads, int) or not 0 < threads < 10**6:
         return machine
     return ", ".join(part for part in (machine, f"{threads} thread{'' if threads == 1 else 's'}") if part)
@@ -163,22 +164,22 @@ def _machine(content: dict[str, Any]) -> str:
 def _timing(row: Any) -> Timing | None:
     if not isinstance(row, dict):
         return None
-    names = {key: _text(row.get(key)) for key in ("run", "model", "rep", "mode", "net", "engine", "data")}
+    names = {key: text_of(row.get(key)) for key in ("run", "model", "rep", "mode", "net", "engine", "data")}
     batch, median, rate = row.get("batch"), number(row.get("median_ms")), row.get("images_per_second")
     if not (
         names["net"]
         and names["engine"]
         and isinstance(batch, int)
         and 0 < batch < 10**6
-        and _credible(median)
-        and (rate is None or _credible(number(rate)))
+        and credible(median)
+        and (rate is None or credible(number(rate)))
     ):
         return None
     assert median is not None
     own = median / batch if rate is None else 1000 / rate  # for one image
     ends = [number(row.get(name)) for name in ("low_ms", "high_ms")]
     low, high = (own if end is None else end * own / median for end in ends)
-    if not all(map(_credible, (own, low, high))):
+    if not all(map(credible, (own, low, high))):
         return None
     measured, bits = row.get("metric"), row.get("bits")
     metric = measured if isinstance(measured, dict) else {}
@@ -191,13 +192,14 @@ def _timing(row: Any) -> Timing | None:
         milliseconds=own,
         low=min(low, own),
         high=max(high, own),
-        metric=_text(metric.get("name")),
-        split=_text(metric.get("split")),
+        metric=text_of(metric.get("name")),
+        split=text_of(metric.get("split")),
         value=number(metric.get("value")),
     )
 
 
-def _credible(value: float | None) -> bool:
+def credible(value: float | None) -> bool:
+    """Whether milliseconds, or images a second, can be true."""
     return value is not None and SHORTEST <= value <= LONGEST
 
 
@@ -222,5 +224,6 @@ def read_json(file: Path, notes: list[str]) -> dict[str, Any] | None:
     return content
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """``value`` if it is a text."""
     return value if isinstance(value, str) else ""
