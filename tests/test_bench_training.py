@@ -69,7 +69,7 @@ def test_ratios_are_those_of_the_times() -> None:
         alone: [3.0, 4.0, 4.0],
         Step("other", "fp"): [1.0],
     }
-    lines = {goal.name: goal for goal in goals("net", seconds, {fp: 100, qat: 150})}
+    lines = {goal.name: goal for goal in goals("net", seconds, {fp: 100, qat: 150}, {fp: 200, qat: 100})}
     expected = {
         "FP plain / FP plain fp32 eager": {"compiled": Ratio(0.5, 0.5)},
         "FP acnet / FP plain": {"eager": Ratio(1.0, 2.0)},
@@ -83,6 +83,7 @@ def test_ratios_are_those_of_the_times() -> None:
         "RepQ-BNEst acnet w4a4 / RepQ-BN": {"eager": Ratio(0.5, 0.5)},
         "RepQ-BN acnet w4a4 / its convolutions alone": {"eager": Ratio(2.0, 2.0), "compiled": Ratio(1.0, 2 / 3)},
         "Plain QAT w4a4 / FP plain, bytes kept for backward": {"eager": Ratio(1.5, 1.5)},
+        "Plain QAT w4a4 / FP plain, bytes at the peak": {"eager": Ratio(0.5, 0.5)},
     }
     assert {name: goal.ratios for name, goal in lines.items()} == expected
     assert lines["Plain QAT w4a4 / FP plain"].at_most == {"eager": 1.25}  # of the columns that there are
@@ -227,8 +228,33 @@ def test_what_cannot_be_timed_is_refused_and_nothing_written(
         assert re.search(message, capsys.readouterr().err)
     for arguments, message in [
         (["reps=acnet"], "bench=infer has no use for reps"),
-        (["bench=xnor", "runtime.threads=2"], "bench=xnor has no use for runtime"),
+        (["bench=xnor", "runtime.threads=2"], "bench=xnor has no use for runtime.threads"),
     ]:
         assert main(["bench", *arguments]) == 2
         assert re.search(message, capsys.readouterr().err)
     assert not Path("outputs").exists()
+
+
+def test_a_peer_that_fails_is_left_out_and_said(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> nn.Module:
+        raise RuntimeError("unsupported\nat some length")
+
+    monkeypatch.setattr(training, "rebuilt", fail)
+    assert main(["bench", *SMALL, "reps=[]", "compiled=false", "precisions=fp32"]) == 0
+    shown = capsys.readouterr().out
+    assert "textbook LSQ QAT w4a4, eager, fails and is left out: unsupported\n" in shown
+    labels = [row["label"] for row in json.loads(Path("measured/bench.json").read_text())["rows"]]
+    assert labels == ["FP plain", "Plain QAT"]
+    monkeypatch.setattr(training, "compose", fail)  # ours is no peer
+    assert main(["bench", *SMALL, "reps=[]", "compiled=false", "precisions=fp32"]) == 1
+
+
+@pytest.mark.accelerator
+def test_on_a_gpu_the_peak_stands_beside_what_is_kept(in_folder: Path) -> None:
+    arguments = ["reps=repvgg", "modes=repq_bnest", "compiled=false", "precisions=[fp32,bf16]", "runtime.device=cuda"]
+    assert main(["bench", *SMALL, *arguments]) == 0
+    found = json.loads(Path("measured/bench.json").read_text())
+    assert all(row["peak_bytes"] > row["saved_bytes"] > 0 for row in found["rows"])
+    assert "Plain QAT w4a4 / FP plain, bytes at the peak" in {goal["name"] for goal in found["goals"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from repq_cli.bench.steps import NO_REP, OURS, PEERS, PLAIN, Step
 from repq_cli.bench.timing import ratio_of_minima, speedup
@@ -33,7 +33,7 @@ class _Rule(NamedTuple):
     reference: Callable[[Step], Step]
     what: str
     at_most: Mapping[str, float] = {}
-    of_bytes: bool = False
+    of: Literal["times", "kept", "peaks"] = "times"
 
 
 def ratio(seconds: Mapping[Step, Sequence[float]], step: Step, reference: Step) -> Ratio | None:
@@ -93,15 +93,25 @@ RULES = [
     _Rule(_is("repq_bnest"), plain_qat, "Plain QAT", {EAGER: 1.2, COMPILED: 1.15}),
     _Rule(_is("repq_bnest"), lambda step: step.of(mode="repq_bn"), "RepQ-BN", {EAGER: 0.6, COMPILED: 0.6}),
     _Rule(_is("repq_bn"), convolutions, "its convolutions alone", {EAGER: 1.25, COMPILED: 1.15}),
-    _Rule(_is(PLAIN), plain_fp, "FP plain, bytes kept for backward", {EAGER: 1.3, COMPILED: 1.2}, of_bytes=True),
+    _Rule(_is(PLAIN), plain_fp, "FP plain, bytes kept for backward", {EAGER: 1.3, COMPILED: 1.2}, "kept"),
+    _Rule(_is(PLAIN), plain_fp, "FP plain, bytes at the peak", of="peaks"),
 ]
 
 
-def goals(model: str, seconds: Mapping[Step, Sequence[float]], saved: Mapping[Step, int]) -> list[Goal]:
-    """The lines of one model for which there is something to divide, rule by rule."""
+def goals(
+    model: str,
+    seconds: Mapping[Step, Sequence[float]],
+    kept: Mapping[Step, int],
+    peaks: Mapping[Step, int],
+) -> list[Goal]:
+    """The lines of one model for which there is something to divide, rule by rule.
+
+    kept, peaks: bytes from the forward to the backward pass, and at the peak of a CUDA device.
+    """
+    measurements = {"times": seconds, "kept": _as_rounds(kept), "peaks": _as_rounds(peaks)}
     found: dict[str, tuple[dict[str, Ratio], Mapping[str, float]]] = {}
     for rule in RULES:
-        measured = {step: [float(value)] for step, value in saved.items()} if rule.of_bytes else seconds
+        measured = measurements[rule.of]
         for step in measured:
             reference = rule.reference(step)
             own = ratio(measured, step, reference) if step.model == model and rule.holds(step) else None
@@ -111,3 +121,7 @@ def goals(model: str, seconds: Mapping[Step, Sequence[float]], saved: Mapping[St
                 ratios[step.column] = own
     return [Goal(name, ratios, {column: most for column, most in limits.items() if column in ratios})
             for name, (ratios, limits) in found.items()]  # fmt: skip
+
+
+def _as_rounds(values: Mapping[Step, int]) -> Mapping[Step, Sequence[float]]:
+    return {step: [float(value)] for step, value in values.items()}

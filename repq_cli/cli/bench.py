@@ -64,6 +64,9 @@ def _refuse_unused(kind: str, config: dict[str, Any]) -> None:
     """ConfigError for keys that this kind has no use for."""
     defaults = config_file("bench.yaml", None) | {"runtime": config_file("runtime/default.yaml", None)}
     unused = [key for key in config if key in defaults and key not in USED[kind] | {"bench"}]
-    changed = [key for key in unused if config[key] != defaults[key]]
+    changed = [key for key in unused if config[key] != defaults[key] and key != "runtime"]
+    if "runtime" in unused:
+        given, own = config["runtime"], defaults["runtime"]
+        changed += [f"runtime.{key}" for key in given if given[key] != own[key]]
     if changed:
         raise ConfigError(f"bench={kind} has no use for {', '.join(changed)}: {WHY[kind]}.")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from repq_cli.bench import load
 from repq_cli.bench.goals import Goal, goals, plain_fp, plain_qat, ratio
 from repq_cli.bench.memory import peak_bytes, saved_bytes
-from repq_cli.bench.steps import Step
+from repq_cli.bench.steps import OURS, Step
 from repq_cli.bench.tables import document
 from repq_cli.bench.timing import spread
 from repq_cli.bench.training import Trained
@@ -77,23 +77,38 @@ def _measure(plan: Plan, config: dict[str, Any], device: torch.device, found: Ro
     """Add the rows and goals of one model to ``found``."""
     finish = _finish(device)
     calls: dict[Step, Callable[[], object]] = {}
-    saved, peaks = Sizes(), Sizes()
+    kept, peaks = Sizes(), Sizes()
     with tqdm(plan.steps, desc=f"{plan.model}: warming up", unit="step", leave=False, disable=no_terminal()) as bar:
         for step in bar:
             bar.set_postfix_str(f"{step.label}, {step.column}")
-            trained = Trained(step, plan.subject)
-            for _ in range(WARM_UP):
-                trained.run()
+            trained = _warm(step, plan)
+            if trained is None:
+                continue
             finish()
             if step.stage != "convolutions":
-                saved[step] = saved_bytes(trained.run, trained.net)
+                kept[step] = saved_bytes(trained.run, trained.net)
                 peak = peak_bytes(trained.run, device)
                 peaks |= {} if peak is None else {step: peak}
             calls[step] = trained.run
     seconds = timed(calls, config["rounds"], plan.model, config["clock"], finish)
     (batch,) = config["batch"]
-    found["rows"] += [_row(step, batch, seconds, saved.get(step), peaks.get(step)) for step in plan.steps]
-    found["goals"] += [_goal(plan.model, goal) for goal in goals(plan.model, seconds, saved)]
+    found["rows"] += [_row(step, batch, seconds, kept.get(step), peaks.get(step)) for step in seconds]
+    found["goals"] += [_goal(plan.model, goal) for goal in goals(plan.model, seconds, kept, peaks)]
+
+
+def _warm(step: Step, plan: Plan) -> Trained | None:
+    """A step that has run some times; None, and a note, for one of a peer that fails, as a compiler may on its code."""
+    try:
+        trained = Trained(step, plan.subject)
+        for _ in range(WARM_UP):
+            trained.run()
+    except Exception as error:
+        if step.by == OURS:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        plan.notes.append(f"{step.label} {step.quant}, {step.column}, fails and is left out: {reason}")
+        return None
+    return trained
 
 
 def _finish(device: torch.device) -> Callable[[], None]:
@@ -101,7 +116,7 @@ def _finish(device: torch.device) -> Callable[[], None]:
     return (lambda: torch.accelerator.synchronize(device)) if device.type != "cpu" else lambda: None
 
 
-def _row(step: Step, batch: int, seconds: dict[Step, list[float]], saved: int | None, peak: int | None) -> Row:
+def _row(step: Step, batch: int, seconds: dict[Step, list[float]], kept: int | None, peak: int | None) -> Row:
     """What bench.json says of one kind of step."""
     own = seconds[step]
     middle, low, high = (value * 1e3 for value in spread(own))
@@ -119,7 +134,7 @@ def _row(step: Step, batch: int, seconds: dict[Step, list[float]], saved: int | 
         "ms": [value * 1e3 for value in own],
         "images_per_second": batch * 1e3 / middle,
         **{key: None if value is None else value._asdict() for key, value in ratios.items()},
-        "saved_bytes": saved,
+        "saved_bytes": kept,
         "peak_bytes": peak,
     }
 
