@@ -317,7 +317,7 @@ RUGGED = {"merged": {"typical": 3.0, "largest": 9.0}}
         ),
         (
             changed(diagnosis(*HURT_WEIGHTS), second__range_ratio=RUGGED, mode="merged"),
-            "mode=auto, which keeps the branches in QAT, or rep.identity=split, since the merged kernel of second reaches",
+            "mode=auto, which keeps the branches in QAT, or rep.identity=split, since the merged kernel of second",
             "second",
         ),
         (changed(diagnosis(*HURT_WEIGHTS), quant={"granularity": "tensor"}), "quant.granularity=channel", "second"),

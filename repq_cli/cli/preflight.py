@@ -12,11 +12,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from repq_cli import build
 from repq_cli.config import Config
 from repq_cli.devices import pick_device
 from repq_cli.errors import RepqError
+from repq_cli.modes.compose import layer_bits
 from repq_cli.train.checkpoint import fp_checkpoint
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_weights import fp_choice
@@ -28,6 +30,7 @@ def prepare(config: Config) -> None:
     """Read what a run starts from, and keep it for ``taken``. Raises ConfigError or DataError."""
     pick_device(config.runtime.device)
     experiment = build.experiment(config)
+    _check_layers(experiment)
     _check_weights(experiment)
     _prepared[:] = [experiment]
 
@@ -56,6 +59,9 @@ def _refusal(config: Config, loaded: Any, weights: dict[str, RepqError | None]) 
     experiment, error = _tried(lambda config: build.experiment(config, loaded), config)
     if experiment is None:
         return error
+    _, error = _tried(_check_layers, experiment)
+    if error is not None:
+        return error
     key = _text(config.fp, config.model, config.rep, experiment.signature)
     if key not in weights:
         _, weights[key] = _tried(_check_weights, experiment)
@@ -79,9 +85,19 @@ def _text(*parts: Any) -> str:
     return json.dumps(parts, sort_keys=True, default=asdict)
 
 
+def _check_layers(experiment: Experiment) -> None:
+    """Whether ``quant.layers`` names layers that the network has."""
+    if experiment.quant.layers:
+        layer_bits(_shapes(experiment), experiment.quant)
+
+
+def _shapes(experiment: Experiment) -> nn.Module:
+    """The network without data."""
+    with torch.device("meta"):
+        return experiment.make_net()
+
+
 def _check_weights(experiment: Experiment) -> None:
     """Whether the file of ``fp.checkpoint`` fits a network without data."""
     if experiment.fp.checkpoint is not None:
-        with torch.device("meta"):
-            net = experiment.make_net()
-        fp_choice(net, fp_checkpoint(experiment.fp.checkpoint), experiment.fp, experiment.signature)
+        fp_choice(_shapes(experiment), fp_checkpoint(experiment.fp.checkpoint), experiment.fp, experiment.signature)

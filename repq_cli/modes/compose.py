@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import NamedTuple
 
@@ -18,12 +20,13 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.binary import SignActivation
 from repq_cli.quant.build import activation_quantizer, weight_quantizer
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
-from repq_cli.quant.options import QuantOptions
+from repq_cli.quant.options import Bits, QuantOptions
 from repq_cli.quant.pixels import PixelQuantizer
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
-from repq_cli.quant.wiring import input_quantizers, link
+from repq_cli.quant.wiring import inputs, link
 from repq_cli.reparam.block import Block
+from repq_cli.typecheck import nearest
 
 FLOAT = QuantOptions(weight_bits=32, act_bits=32)
 
@@ -47,7 +50,8 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: 
     """A quantization-aware copy of ``net``; steps still want ``calibrate``.
 
     Every block becomes one convolution whose kernel comes from where the mode says, every tap its tensor's quantizer,
-    every linear layer a quantized one. The function is that of ``net`` in eval mode, up to quantization.
+    every linear layer a quantized one; ``quant.layers`` have bits of their own. The function is that of ``net`` in eval
+    mode, up to quantization.
     ``keep_float``: names of modules whose layers stay in floating point, and with them the tensors that only they read.
     """
     refuse_signs_behind_relu(net, quant)
@@ -55,9 +59,11 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: 
     net.composition = Composition(mode, quant)  # type: ignore[assignment]
     edges = net.edges()  # type: ignore[operator]
     like = next(net.parameters())
+    bits = {name: width for name, width in layer_bits(net, quant).items() if not is_kept(name, keep_float)}
+    taps = {name: module for name, module in net.named_modules() if isinstance(module, Tap)}
     for name, module in list(net.named_modules()):
         edge = name in edges
-        options = FLOAT if is_kept(name, keep_float) else quant
+        options = FLOAT if is_kept(name, keep_float) else quant.alone(bits[name]) if name in bits else quant
         if isinstance(module, Block):
             net.set_submodule(name, compose_block(module, mode, options, edge))
         elif isinstance(module, Tap):
@@ -66,8 +72,13 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: 
             module.reads_raw = quant.residual == "fp"
         elif isinstance(module, nn.Linear):
             net.set_submodule(name, _compose_linear(module, options, edge))
-    if keep_float:
-        _free_what_only_floats_read(net, keep_float)
+    for name, readers in _readers(net).items() if bits or keep_float else ():
+        quantized = [reader for reader in readers if not is_kept(reader, keep_float)]
+        if not quantized:
+            net.set_submodule(name, NoQuantizer())
+        elif not bits.keys().isdisjoint(quantized):
+            options = quant.alone(_widest(name in edges, quantized, bits, quant))
+            net.set_submodule(name, _tap_quantizer(taps[name], options, edge=False).to(like))
     link(net)
     return net
 
@@ -77,14 +88,44 @@ def is_kept(name: str, keep_float: Collection[str]) -> bool:
     return any(f"{name}.".startswith(f"{kept}.") for kept in keep_float)
 
 
-def _free_what_only_floats_read(net: nn.Module, keep_float: Collection[str]) -> None:
-    """Take the quantizer from every tensor that is read by kept layers alone."""
-    readers: dict[str, list[str]] = {}
-    for layer, quantizer in input_quantizers(net).items():
-        readers.setdefault(quantizer, []).append(layer)
-    for quantizer, layers in readers.items():
-        if all(is_kept(layer, keep_float) for layer in layers):
-            net.set_submodule(quantizer, NoQuantizer())
+def layer_bits(net: nn.Module, quant: QuantOptions) -> dict[str, Bits]:
+    """The bits of each layer of a network of blocks that ``quant.layers`` names.
+
+    Raises ConfigError, with the layers that there are, for a name or pattern that fits none.
+    """
+    layers = [name for name, module in net.named_modules() if isinstance(module, Block | nn.Linear)]
+    layers = [name for name in layers if not any(name.startswith(f"{other}.") for other in layers)]  # inside a block
+    found: dict[str, Bits] = {}
+    for pattern, bits in (quant.layers or {}).items():
+        fitting = [name for name in layers if fnmatchcase(name, pattern)]
+        if not fitting:
+            near = nearest(pattern, layers)
+            hint = f"did you mean '{near}'?" if near else f"its layers: {', '.join(layers)}"
+            raise ConfigError(f"quant.layers={{{pattern}: {bits}}} fits no layer of this network; {hint}".rstrip("."))
+        found |= dict.fromkeys(fitting, bits)
+    return found
+
+
+def _readers(net: nn.Module) -> dict[str, list[str]]:
+    """The layers that read each activation tensor, by the name of its quantizer."""
+    found = defaultdict[str, list[str]](list)
+    for layer, quantizer in inputs(net).items():
+        found[quantizer].append(layer)
+    return found
+
+
+def _widest(edge: bool, readers: list[str], bits: dict[str, Bits], quant: QuantOptions) -> Bits:
+    """The bits of a tensor: those of the widest of its readers, float ones aside.
+
+    Raises ConfigError where some of them read signs and others wider codes.
+    """
+    asked = {name: bits.get(name, quant.bits("act", edge)) for name in readers}
+    if quant.signs_of_activations and min(asked.values()) == 1 < max(asked.values()):
+        raise ConfigError(
+            f"quant.layers: the layers {', '.join(readers)} read one tensor, which cannot be signs for some and codes "
+            f"for others: name all of them."
+        )
+    return max((width for width in asked.values() if width < 32), default=32)
 
 
 def merge_blocks(net: nn.Module) -> nn.Module:

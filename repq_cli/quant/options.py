@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from repq_cli.bounds import Range
@@ -45,6 +45,9 @@ class QuantOptions:
     threshold: (TWN) up to which multiple of the mean magnitude weights become zero.
     act_momentum, act_delay: (affine) of the moving range; training steps before activations are quantized.
     int32_bias: biases are multiples of the weight's times the input's step, where no batch norm stays behind.
+    layers: bits of single layers, ``{"blocks.17": 8, "stages.3.*": 6}``: of their weights and of the tensors that they
+        read, which have those of the widest reader. Names as ``repq info`` has them, ``*`` for anything; of several
+        that fit a layer the last one counts.
     """
 
     weight_method: Literal["lsq", "sign", "bwn", "twn", "affine"] = "lsq"
@@ -66,8 +69,13 @@ class QuantOptions:
     act_momentum: Annotated[float, Range(0, 1)] = 0.99
     act_delay: Annotated[int, Range(0)] = 0
     int32_bias: bool = False
+    layers: dict[str, Bits] | None = None
 
-    def bits(self, of: Tensors, edge: bool) -> int:
+    def alone(self, bits: Bits) -> QuantOptions:
+        """These options for one layer of so many bits, whether it is the first, the last or any other."""
+        return replace(self, weight_bits=bits, act_bits=bits, first_last="same", layers=None)
+
+    def bits(self, of: Tensors, edge: bool) -> Bits:
         """The width of a layer's weight or input; ``edge`` marks the first and the last layer."""
         bits = self.weight_bits if of == "weight" else self.act_bits
         same = self.first_last == "same" or (self.first_last == "inputs8" and of == "weight")

@@ -32,10 +32,15 @@ def traced(net: nn.Module) -> fx.Graph:
 
 def input_quantizers(net: nn.Module) -> dict[str, str]:
     """By quantized layer the quantizer whose codes it reads, where there is one that does quantize."""
+    return {name: source for name, source in inputs(net).items() if _quantizes(net.get_submodule(source))}
+
+
+def inputs(net: nn.Module) -> dict[str, str]:
+    """By quantized layer the quantizer in front of it, also one that does nothing, where there is one."""
     found = {}
     for node in traced(net).nodes:
         source = node.args[0] if isinstance(_module(net, node), QuantLayer) else None
-        if isinstance(source, fx.Node) and _quantizes(_module(net, source)):
+        if isinstance(source, fx.Node) and isinstance(_module(net, source), Quantizer):
             found[str(node.target)] = str(source.target)
     return found
 

@@ -15,11 +15,13 @@ from repq_cli.errors import DataError
 from repq_cli.report.runs import Bits, Measured, Metric, Run, Status
 from repq_cli.runs.folder import CONFIG, ROW, RunFolder, folders_with, parsed_config
 from repq_cli.runs.row import Row
+from repq_cli.targets import HAVE_IDENTITY
 
 STATUSES = get_args(Status)
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
 
-LATER = ("fp.weights", "fp.head", "fp.input")  # keys that older runs lack, where these are as if at their default
+# Keys that older runs lack, where these are as if at their default.
+LATER = ("fp.weights", "fp.head", "fp.input", "quant.layers")
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -205,6 +207,8 @@ def _options(config: Row) -> dict[str, Any]:
     flat = _flatten(config, "")
     named = "data._target_" not in flat or str(flat["data._target_"]).startswith(NAMED_DATA)
     kept = {key: value for key, value in flat.items() if _counts(key, named) and key not in columns}
+    if kept.get("rep.name") in HAVE_IDENTITY and kept.get("rep.identity") is True:
+        del kept["rep.identity"]  # as it was before it could be anything else
     return {key: value for key, value in kept.items() if key not in LATER or value != DEFAULTS[key]}
 
 
@@ -221,7 +225,9 @@ def _counts(key: str, named_data: bool) -> bool:
 
 
 def _flatten(tree: Any, prefix: str) -> dict[str, Any]:
-    """Leaves under dotted keys; lists as text, so that all can be compared and hashed."""
+    """Leaves under dotted keys; lists and names with numbers as text, so that all can be compared and hashed."""
+    if prefix == "quant.layers" and isinstance(tree, dict):
+        return {prefix: f"{{{', '.join(f'{name}: {bits}' for name, bits in tree.items())}}}"}
     if isinstance(tree, dict) and tree:
         parts = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
         return {key: value for part in parts for key, value in part.items()}
