@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.reparam.algebra import Geometry, Kernel, convolve
+from repq_cli.reparam.moments import power_sums
 
 Estimator = Literal["offset", "channel"]
 
@@ -69,15 +70,15 @@ class _Observed:
     def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
         raise NotImplementedError
 
-    @torch.no_grad()
     def update_running(self) -> None:
         """Exponential averages as in PyTorch: momentum of the new value, the variance made unbiased first."""
-        for (norm, (mean, var)), count in zip(self.seen, self.counts, strict=True):
-            assert norm.running_mean is not None and norm.running_var is not None
-            assert norm.momentum is not None and norm.num_batches_tracked is not None
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
-            norm.num_batches_tracked += 1
+        with torch.no_grad():  # as a decorator the compiler could not follow it
+            for (norm, (mean, var)), count in zip(self.seen, self.counts, strict=True):
+                assert norm.running_mean is not None and norm.running_var is not None
+                assert norm.momentum is not None and norm.num_batches_tracked is not None
+                norm.running_mean.lerp_(mean, norm.momentum)
+                norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
+                norm.num_batches_tracked.add_(1)
 
 
 class BatchStatistics(_Observed):
@@ -110,9 +111,8 @@ class EstimatedStatistics(_Observed):
     def __init__(self, x: Tensor, estimator: Estimator = "offset", detach: bool = False) -> None:
         super().__init__(x, detach)
         self.estimator = estimator
-        source = x.detach() if detach else x
-        # Reduce over the batch first: what remains are two small maps, whatever the estimator does with them.
-        self._sums = torch.stack([source.sum(0), source.square().sum(0)])
+        # Reduced over the batch first: what remains are two small maps for the windows of all taps.
+        self._sums = torch.cat(power_sums(x.detach() if detach else x, by_position=estimator == "offset"))
         self._tables: dict[tuple[int, int, int], Moments] = {}
 
     def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
@@ -135,14 +135,15 @@ class EstimatedStatistics(_Observed):
         return self._tables[key]
 
     def _channel_table(self, geometry: Geometry) -> Tensor:
-        mean, square = self._sums.mean((2, 3)) / self.x.shape[0]
         size = geometry.kernel_size
-        return torch.stack([mean, square]).view(2, -1, 1, 1).expand(2, -1, size, size)
+        return (self._sums / (self.x.numel() / self.x.shape[1])).expand(-1, -1, size, size)
 
     def _tap_table(self, geometry: Geometry) -> Tensor:
-        sizes, sums = geometry.out_size(self.x), self._sums
+        sizes = geometry.out_size(self.x)
+        # The same at every step, and a GPU would have to be waited for; a compiler has the constants in its graph.
+        windows = _windows if torch.compiler.is_compiling() else _kept_windows
         rows, columns = (
-            _windows(geometry.kernel_size, geometry.stride, geometry.padding, extent, count, sums.dtype, sums.device)
+            windows(geometry, extent, count, self._sums.dtype, self._sums.device)
             for extent, count in zip(self.x.shape[2:], sizes, strict=True)
         )
         return rows @ self._sums @ columns.T / (self.x.shape[0] * sizes[0] * sizes[1])
@@ -154,15 +155,14 @@ def _centred(table: Tensor, weight: Tensor) -> Tensor:
     return table[:, rows : rows + weight.shape[2], columns : columns + weight.shape[3]]
 
 
-@functools.lru_cache(maxsize=512)
-def _windows(
-    kernel_size: int, stride: int, padding: int, extent: int, count: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """``[k, extent]``: how often tap ``a`` reads position ``y = stride * out + a - padding`` of the input.
+def _windows(geometry: Geometry, extent: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[k, extent]``: how often tap ``a`` reads position ``y = stride * out + a - padding`` of the input."""
+    taps = torch.arange(geometry.kernel_size, device=device).view(-1, 1, 1)
+    read = geometry.stride * torch.arange(count, device=device).view(1, -1, 1) + taps - geometry.padding
+    return (read == torch.arange(extent, device=device)).sum(1).to(dtype)
 
-    Kept, since it is the same at every step and a GPU would have to be waited for.
-    """
+
+@functools.lru_cache(maxsize=512)
+def _kept_windows(geometry: Geometry, extent: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # what is kept from there could not take part in training
-        taps = torch.arange(kernel_size, device=device).view(-1, 1, 1)
-        read = stride * torch.arange(count, device=device).view(1, -1, 1) + taps - padding
-        return (read == torch.arange(extent, device=device)).sum(1).to(dtype)
+        return _windows(geometry, extent, count, dtype, device)
