@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterable
@@ -118,4 +119,9 @@ def bare(annotation: Any) -> Any:
 
 def annotations_of(target: Any) -> dict[str, Any]:
     """Resolved annotations of a function's parameters or a dataclass's fields, bounds included."""
+    return dict(_hints(target))
+
+
+@functools.cache
+def _hints(target: Any) -> dict[str, Any]:
     return typing.get_type_hints(target, include_extras=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,13 +18,14 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from repq_cli.build import target_arguments
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import CONFIGS, plain
+from repq_cli.cli.override_text import as_given, choices_of, for_each_job, once, text_of, values_of
 from repq_cli.config import Config
 from repq_cli.errors import ConfigError
 from repq_cli.problems import Problem, error_of
@@ -55,6 +57,8 @@ class Checker:
         self.search_path = [f"hydra.searchpath=[file://{line.config_dir}]"] if line.config_dir else []
         self.problems: list[Problem] = []
         self.composed: list[Composed] = []
+        self._trees: dict[tuple[str, ...], dict[str, Any]] = {}  # what has been composed, since that takes a while
+        self._groups: dict[str, list[str]] = {}
 
     def check(self) -> CommandLine:
         """The command line in the form that Hydra wants. Raises ConfigError with every problem."""
@@ -69,13 +73,14 @@ class Checker:
             groups = [override for override in overrides if self._is_group(override)]
             values = [override for override in overrides if not self._is_group(override)]
             groups = [override for override in groups if self._group_is_legal(override)]
-            tree = self._compose([_choices(override)[0] for override in groups])
+            legal = [override for override in overrides if override in groups or override in values]
+            tree = self._tree_of_keys(legal, groups)
             if tree is not None:
                 values = [override for override in values if self._key_is_known(override, tree)]
                 self._check_composed([override for override in overrides if override in groups or override in values])
         if self.problems:
             raise error_of(self.problems)
-        as_text = _for_each_job if self.line.multirun and not self.line.only_shows else _as_given
+        as_text = for_each_job if self.line.multirun and not self.line.only_shows else as_given
         return CommandLine(self.line.flags, [as_text(override) for override in overrides], self.line.config_dir)
 
     def _parse(self) -> Iterator[Override]:
@@ -116,17 +121,19 @@ class Checker:
         if override.key_or_group != "experiment":
             return set()
         found = set()
-        for choice in _values(override):
+        for choice in values_of(override):
             for entry in config_file(f"experiment/{choice}.yaml", self.line.config_dir).get("defaults", []):
                 found |= {key.lstrip("/") for key in entry} if isinstance(entry, dict) else set()
         return found & set(APPENDED_GROUPS)
 
     def _options(self, group: str) -> list[str]:
         """The options of a group, those of ``--config-dir`` included."""
-        options = set(self.loader.get_group_options(group))
-        if self.line.config_dir:
-            options |= {path.stem for path in (Path(self.line.config_dir) / group).glob("*.yaml")}
-        return sorted(options)
+        if group not in self._groups:
+            options = set(self.loader.get_group_options(group))
+            if self.line.config_dir:
+                options |= {path.stem for path in (Path(self.line.config_dir) / group).glob("*.yaml")}
+            self._groups[group] = sorted(options)
+        return self._groups[group]
 
     def _is_group(self, override: Override) -> bool:
         key = override.key_or_group
@@ -150,9 +157,9 @@ class Checker:
         group = override.key_or_group
         options = self._options(group)
         if override.is_delete():
-            self.problems.append(Problem(f"~{group}", _text(override), "cannot be removed; choose another option"))
+            self.problems.append(Problem(f"~{group}", text_of(override), "cannot be removed; choose another option"))
             return False
-        wrong = [value for value in _values(override) if str(value).removesuffix(".yaml") not in options]
+        wrong = [value for value in values_of(override) if str(value).removesuffix(".yaml") not in options]
         for value in wrong:
             near = nearest(value, options)
             hint = f"; did you mean '{near}'?" if near else ""
@@ -161,14 +168,31 @@ class Checker:
             self.problems.append(Problem(group, value, f"must be one of {', '.join(options)}{hint}".rstrip(".")))
         return not wrong
 
+    def _tree_of_keys(self, overrides: list[Override], groups: list[Override]) -> dict[str, Any] | None:
+        """A tree that shows which keys there are: that of the first run where it can be composed, else of its groups.
+
+        The first run is composed anyway, and Hydra refuses what sets unknown keys and does not say that it adds them.
+        """
+        if all(override in groups or override.type is OverrideType.CHANGE for override in overrides):
+            with suppress(HydraException, OmegaConfBaseException):
+                return self._tree([choices_of(override)[0] for override in overrides])
+        return self._compose([choices_of(override)[0] for override in groups])
+
     def _compose(self, overrides: list[str]) -> dict[str, Any] | None:
+        """The tree, or None where there is none; the reason is noted."""
         try:
-            return own_keys(
-                self.config_name, plain(compose(self.config_name, overrides=[*self.search_path, *overrides]))
-            )
+            return self._tree(overrides)
         except (HydraException, OmegaConfBaseException) as error:
             self.problems.append(Problem("configuration", " ".join(overrides), f"cannot be composed: {error}"))
             return None
+
+    def _tree(self, overrides: list[str]) -> dict[str, Any]:
+        """What these compose to; each once."""
+        key = tuple(overrides)
+        if key not in self._trees:
+            composed = compose(self.config_name, overrides=[*self.search_path, *overrides])
+            self._trees[key] = own_keys(self.config_name, plain(composed))
+        return self._trees[key]
 
     def _key_is_known(self, override: Override, tree: dict[str, Any]) -> bool:
         key = override.key_or_group
@@ -177,17 +201,17 @@ class Checker:
         node: Any = tree
         for part in key.split("."):
             if not isinstance(node, dict) or part not in node:
-                self.problems.append(Problem(key, _text(override), f"is an unknown key{_nearest_key(key, tree)}"))
+                self.problems.append(Problem(key, text_of(override), f"is an unknown key{_nearest_key(key, tree)}"))
                 return False
             node = node[part]
         if key in SET_BY_CHOICE:
             group = key.partition(".")[0]
             self.problems.append(
-                Problem(key, _text(override), f"comes with the choice of {group}=; choose another one")
+                Problem(key, text_of(override), f"comes with the choice of {group}=; choose another one")
             )
             return False
         if override.is_delete():
-            self.problems.append(Problem(f"~{key}", _text(override), "cannot be removed; set it instead"))
+            self.problems.append(Problem(f"~{key}", text_of(override), "cannot be removed; set it instead"))
             return False
         return True
 
@@ -196,7 +220,7 @@ class Checker:
 
         Once a mistake is known, only those that differ from the first run in one choice: they show all mistakes.
         """
-        choices = [_choices(override) for override in overrides]
+        choices = [choices_of(override) for override in overrides]
         first = [texts[0] for texts in choices]
         candidates = [first]
         for index, texts in enumerate(choices):
@@ -208,8 +232,8 @@ class Checker:
         trees = {tuple(candidate): self._validated(candidate, complete, alone) for candidate in candidates}
         if self.problems or not training:
             return
-        runs = _once(overrides) if self.line.multirun else overrides
-        for run in itertools.product(*map(_choices, runs)):
+        runs = once(overrides) if self.line.multirun else overrides
+        for run in itertools.product(*map(choices_of, runs)):
             tree = trees.get(run) or self._validated(list(run), True, False)
             if tree is not None:
                 self.composed.append(self._settled(list(run), tree))
@@ -235,27 +259,6 @@ class Checker:
         return Composed(overrides, Config.of(tree), illegal)
 
 
-def _once(overrides: list[Override]) -> list[Override]:
-    """Of overrides with the same key the last one, at the place of the first: as Hydra's sweeper has it."""
-    return list({override.get_key_element(): override for override in overrides}.values())
-
-
-def _as_given(override: Override) -> str:
-    return override.input_line or ""
-
-
-def _for_each_job(override: Override) -> str:
-    """The override as Hydra's sweeper applies it to each job, and not before.
-
-    It first composes what is not swept over, where keys of a model that differs from job to job would be unknown.
-    """
-    key, _, value = (override.input_line or "").partition("=")
-    section = override.key_or_group.partition(".")[0].partition("/")[0]
-    if override.is_sweep_override() or section in ("hydra", "sweep") or not value:
-        return _as_given(override)
-    return f"{key}=choice({value})"
-
-
 def config_file(name: str, config_dir: str | None) -> dict[str, Any]:
     """The content of a configuration file, of the user's folder or our own; empty where there is no such file."""
     for path in [*([Path(config_dir) / name] if config_dir else []), files(CONFIGS).joinpath(name)]:
@@ -268,26 +271,6 @@ def config_file(name: str, config_dir: str | None) -> dict[str, Any]:
 def own_keys(command: str, tree: dict[str, Any]) -> dict[str, Any]:
     """A composed tree without what a group brings for other commands, such as the recipe of a data set."""
     return {key: value for key, value in tree.items() if key in KEYS[command]}
-
-
-def _values(override: Override) -> list[Any]:
-    """The values that an override stands for: several in a choice sweep or a list of options."""
-    if override.is_sweep_override():
-        return [value.strip("'\"") for value in override.sweep_string_iterator()]
-    value = override.value()
-    return list(value) if isinstance(value, list) else ["null" if value is None else value]
-
-
-def _choices(override: Override) -> list[str]:
-    """The override as text, once for each value that it sweeps over."""
-    if not override.is_sweep_override():
-        return [override.input_line or ""]
-    prefix = (override.input_line or "").partition("=")[0]
-    return [f"{prefix}={value}" for value in override.sweep_string_iterator()]
-
-
-def _text(override: Override) -> str:
-    return (override.input_line or "").partition("=")[2]
 
 
 def _nearest_key(key: str, tree: dict[str, Any]) -> str:

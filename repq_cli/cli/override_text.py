@@ -1,0 +1,50 @@
+"""An override of the command line as text: its values, one by one, and the form that Hydra wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+
+def values_of(override: Override) -> list[Any]:
+    """The values that an override stands for: several in a choice sweep or a list of options."""
+    if override.is_sweep_override():
+        return [value.strip("'\"") for value in override.sweep_string_iterator()]
+    value = override.value()
+    return list(value) if isinstance(value, list) else ["null" if value is None else value]
+
+
+def choices_of(override: Override) -> list[str]:
+    """The override as text, once for each value that it sweeps over."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    prefix = (override.input_line or "").partition("=")[0]
+    return [f"{prefix}={value}" for value in override.sweep_string_iterator()]
+
+
+def text_of(override: Override) -> str:
+    """What stands behind its ``=``."""
+    return (override.input_line or "").partition("=")[2]
+
+
+def once(overrides: list[Override]) -> list[Override]:
+    """Of overrides with the same key the last one, at the place of the first: as Hydra's sweeper has it."""
+    return list({override.get_key_element(): override for override in overrides}.values())
+
+
+def as_given(override: Override) -> str:
+    """The override as it was typed."""
+    return override.input_line or ""
+
+
+def for_each_job(override: Override) -> str:
+    """The override as Hydra's sweeper applies it to each job, and not before.
+
+    It first composes what is not swept over, where keys of a model that differs from job to job would be unknown.
+    """
+    key, _, value = (override.input_line or "").partition("=")
+    section = override.key_or_group.partition(".")[0].partition("/")[0]
+    if override.is_sweep_override() or section in ("hydra", "sweep") or not value:
+        return as_given(override)
+    return f"{key}=choice({value})"
