@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import Process
 from torch import nn
 
 from repq_cli.data.base import Data, DataInfo, InMemory, Split
@@ -118,6 +119,20 @@ def run_repq(in_folder: Path) -> Callable[..., tuple[int, Path | None]]:
         return code, new[-1] if new else None
 
     return run
+
+
+@pytest.fixture
+def start_repq(in_folder: Path) -> Iterator[Callable[..., Process]]:
+    """``start_repq("train", *overrides)`` in a process of its own, in the same folder; none is left behind."""
+    started: list[Process] = []
+
+    def start(*arguments: str, log: str | None = "log") -> Process:
+        started.append(Process(*arguments, log=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()
 
 
 def random_data(count: int = 20, size: int = 32) -> Data:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, own_logging, results, row_of
+from processes import Process, wait_until
 
 from repq_cli import build
 from repq_cli.cli import main
@@ -24,26 +22,11 @@ from repq_cli.train.fp_cache import ROOT, FPCache, stored
 Run = Callable[..., tuple[int, Path | None]]
 
 SHARED = [*TINY, "fp.reuse=true"]
+MODES = {"a": "merged", "b": "repq_bn"}  # of two runs that share a stage, by their folders
 
 
 def key_of(*overrides: str) -> str:
     return str(build.experiment(compose_plain([*SHARED, *overrides])).fp_key)
-
-
-@pytest.fixture
-def processes(in_folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start ``repq train`` in a named folder and a process of its own; none is left behind."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(folder: str, *overrides: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "repq_cli.cli", "train", *SHARED, f"hydra.run.dir={folder}", *overrides]
-        started.append(subprocess.Popen(command, cwd=in_folder))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +44,6 @@ def after_a_run(trained: Path, in_folder: Path) -> Path:
     """The current folder holds that run, whose folder this is."""
     shutil.copytree(trained / "outputs", in_folder / "outputs")
     return next(in_folder.glob("outputs/train/*"))
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def log_of(folder: str) -> str:
@@ -138,37 +114,38 @@ def test_a_damaged_stage_is_trained_again(
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
-def test_two_runs_at_once_train_one_stage(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
-    both = [processes("a", "mode=merged"), processes("b", "mode=repq_bn")]
-    assert [process.wait(timeout=200) for process in both] == [0, 0]
+def test_two_runs_at_once_train_one_stage(start_repq: Callable[..., Process]) -> None:
+    both = [start_repq("train", *SHARED, f"hydra.run.dir={name}", f"mode={mode}") for name, mode in MODES.items()]
+    assert [process.wait() for process in both] == [0, 0]
     assert sorted(trained_fp(folder) for folder in "ab") == [False, True]
     trainer, taker = ("a", "b") if trained_fp("a") else ("b", "a")
     assert row_of(Path(taker))["lineage"]["fp_run"] == trainer
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
-def test_the_next_in_line_trains_if_the_trainer_is_killed(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_the_next_in_line_trains_if_the_trainer_is_killed(start_repq: Callable[..., Process]) -> None:
     long = "fp.epochs=400"
-    first = processes("a", long, "mode=merged")
+    first, second = ([*SHARED, long, f"hydra.run.dir={name}", f"mode={mode}"] for name, mode in MODES.items())
+    trainer = start_repq("train", *first)
     wait_until(lambda: "FP epoch" in log_of("a"))
     with pytest.raises(Taken), FPCache(key_of(long)).held():
         raise AssertionError("the trainer does not hold the lock")
-    processes("b", long, "mode=repq_bn")
+    start_repq("train", *second)
     wait_until(lambda: "waiting for it" in log_of("b"))
     assert "FP epoch" not in log_of("b")
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    trainer.send(signal.SIGKILL)
+    assert trainer.wait() == -signal.SIGKILL
     wait_until(lambda: "FP epoch" in log_of("b"))
     assert not stored()
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
-def test_a_run_that_waits_can_be_stopped(processes: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_a_run_that_waits_can_be_stopped(start_repq: Callable[..., Process]) -> None:
     with FPCache(key_of()).held():
-        waiting = processes("a")
+        waiting = start_repq("train", *SHARED, "hydra.run.dir=a")
         wait_until(lambda: "waiting for it" in log_of("a"))
-        waiting.send_signal(signal.SIGTERM)
-        assert waiting.wait(timeout=60) == 143
+        waiting.send(signal.SIGTERM)
+        assert waiting.wait() == 143
     assert row_of(Path("a"))["status"] == "interrupted"
 
 

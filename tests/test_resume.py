@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import TINY, results, row_of
+from processes import Process, wait_until
 
 from repq_cli.cli import main
 from repq_cli.errors import Interrupted
@@ -77,50 +77,36 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert (stopped / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
 
 
-def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "repq_cli.cli", *arguments],
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for(path: Callable[[], Path | None], process: subprocess.Popen[str]) -> Path:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        found = path()
-        if found is not None:
-            return found
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    raise AssertionError("nothing happened")
-
-
-def test_a_process_killed_in_qat_goes_on_exactly(in_folder: Path, run_repq: Run) -> None:
+def test_a_process_killed_in_qat_goes_on_exactly(
+    in_folder: Path, run_repq: Run, start_repq: Callable[..., Process]
+) -> None:
     arguments = ["train", *TINY, "quant=w4a4", "qat.epochs=4", "hydra.run.dir=killed"]
     _, unbroken = run_repq(*arguments[:-1])
-    process = spawn(in_folder, *arguments)
-    wait_for(lambda: _three_qat_entries(in_folder / "killed"), process)
-    process.kill()
-    process.communicate()
+    process = start_repq(*arguments)
+    wait_until(lambda: _three_qat_entries(in_folder / "killed"), process)
+    process.send(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not (in_folder / "killed/summary.json").exists()
     assert main(["train", "resume=killed"]) == 0
     assert results(in_folder / "killed") == results(unbroken)
 
 
-def _three_qat_entries(folder: Path) -> Path | None:
+def _three_qat_entries(folder: Path) -> bool:
     path = folder / "metrics.jsonl"
-    return path if path.exists() and path.read_text().count('"stage": "qat"') >= 3 else None
+    return path.exists() and path.read_text().count('"stage": "qat"') >= 3
 
 
 def test_ctrl_c_ends_a_process_with_a_checkpoint_and_exit_code_130(in_folder: Path) -> None:
-    process = spawn(in_folder, "train", *TINY, "quant=w4a4", "qat.epochs=50", "hydra.run.dir=stopped")
-    wait_for(lambda: _three_qat_entries(in_folder / "stopped"), process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    """A new interpreter, as a person starts it."""
+    arguments = ["train", *TINY, "quant=w4a4", "qat.epochs=50", "hydra.run.dir=stopped"]
+    command = [sys.executable, "-m", "repq_cli.cli", *arguments]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            wait_until(lambda: _three_qat_entries(in_folder / "stopped") or process.poll() is not None)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "resume=stopped" in output

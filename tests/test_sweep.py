@@ -9,8 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from conftest import TINY, results, row_of
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from processes import Process, wait_until
 
 from repq_cli.cli import main, preflight
 from repq_cli.cli.command_line import CommandLine
@@ -54,31 +54,6 @@ def trained(sweep: Path, stage: str) -> list[int]:
     logs = {int(path.parent.name): path.read_text() for path in sweep.glob("*/train.log")}
     copies = {number for number, row in rows(sweep).items() if "same_as" in row.get("lineage", {})}
     return sorted(number for number, log in logs.items() if f"{stage} epoch" in log and number not in copies)
-
-
-@pytest.fixture
-def start(in_folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start ``repq train`` in a process group of its own, as a terminal does; nothing of it is left behind."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "repq_cli.cli", "train", *arguments]
-        with Path("log").open("a") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, text=True))
-        return started[-1]
-
-    yield run
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
@@ -202,22 +177,21 @@ def test_a_failing_job_is_told_and_tried_again(
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_stopped_sweep_goes_on_as_if_it_had_not_stopped(
-    start: Callable[..., subprocess.Popen[str]], in_folder: Path, capsys: pytest.CaptureFixture[str]
+    start_repq: Callable[..., Process], in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C, then a process that is killed, then to the end: results as of a sweep that ran through."""
     arguments = ["-m", *SMALL, "qat.epochs=5", "mode=merged,repq", "verbosity=normal"]
-    first = start(*arguments)
+    first = start_repq("train", *arguments)
     wait_until(lambda: any("QAT epoch" in log.read_text() for log in Path().glob("outputs/sweep/*/0/train.log")))
-    os.killpg(first.pid, signal.SIGINT)
-    assert first.wait(timeout=60) == 130
+    first.send(signal.SIGINT)
+    assert first.wait() == 130
     sweep = folder_of_sweep()
     assert rows(sweep)[0]["status"] == "interrupted" and list(rows(sweep)) == [0]
     assert f"Stopped. Go on with: repq train resume={sweep}\n" in Path("log").read_text()
 
-    second = start(f"resume={sweep}")
+    second = start_repq("train", f"resume={sweep}")
     wait_until(lambda: "job 1" in Path("log").read_text() and (sweep / "1/config.yaml").exists())
-    second.kill()
-    second.wait()
+    second.end()
     assert main(["train", *arguments, "resume=auto", "verbosity=quiet"]) == 0
     assert trained(sweep, "FP") == [0]
     assert main(["train", *arguments, "hydra.sweep.dir=unbroken", "verbosity=quiet"]) == 0
@@ -231,19 +205,25 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not_stopped(
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
-def test_jobs_in_other_processes_stop_after_a_checkpoint(
-    start: Callable[..., subprocess.Popen[str]], in_folder: Path
-) -> None:
+def test_jobs_in_other_processes_stop_after_a_checkpoint(in_folder: Path) -> None:
     """Only the launching process gets the signal; its workers find a file in the sweep's folder."""
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    process = start("-m", *SMALL, *joblib, "qat.epochs=400", "mode=merged,repq,plain", "verbosity=normal")
+    arguments = ["-m", *SMALL, *joblib, "qat.epochs=400", "mode=merged,repq,plain", "verbosity=normal"]
+    command = [sys.executable, "-m", "repq_cli.cli", "train", *arguments]  # whose end ends joblib's workers
 
     def training(number: int) -> bool:
         return any("QAT epoch" in log.read_text() for log in Path("outputs/sweep").glob(f"*/{number}/train.log"))
 
-    wait_until(lambda: training(0) and training(1))
-    process.terminate()
-    assert process.wait(timeout=60) == 143
+    with Path("log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until(lambda: training(0) and training(1))
+        process.terminate()
+        assert process.wait(timeout=120) == 143
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     sweep = folder_of_sweep()
     assert "Go on with: repq train resume=" in Path("log").read_text()
     assert {number: row["status"] for number, row in rows(sweep).items()} == {0: "interrupted", 1: "interrupted"}
@@ -341,13 +321,14 @@ def test_the_line_counts_by_what_the_folder_holds(in_folder: Path) -> None:
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_a_signal_to_one_worker_stops_the_sweep_and_is_told(
-    start: Callable[..., subprocess.Popen[str]], in_folder: Path
+    start_repq: Callable[..., Process], in_folder: Path
 ) -> None:
     """With one job at a time joblib stays in the launching process, where the job takes the signal for its own."""
-    process = start("-m", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "qat.epochs=400", "seed=0,1")
+    in_turn = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+    process = start_repq("train", "-m", *SMALL, *in_turn, "qat.epochs=400", "seed=0,1")
     wait_until(lambda: any("QAT epoch" in log.read_text() for log in Path().glob("outputs/sweep/*/0/train.log")))
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    process.send(signal.SIGINT)
+    assert process.wait() == 130
     assert "Go on with: repq train resume=" in Path("log").read_text()
 
 
