@@ -434,3 +434,24 @@ def test_what_cannot_be_diagnosed_says_why(finished: Path, capsys: pytest.Captur
     (finished / "summary.json").write_text(json.dumps(row | {"status": "interrupted"}))
     assert main(["diagnose", f"run={finished}"]) == 3
     assert "is not done" in capsys.readouterr().err
+
+
+def test_a_net_that_knows_nothing_is_not_said_to_be_fine() -> None:
+    unit = {"metric": {"name": "top1", "unit": "%", "higher_is_better": True, "guess": 11.0}}
+    first, _ = advice(diagnosis(10.0, 10.0, 10.0, 10.0, 10.0) | unit)
+    assert first == (
+        "There is nothing that quantization could take away: the FP net has 10.00 %, and a guess has up to 11.00 %: "
+        "train the FP stage longer, or with another fp.lr."
+    )
+    assert advice(diagnosis(90.0, 90.0, 90.0, 90.0, 90.0) | unit)[0].startswith("Nothing hurts")
+    assert "guess" not in advice(diagnosis(10.0, 10.0, 10.0, 10.0, 50.0) | unit)[0]
+
+
+def test_a_task_that_forgives_noise_is_no_reason_for_fewer_bits() -> None:
+    """Weights fitted to their codes: better with them than without, and as good as the FP net, but of a few dB."""
+    found = changed(diagnosis(99.0, 10.0, 50.0, 10.0, 99.0), second__weights={"sqnr": 3.0}, second__range_ratio=RUGGED)
+    found["layers"][0]["weights"] = found["layers"][1]["weights"]
+    first, _ = advice(found)
+    assert "everything quantized has 99.00 %, the FP net 99.00 %" in first
+    assert "the weights of 2 of 2 layers are nearly noise" in first and "rep.identity=split" in first
+    assert "Fewer bits" not in first

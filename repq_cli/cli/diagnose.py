@@ -21,6 +21,7 @@ from repq_cli.report.diagnosis import LEGEND, layer_table, summary
 from repq_cli.runs.folder import DIAGNOSIS
 from repq_cli.runs.row import prune
 from repq_cli.train.diagnosis import diagnose, some_of
+from repq_cli.train.divergence import chance
 
 if TYPE_CHECKING:
     from repq_cli.report.figures.drawing import Drawing
@@ -51,7 +52,12 @@ def diagnose_job(config: dict[str, Any]) -> None:
         "format": FORMAT,
         **{key: run.row[key] for key in ("model", "rep", "mode", "quant")},
         "data": {"name": run_config.data.name, "split": "val", "images": len(images), "of": len(data.val)},
-        "metric": {"name": task.metric, "unit": task.unit, "higher_is_better": task.higher_is_better},
+        "metric": {
+            "name": task.metric,
+            "unit": task.unit,
+            "higher_is_better": task.higher_is_better,
+            **({"guess": sum(chance(images, data.info.num_classes))} if task.name == "classification" else {}),
+        },
         **diagnose(net, nets["fp"], blocks, images, task, device, show_bar),
     }
     found["advice"] = advice(found)

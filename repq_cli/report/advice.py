@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repq_cli.modes.catalogue import mode_named
-from repq_cli.report.diagnosis import SETTINGS, Numbers, by_harm, chance, drop_text, gain, gap_unit, is_fitted, value_of
+from repq_cli.report.diagnosis import (
+    SETTINGS,
+    Numbers,
+    by_harm,
+    chance,
+    drop_text,
+    gain,
+    gap_unit,
+    guess,
+    is_fitted,
+    value_of,
+)
 from repq_cli.targets import HAVE_IDENTITY
 
 WIDER = {1: 2, 2: 4, 3: 4, 4: 8}  # the next width worth trying
@@ -29,9 +40,10 @@ WIDER_SYSTEM = "quant=w2a2"
 def advice(diagnosis: Numbers) -> list[str]:
     """Two sentences: what hurts and what to try, then which layer it is in.
 
-    The rules, in their order: it is not the codes, where more than half of what is missing to the FP net stays missing
-    with nothing quantized; nothing hurts, where everything quantized is as good as nothing quantized, up to what chance
-    explains; else weights or activations, whichever lose more by themselves.
+    The rules, in their order: there is nothing to lose, where no net is better than a guess; it is not the codes, where
+    more than half of what is missing to the FP net stays missing with nothing quantized; nothing hurts, where everything
+    quantized is as good as nothing quantized, up to what chance explains; else weights or activations, whichever lose
+    more by themselves.
     """
     value = {setting: value_of(diagnosis, setting) for setting in SETTINGS}
     sign = 1 if diagnosis["metric"]["higher_is_better"] else -1
@@ -39,19 +51,31 @@ def advice(diagnosis: Numbers) -> list[str]:
     drop = diagnosis["network"]["everything"]["drop"]
     least, unit = chance(diagnosis), diagnosis["metric"]["unit"]
     mode = mode_named(diagnosis["mode"])
+    if all(value[net] <= guess(diagnosis) for net in ("fp", "everything")):
+        return [_untrained(diagnosis, value), _noisiest(diagnosis)]
     if missing > least and (mode.known_loss or diagnosis["quant"]["weight_method"] in FEW_CODES):
         return [_by_design(diagnosis, value), _noisiest(diagnosis)]
     if missing > least and drop < missing / 2 and mode.trains:
         fitted = is_fitted(diagnosis)
         return [_training(diagnosis, value, fitted), _spared(diagnosis, least) if fitted else _noisiest(diagnosis)]
     if drop <= least:
+        than = "the FP net" if is_fitted(diagnosis) else "nothing quantized"
+        other = value["fp" if is_fitted(diagnosis) else "nothing"]
         return [
-            f"Nothing hurts: everything quantized has {value['everything']:.2f} {unit}, nothing quantized "
-            f"{value['nothing']:.2f} {unit}, and up to {least:.2g} {gap_unit(diagnosis)} would be chance. "
-            f"{_narrower(diagnosis['quant'])}",
+            f"Nothing hurts: everything quantized has {value['everything']:.2f} {unit}, {than} {other:.2f} {unit}, and "
+            f"up to {least:.2g} {gap_unit(diagnosis)} would be chance. {_narrower(diagnosis)}",
             _noisiest(diagnosis),
         ]
     return [_cause(diagnosis, drop, least), _where(diagnosis, drop, least)]
+
+
+def _untrained(diagnosis: Numbers, value: Numbers) -> str:
+    """Why a net that knows nothing says nothing of quantization."""
+    unit = diagnosis["metric"]["unit"]
+    return (
+        f"There is nothing that quantization could take away: the FP net has {value['fp']:.2f} {unit}, and a guess has "
+        f"up to {guess(diagnosis):.2f} {unit}: train the FP stage longer, or with another fp.lr."
+    )
 
 
 def _by_design(diagnosis: Numbers, value: Numbers) -> str:
@@ -93,26 +117,40 @@ def _spared(diagnosis: Numbers, least: float) -> str:
 
 def _noisiest(diagnosis: Numbers) -> str:
     """The layer whose weights are noisiest for their width."""
-
-    def lacking(layer: Numbers) -> float:
-        weights = layer["weights"]
-        return BEST[weights["bits"]] - weights["sqnr"]
-
-    named = [layer for layer in diagnosis["layers"] if layer.get("weights") and layer["weights"]["sqnr"] is not None]
+    named = _weighted(diagnosis)
     if not named:
         return "No layer's weights have any noise."
-    layer = max(named, key=lacking)
+    layer = max(named, key=_lacking)
     weights = layer["weights"]
     said = (
         f"Its noisiest weights, for their width, are those of {layer['name']}: {weights['sqnr']:.1f} dB, where "
         f"{weights['bits']} bit can give normally distributed ones {BEST[weights['bits']]:.0f} dB"
     )
-    if lacking(layer) > GROWN and weights["clipped"] is not None and weights["clipped"] < FEW:
+    if _lacking(layer) > GROWN and weights["clipped"] is not None and weights["clipped"] < FEW:
         return f"{said}; next to none is clipped, so that its steps have grown too large: try a lower qat.lr."
     return f"{said}; {100 * weights['zero']:.0f} % of its codes are zero."
 
 
-def _narrower(quant: Numbers) -> str:
+def _weighted(diagnosis: Numbers) -> list[Numbers]:
+    """The layers whose weights have any noise."""
+    return [layer for layer in diagnosis["layers"] if layer.get("weights") and layer["weights"]["sqnr"] is not None]
+
+
+def _lacking(layer: Numbers) -> float:
+    """How many dB a layer's weights have less than normally distributed ones can have."""
+    weights = layer["weights"]
+    return float(BEST[weights["bits"]] - weights["sqnr"])
+
+
+def _narrower(diagnosis: Numbers) -> str:
+    """Fewer bits, unless the network bears its codes only because the task forgives them."""
+    quant = diagnosis["quant"]
+    spoilt = [layer for layer in _weighted(diagnosis) if _lacking(layer) > GROWN]
+    if 2 * len(spoilt) > len(diagnosis["layers"]):
+        return (
+            f"But the weights of {len(spoilt)} of {len(diagnosis['layers'])} layers are nearly noise, which other data "
+            f"would not forgive: try {_for_weights(diagnosis, by_harm(diagnosis))}."
+        )
     bits = {key: NARROWER[quant[key]] for key in ("weight_bits", "act_bits") if quant[key] in NARROWER}
     if not bits:
         return "Fewer bits are hardly to be had: ship it."

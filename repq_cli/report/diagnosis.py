@@ -55,6 +55,11 @@ def chance(diagnosis: Numbers) -> float:
     return max(IMAGES * 100 / diagnosis["data"]["images"], POINTS)
 
 
+def guess(diagnosis: Numbers) -> float:
+    """Up to which metric a network may have learned nothing; minus infinity where that is not known."""
+    return float(diagnosis["metric"].get("guess", -float("inf")))
+
+
 def value_of(diagnosis: Numbers, setting: str) -> float:
     """The metric of the whole network in one of ``SETTINGS``."""
     found = diagnosis["network"][setting]
