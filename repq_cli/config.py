@@ -46,7 +46,7 @@ class Config:
     qat: Annotated[StageOptions, Affects.QAT]
     optim: OptimOptions
     schedule: ScheduleOptions
-    runtime: Annotated[RuntimeOptions, Affects.NOTHING]
+    runtime: RuntimeOptions
     task: Literal["classification", "super_resolution"] = "classification"
     psnr_rounding: bool = True
     seed: Annotated[int, Range(0)] = 0
@@ -183,6 +183,20 @@ def affected(key: str) -> Affects:
         kind = section_type(annotation)
         said = OF_DATA.get(name) if kind is DataSection else _said(keys_of(kind).get(name)) if kind else None
     return said or Affects.FP
+
+
+# What a run may go on with another value of.
+CHANGEABLE = "verbosity and those keys of runtime that change no result"
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of a key, or of one that is misspelt and is told so later.
+
+    >>> may_change("runtime.threads"), may_change("runtime.precision"), may_change("qat.lr")
+    (True, False, False)
+    """
+    ours = key.startswith("runtime.") and (key not in DEFAULTS or affected(key) is Affects.NOTHING)
+    return ours or key == "verbosity"
 
 
 def _said(annotation: Any) -> Affects | None:

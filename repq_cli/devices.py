@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -48,11 +48,20 @@ def use_device(name: str, key: str = "runtime.device") -> torch.device:
     return device
 
 
-@contextmanager
-def full_float32() -> Iterator[None]:
+def full_float32() -> AbstractContextManager[None]:
     """Float32 products and convolutions without TF32 inside: what a proof of equality, or a code, rests on."""
+    return _products_in("ieee")
+
+
+def tf32() -> AbstractContextManager[None]:
+    """Inside, CUDA multiplies float32 with the ten bits of TF32, and adds in float32."""
+    return _products_in("tf32")
+
+
+@contextmanager
+def _products_in(precision: str) -> Iterator[None]:
     before = [place.fp32_precision for place in _precisions()]
-    _set_precisions(["ieee"] * len(before))
+    _set_precisions([precision] * len(before))
     try:
         yield
     finally:

@@ -39,6 +39,8 @@ EFFECTS: dict[str, list[tuple[list[str], dict[str, Any]]]] = {
                 "model.width": 0.5,
                 "data.batch_size": 32,
                 "data.crop": 1,
+                "runtime.precision": "bf16",
+                "runtime.matmul": "high",
             },
         )
     ],
@@ -69,6 +71,7 @@ EFFECTS: dict[str, list[tuple[list[str], dict[str, Any]]]] = {
             {
                 "verbosity": "quiet",
                 "runtime.tile": 64,
+                "runtime.channels_last": True,
                 "runtime.device": "cpu",
                 "runtime.changed_data": "accept",
                 "fp.reuse": False,

@@ -126,6 +126,19 @@ def test_every_mode_runs_and_ships_exactly_on_a_gpu(mode: str, in_folder: Path) 
 
 
 @accelerator
+@pytest.mark.parametrize("key", ["precision=bf16", "precision=fp16", "matmul=high"])
+def test_steps_of_lower_precision_ship_exactly_and_resume_exactly_on_a_gpu(key: str, in_folder: Path) -> None:
+    arguments = [*GPU_RUN, "mode=repq_bn", f"runtime.{key}", "runtime.channels_last=true"]
+    assert main(["train", *arguments, "hydra.run.dir=run"]) == 0
+    assert row_of(Path("run"))["checks"]["freeze_max_abs"] == 0
+    stop_after_some_steps(arguments, Path("stopped"))
+    assert main(["train", "resume=stopped"]) == 0
+    assert results(Path("stopped")) == results(Path("run"))
+    assert main(["train", *GPU_RUN, "mode=repq_bn", "hydra.run.dir=exact"]) == 0
+    assert results(Path("exact")) != results(Path("run"))
+
+
+@accelerator
 def test_the_same_run_twice_and_one_that_was_stopped_agree_on_a_gpu(in_folder: Path) -> None:
     """Also behind checkpoints that hold nothing of CUDA's random numbers: every step seeds them."""
     stochastic = [*GPU_RUN, "quant=bnn", "quant.stochastic=true", "model.activation=hardtanh", "mode=repq_bn"]

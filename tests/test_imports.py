@@ -15,7 +15,7 @@ PACKAGE = Path(repq_cli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room and the rooms of ours that it imports, beside the files that every part may use.
-SHARED = {"batch_norm", "errors", "files", "seeds", "bounds", "text", "typecheck", "devices", "effects"}
+SHARED = {"batch_norm", "errors", "files", "seeds", "bounds", "text", "typecheck", "devices", "effects", "precision"}
 ALLOWED: dict[str, set[str]] = {
     "reparam": set(),
     "quant": set(),

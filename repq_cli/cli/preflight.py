@@ -19,6 +19,7 @@ from repq_cli.config import Config
 from repq_cli.devices import pick_device
 from repq_cli.errors import RepqError
 from repq_cli.modes.compose import layer_bits
+from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.checkpoint import fp_checkpoint
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_weights import fp_choice
@@ -28,7 +29,7 @@ _prepared: list[Experiment] = []  # what the run of this process was checked wit
 
 def prepare(config: Config) -> None:
     """Read what a run starts from, and keep it for ``taken``. Raises ConfigError or DataError."""
-    pick_device(config.runtime.device)
+    Arithmetic(config.runtime, pick_device(config.runtime.device))
     experiment = build.experiment(config)
     _check_layers(experiment)
     _check_weights(experiment)
@@ -56,7 +57,12 @@ def refusals(configs: Sequence[Config]) -> list[RepqError | None]:
 
 def _refusal(config: Config, loaded: Any, weights: dict[str, RepqError | None]) -> RepqError | None:
     """What is wrong with a run on the data ``loaded``; ``weights``: what is known of files and networks so far."""
-    experiment, error = _tried(lambda config: build.experiment(config, loaded), config)
+
+    def made(config: Config) -> Experiment:
+        Arithmetic(config.runtime, pick_device(config.runtime.device))
+        return build.experiment(config, loaded)
+
+    experiment, error = _tried(made, config)
     if experiment is None:
         return error
     _, error = _tried(_check_layers, experiment)

@@ -6,6 +6,7 @@ import yaml
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.overrides import Checker
+from repq_cli.config import CHANGEABLE, may_change
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.runs.folder import CONFIG, RunFolder
 from repq_cli.runs.outputs import OUTPUTS
@@ -28,7 +29,7 @@ def go_on(target: str, line: CommandLine) -> int:
                 "resume=auto goes behind the whole command that was stopped: repq train +model=… resume=auto"
             )
         target = str(sweep.newest_like(line) if line.multirun else _newest_like(line))
-        changes = [text for text in changes if text.startswith(("runtime.", "verbosity=", "hydra/launcher"))]
+        changes = [text for text in changes if may_change(_key(text)) or text.startswith("hydra/launcher")]
     if SweepFolder(target).is_used:
         return sweep.resume(SweepFolder(target), changes)
     _resume_run(RunFolder(target), changes)
@@ -53,16 +54,18 @@ def _resume_run(folder: RunFolder, changes: list[str]) -> None:
 
 def _apply(override: str, tree: dict[str, object]) -> None:
     """Set ``runtime.*`` or ``verbosity`` of a stored configuration."""
-    key, _, text = override.lstrip("+").partition("=")
+    key, text = _key(override), override.partition("=")[2]
     section, _, name = key.partition(".")
     if key == "verbosity":
         tree[key] = text
-    elif section == "runtime" and isinstance(runtime := tree[section], dict):  # whose keys are checked with all others
+    elif may_change(key) and isinstance(runtime := tree[section], dict):  # whose keys are checked with all others
         runtime[name] = yaml.safe_load(text)
     else:
-        raise ConfigError(
-            f"{override} cannot be changed by resume=, only runtime.* and verbosity can: start a new run."
-        )
+        raise ConfigError(f"{override} cannot be changed by resume=, only {CHANGEABLE} can: start a new run.")
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
 
 
 def _newest_like(line: CommandLine) -> RunFolder:

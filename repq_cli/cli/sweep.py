@@ -15,7 +15,7 @@ from repq_cli.cli.jobs import run_key
 from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.overrides import Checker, Composed, config_file
 from repq_cli.cli.preflight import refusals
-from repq_cli.config import Config
+from repq_cli.config import CHANGEABLE, Config, may_change
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.files import make_folder
 from repq_cli.problems import error_of
@@ -124,10 +124,9 @@ def resume(folder: SweepFolder, changes: Sequence[str]) -> int:
     plan = folder.read_plan()
     changed = {change.lstrip("+").partition("=")[0] for change in changes}
     for key in sorted(changed):
-        if not key.startswith(("runtime.", "hydra/launcher", "hydra.launcher.")) and key != "verbosity":
+        if not (may_change(key) or key.startswith(("hydra/launcher", "hydra.launcher."))):
             raise ConfigError(
-                f"{key} cannot be changed by resume=, only runtime.*, verbosity and hydra/launcher can: "
-                f"start a new sweep."
+                f"{key} cannot be changed by resume=, only hydra/launcher, {CHANGEABLE} can: start a new sweep."
             )
         if key in plan.varied:
             raise ConfigError(f"{key} is what this sweep varies: start a new sweep.")

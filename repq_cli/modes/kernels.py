@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from repq_cli.modes.options import ModeOptions
+from repq_cli.precision import in_float32
 from repq_cli.quant.layers import KernelSource
 from repq_cli.reparam.algebra import Kernel
 from repq_cli.reparam.block import Block
@@ -54,7 +55,7 @@ class BranchKernel(KernelSource):
     def forward(self, x: Tensor, raw: Tensor) -> Kernel:
         if self.statistics == "running":
             return self.inference()
-        source = raw if self.options.stats_input == "fp" else x
+        source = in_float32(raw if self.options.stats_input == "fp" else x)
         observed = self._observe(source)
         kernel = self.block.merged(observed)
         observed.update_running()

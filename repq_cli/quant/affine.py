@@ -34,7 +34,7 @@ class AffineWeight(Quantizer):
         values, dims = values.detach(), shared_dims(values, self.per_channel)
         return nudged_grid(values.amin(dims, keepdim=True), values.amax(dims, keepdim=True), self.codes)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         return affine_fake_quantize(values, self.grid(values), self.codes)
 
 
@@ -73,7 +73,7 @@ class AffineActivation(Quantizer):
         """The nudged grid of the average range."""
         return nudged_grid(self.low, self.high, self.codes)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         if self.training:
             self._observe(values)
             if self.delay and int(self.steps_seen) <= self.delay:

@@ -48,7 +48,7 @@ class SignWeight(_Sign):
         """Step 1."""
         return Grid(values.new_ones(()))
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         draws = self.stochastic and self.training
         return binary_fake_quantize(values, certain=self.latent_bound if draws else None)
 
@@ -69,7 +69,7 @@ class SignActivation(_Sign):
         """Step 1."""
         return Grid(values.new_ones(()))
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         return binary_fake_quantize(values, bound=1.0, certain=1.0 if self.stochastic and self.training else None)
 
 
@@ -88,7 +88,7 @@ class ScaledSignWeight(_Sign):
         """``alpha``."""
         return Grid(mean_magnitude(values, shared_dims(values, self.per_filter)))
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         return scaled_binary_fake_quantize(values, shared_dims(values, self.per_filter))
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repq_cli.precision import in_float32
+
 SMALLEST_STEP = 1e-8
 
 
@@ -45,15 +47,10 @@ def integer_range(bits: int, signed: bool, symmetric: bool = False) -> IntegerRa
 
 def quantize(values: Tensor, grid: Grid, codes: IntegerRange) -> Tensor:
     """``clip(round(values / step) + zero_point, low, high)``, integers in the dtype of ``values``; ties go to even."""
-    rounded = (wide(values) / grid.step).round_()
+    rounded = (in_float32(values) / grid.step).round_()
     if grid.zero_point is not None:
         rounded.add_(grid.zero_point)
     return rounded.clamp_(codes.low, codes.high).to(values.dtype)
-
-
-def wide(values: Tensor) -> Tensor:
-    """At least float32: bfloat16 has no room for the fractions of codes."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def offset_zero_point(offset: Tensor, step: Tensor, codes: IntegerRange) -> Tensor:

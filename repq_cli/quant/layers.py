@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repq_cli.batch_norm import norm_multiplier
+from repq_cli.precision import full_precision, in_float32
 from repq_cli.quant.frozen import FrozenWeight, Inference
 from repq_cli.quant.functional import input_scale
 from repq_cli.quant.init import Initialiser
@@ -161,9 +162,11 @@ class QuantLayer(nn.Module):
         quantized = self.quantizer(weight)
         if not (self._feeds_signs and self._reads and self.quantizer.bits < 32):
             return sums_in_training(x, quantized, bias, window)
+        x = in_float32(x)
         with torch.no_grad():
             steps = Steps(self._reads[0].grid(x).step, self.quantizer.grid(weight).step)
-        return scaled_sums(x, quantized, bias, steps, window)
+        with full_precision():
+            return scaled_sums(x, quantized, bias, steps, window)
 
 
 class QuantConv(QuantLayer):
@@ -217,14 +220,20 @@ class QuantConv(QuantLayer):
         Behind an input without variance a batch norm that is folded by the batch divides by ``sqrt(eps)``. Whatever
         quantization changes in the mean then leaves some hundred times as large, and a chain of such layers overflows,
         where a batch norm behind the codes would have taken it away: the outputs keep the mean that they have without
-        quantization.
+        quantization, all of it in float32.
         """
+        if self.training and self.sees_nothing and self.kernel.follows_batches:
+            with full_precision():
+                return self._sums(in_float32(x), in_float32(raw), keeps_mean=True)
+        return self._sums(x, raw, keeps_mean=False)
+
+    def _sums(self, x: Tensor, raw: Tensor, keeps_mean: bool) -> Tensor:
         weight, bias = self.kernel(x, raw) if self.training else self.kernel.inference()
         inputs, window = self._padded(x)
         scale = self._scale(raw, weight)
         summed_bias = bias if scale is None else None
         y = self._in_training(inputs, weight, summed_bias, window)
-        if self.training and self.sees_nothing and self.kernel.follows_batches:
+        if keeps_mean:
             exact = weighted_sums(self._padded(raw)[0], weight, summed_bias, window)
             y = y + (exact - y).mean((0, 2, 3), keepdim=True)
         if scale is None:

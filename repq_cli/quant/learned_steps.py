@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from repq_cli.quant.functional import Grid, IntegerRange, offset_zero_point, quantize, wide
+from repq_cli.precision import in_float32
+from repq_cli.quant.functional import Grid, IntegerRange, offset_zero_point, quantize
 
 
 def lsq_fake_quantize(values: Tensor, step: Tensor, codes: IntegerRange, grad_scale: float = 1.0) -> Tensor:
@@ -49,7 +50,7 @@ class Origin(NamedTuple):
 
     def made(self) -> Tensor:
         """The tensor, in the dtype and the memory layout of ``values``."""
-        quantized = quantize(wide(self.values), Grid(self.step, self.zero_point), self.codes)
+        quantized = quantize(in_float32(self.values), Grid(self.step, self.zero_point), self.codes)
         if self.zero_point is not None:
             quantized.sub_(self.zero_point)
         return quantized.mul_(self.step).to(self.values.dtype)
@@ -85,7 +86,7 @@ class _LSQ(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, step, zero_point = ctx.saved_tensors
         codes: IntegerRange = ctx.codes
-        grad, unrounded = wide(_laid_out_like(values, grads[0])), wide(values) / step
+        grad, unrounded = in_float32(_laid_out_like(values, grads[0])), in_float32(values) / step
         if zero_point is not None:
             unrounded.add_(zero_point)
         # The gradient where low < u < high, both ends excluded, else 0; boolean masks would cost several passes more.
@@ -109,7 +110,7 @@ def _rounded(unrounded: Tensor, ctx: Any) -> Tensor:
     values, step, zero_point = ctx.saved_tensors
     if zero_point is None:
         return unrounded.round_().clamp_(*ctx.codes)
-    return quantize(wide(values), Grid(step, zero_point), ctx.codes)
+    return quantize(in_float32(values), Grid(step, zero_point), ctx.codes)
 
 
 def inward(to_offset: Tensor, zero_point: Tensor, codes: IntegerRange) -> Tensor:

@@ -82,6 +82,10 @@ class LSQ(Quantizer):
         return 1 / math.sqrt(count * self.codes.high)
 
     def forward(self, values: Tensor) -> Tensor:
+        """``fake_quantize``, which computes in float32 what it must and stores the values as they came."""
+        return super().forward(values) if self.by_sign else self.fake_quantize(values)
+
+    def fake_quantize(self, values: Tensor) -> Tensor:
         if self.by_sign:
             return lsq_binary_fake_quantize(values, self.step_for(values), self.grad_scale(values))
         return lsq_fake_quantize(values, self.step_for(values), self.codes, self.grad_scale(values))
@@ -118,5 +122,5 @@ class LSQPlus(LSQ):
         self.raw_step.copy_(step)
         self.raw_offset.copy_(offset)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         return lsq_plus_fake_quantize(values, self.step(), self.raw_offset, self.codes, self.grad_scale(values))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from repq_cli.precision import in_float32
 from repq_cli.quant.functional import Grid, IntegerRange, quantize
 from repq_cli.quant.init import Initialiser
 
 
 class Quantizer(nn.Module):
-    """Parameters plus a pure function: ``forward`` fake-quantizes, and equals ``grid`` times ``integers`` bit for bit.
+    """Parameters plus a pure function: ``fake_quantize``, which equals ``grid`` times ``integers`` bit for bit.
 
     bits, codes  the integers that ``integers`` gives; with ``by_sign`` they are -1 and 1, nothing between
     signed       whether values below zero have codes of their own
@@ -28,6 +29,14 @@ class Quantizer(nn.Module):
     scale_free: bool = False
     latent_bound: float | None = None
     latent_decays: bool = True
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``fake_quantize``; values of 16 bits, as autocast makes them, are quantized in float32 and rounded after."""
+        return self.fake_quantize(in_float32(values)).to(values.dtype)
+
+    def fake_quantize(self, values: Tensor) -> Tensor:
+        """What the codes of ``values`` stand for, with the quantizer's gradients."""
+        raise NotImplementedError
 
     def calibrate(self, values: Tensor, initialiser: Initialiser = "min_error") -> None:
         """Set the steps from a tensor: the merged kernel, or the first batch of an activation."""
@@ -67,7 +76,7 @@ class NoQuantizer(Quantizer):
     bits = 32
     signed = True
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         return values
 
 

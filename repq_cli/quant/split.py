@@ -52,9 +52,9 @@ class SplitLSQ(LSQ):
             best, least = torch.where(better, grid.step, best), torch.where(better, error.view_as(suited), least)
         self.raw_step.copy_(best.view_as(self.raw_step))
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         wide = lsq_fake_quantize(values, self.step_for(values), WIDE, self.grad_scale(values))
-        return torch.where(self.split, wide, super().forward(values))
+        return torch.where(self.split, wide, super().fake_quantize(values))
 
     def integers_on(self, grid: Grid, values: Tensor) -> Tensor:
         """The codes of ``values`` on another grid than their own, those of the identity's taps among ``WIDE``."""

@@ -30,7 +30,7 @@ class TernaryWeight(Quantizer):
         """-1, 0 or 1 by the threshold whatever the grid, in the dtype of ``values``."""
         return self._ternarize(values)[0]
 
-    def forward(self, values: Tensor) -> Tensor:
+    def fake_quantize(self, values: Tensor) -> Tensor:
         return ternary_fake_quantize(values, self.threshold, shared_dims(values, self.per_filter))
 
     def _ternarize(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from repq_cli.precision import full_precision
 from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels, convolve, identity_kernel, pad_kernel
 from repq_cli.reparam.branch import Branch, IdentityBranch
 from repq_cli.reparam.statistics import RunningStatistics, Statistics
@@ -50,10 +51,13 @@ class Block(nn.Module):
         return self.activation(sum(outputs[1:], outputs[0]))
 
     def merged(self, statistics: Statistics) -> Kernel:
-        """The block's kernel ``[O, I/g, k, k]`` and bias ``[O]``, differentiable in every branch parameter."""
+        """The block's kernel ``[O, I/g, k, k]`` and bias ``[O]``, differentiable in every branch parameter.
+
+        In float32 under autocast as well, like every merge.
+        """
         branches = cast("Iterable[Branch]", self.branches.values())
-        kernels = (branch.merged(statistics) for branch in branches)
-        return add_kernels(kernels, self.geometry.kernel_size)
+        with full_precision():
+            return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.kernel_size)
 
     def split_taps(self) -> Tensor | None:
         """Where the merged kernel ``[O, I/g, k, k]`` holds the identity's ones, if that is to be quantized apart."""

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from repq_cli.precision import full_precision
 from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels, convolve, fold_batch_norm, identity_kernel
 from repq_cli.reparam.statistics import RunningStatistics, Statistics
 
@@ -126,7 +127,8 @@ class SumBranch(Branch):
 
     def _sum(self, statistics: Statistics) -> Kernel:
         branches = cast("Iterable[Branch]", self.branches.values())
-        return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.kernel_size)
+        with full_precision():  # in training as well, where this runs inside ``forward``
+            return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.kernel_size)
 
     def merged(self, statistics: Statistics) -> Kernel:
         kernel = self._sum(statistics)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repq_cli.precision import full_precision
 from repq_cli.reparam.algebra import Geometry, Kernel, compose_kernels, convolve
 from repq_cli.reparam.block import Block, Identity, splitting
 from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch, ScaledBranch, SumBranch, fold, without_bias
@@ -146,7 +147,8 @@ class DeepLinearBranch(Branch):
 
     def _weight(self, statistics: Statistics) -> Tensor:
         kernels = cast("Iterable[Branch]", self.kernels)
-        return functools.reduce(compose_kernels, (kernel.merged(statistics).weight for kernel in kernels))
+        with full_precision():
+            return functools.reduce(compose_kernels, (kernel.merged(statistics).weight for kernel in kernels))
 
     def merged(self, statistics: Statistics) -> Kernel:
         return fold(self.norm, without_bias(self._weight(statistics)), statistics, self.geometry)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from repq_cli.batch_norm import norm_multiplier
+from repq_cli.precision import in_float32
 from repq_cli.reparam.algebra import (
     Geometry,
     Kernel,
@@ -84,7 +85,7 @@ class PointFirst(Branch):
         if self.point_norm is None:
             return self.point(pad_input(x, padding))
         z = self.point(x)
-        zero = _image_of_zero(self.point_norm, z)
+        zero = _image_of_zero(self.point_norm, in_float32(z))
         return pad_input(self.point_norm(z) - zero, padding) + zero
 
     def merged(self, statistics: Statistics) -> Kernel:

@@ -21,7 +21,7 @@ STATUSES = get_args(Status)
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
 
 # Keys that older runs lack, where these are as if at their default.
-LATER = ("fp.weights", "fp.head", "fp.input", "quant.layers")
+LATER = ("fp.weights", "fp.head", "fp.input", "quant.layers", "runtime.precision", "runtime.matmul")
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from repq_cli.data.base import Batch, Evaluation
 from repq_cli.devices import in_float64
+from repq_cli.precision import in_float32
 from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.layers import clip_latent_weights
+from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.divergence import diverged
+from repq_cli.train.options import RuntimeOptions
 
 EVAL_BATCH = 256
 TIMED_STEPS = 500
+FLOAT32 = Arithmetic(RuntimeOptions())
 LARGEST_RATE = 1e30  # beyond, torch overflows in an error of its own, where one step is enough to diverge
 
 
@@ -96,15 +100,32 @@ def training_step(
     clip_norm: float | None,
     penalty: Callable[[], Tensor] | None = None,
     hint: str = "",
+    arithmetic: Arithmetic = FLOAT32,
 ) -> tuple[float, float]:
     """One update; returns loss and mean score. Raises CheckError, with the layer's name, if the loss is not finite.
 
     ``penalty`` is added to the loss that is minimised, not to the one that is returned. ``hint``: what may help then.
     """
+    with arithmetic.products():
+        return _step(net, batch, task, optimizer, lr, clip_norm, penalty, hint, arithmetic)
+
+
+def _step(
+    net: nn.Module,
+    batch: Batch,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    clip_norm: float | None,
+    penalty: Callable[[], Tensor] | None,
+    hint: str,
+    arithmetic: Arithmetic,
+) -> tuple[float, float]:
     x, targets = batch
     for group in optimizer.param_groups:
         group["lr"] = min(lr * group.get("lr_factor", 1.0), LARGEST_RATE)
-    outputs = net(x)
+    with arithmetic.autocast():
+        outputs = in_float32(net(arithmetic.images(x)))
     loss = task.loss(outputs, targets)
     objective = loss if penalty is None else loss + penalty()
     mean = mean_score(task.scores(outputs.detach(), targets))
@@ -113,10 +134,13 @@ def training_step(
     if not math.isfinite(minimised):
         raise diverged(net, batch, minimised, hint)
     optimizer.zero_grad(set_to_none=True)
-    objective.backward()
+    scaler = arithmetic.scaler
+    scaler.scale(objective).backward()
     if clip_norm is not None:
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     clip_latent_weights(net)
     return value, score
 

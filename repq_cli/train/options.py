@@ -103,17 +103,27 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What changes how a run is carried out but not what it computes (up to the device's arithmetic).
+    """How a run is carried out: two keys say how accurately its training steps compute, all others change no result.
+
+    (Up to the device's arithmetic.)
 
     device: ``auto`` takes an accelerator if there is one. threads: null leaves torch's choice.
+    precision: of the convolutions and products of training steps (autocast); merging, folding, statistics and
+        quantizers compute in float32, and so does everything but training. fp16 scales the loss and needs CUDA.
+    matmul: of float32's own products in training steps: ``highest`` (float32) or ``high`` (TF32, which needs CUDA).
+    channels_last: whether training keeps the channels of a pixel side by side; ``auto``: on CUDA. Sums get another
+        order, and nothing else changes.
     log_every: training steps between two entries of metrics.jsonl and TensorBoard.
     tile: (super-resolution) pictures of more low-resolution pixels a side are run in tiles; results do not change.
     changed_data: whether a run, or a sweep, goes on with data that is not what it was; its row then says so.
     """
 
-    device: str = "auto"
-    threads: Annotated[int, Range(1, 1024)] | None = None
-    log_every: Annotated[int, Range(1)] = 10
-    tensorboard: bool = True
-    tile: Annotated[int, Range(64)] = 1024
-    changed_data: Literal["refuse", "accept"] = "refuse"
+    device: Annotated[str, Affects.NOTHING] = "auto"
+    threads: Annotated[Annotated[int, Range(1, 1024)] | None, Affects.NOTHING] = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    matmul: Literal["highest", "high"] = "highest"
+    channels_last: Annotated[Literal["auto", True, False], Affects.NOTHING] = "auto"
+    log_every: Annotated[int, Range(1), Affects.NOTHING] = 10
+    tensorboard: Annotated[bool, Affects.NOTHING] = True
+    tile: Annotated[int, Range(64), Affects.NOTHING] = 1024
+    changed_data: Annotated[Literal["refuse", "accept"], Affects.NOTHING] = "refuse"

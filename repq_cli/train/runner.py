@@ -84,12 +84,12 @@ def run(
 
 def _title(experiment: Experiment, device: torch.device) -> str:
     """What is about to happen, in a line."""
-    data = experiment.data
+    data, precision = experiment.data, experiment.runtime.precision
     return (
         f"{experiment.model}, rep {experiment.rep}, mode {experiment.mode.name}, {experiment.quant.label}, on "
         f"{data.info.name} ({len(data.train)} images to train, {len(data.val)} to validate, "
         f"{sum(map(len, data.tests.values()))} to test), "
-        f"{device}, seed {experiment.seed}"
+        f"{device}{'' if precision == 'fp32' else f' in {precision}'}, seed {experiment.seed}"
     )
 
 

@@ -25,6 +25,7 @@ from repq_cli.runs.quality import measured
 from repq_cli.runs.row import prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
+from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.divergence import advice, require_usable_images
 from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, evaluate, training_step
 from repq_cli.train.experiment import Experiment
@@ -81,6 +82,8 @@ class StageTrainer:
         """``earlier`` are the times of the stages before."""
         self.stage, self.net, self.context, self.earlier = stage, net, context, earlier
         self.experiment, self.log = context.experiment, context.log
+        self.arithmetic = Arithmetic(self.experiment.runtime, context.device)
+        self.arithmetic.lay_out(net, training=True)
         self.optimizer = make_optimizer(net, self.experiment.optim, stage.options.lr)
         self.penalty = self._custom_l2 if self.experiment.optim.custom_l2 and repvgg_blocks(net) else None
         self.steps_per_epoch = self.experiment.data.train.steps(self.experiment.batch_size)
@@ -106,6 +109,7 @@ class StageTrainer:
         """Go on from ``saved``, the content of last.pt."""
         self.net.load_state_dict(saved["net"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.arithmetic.restore(saved.get("scaler", {}))
         self.epoch, self.totals = saved["epoch"], EpochTotals(**saved["totals"])
         self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
         self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
@@ -138,6 +142,7 @@ class StageTrainer:
                 )
             self._save_best(None)  # nothing was trained: what calibration gave is what there is
         self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
+        self.arithmetic.lay_out(self.net, training=False)
 
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
         experiment, options = self.experiment, self.stage.options
@@ -156,6 +161,7 @@ class StageTrainer:
                     experiment.optim.clip_norm,
                     self.penalty,
                     self._advice(),
+                    self.arithmetic,
                 )
             self.totals.add(loss, score)
             if self.step % experiment.runtime.log_every == 0:
@@ -248,6 +254,7 @@ class StageTrainer:
                 "totals": asdict(self.totals),
                 "net": self._finite_state(),
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.arithmetic.state(),
                 "best_score": self.best_score,
                 "best_epoch": self.best_epoch,
                 "seconds": self.seconds,
