@@ -55,15 +55,14 @@ class BranchKernel(KernelSource):
     def forward(self, x: Tensor, raw: Tensor) -> Kernel:
         if self.statistics == "running":
             return self.inference()
-        source = in_float32(raw if self.options.stats_input == "fp" else x)
-        observed = self._observe(source)
+        observed = self._observe(raw if self.options.stats_input == "fp" else x)
         kernel = self.block.merged(observed)
         observed.update_running()
         return kernel
 
     def _observe(self, x: Tensor) -> BatchStatistics | EstimatedStatistics:
         if self.statistics == "batch":
-            return BatchStatistics(x, self.detach)
+            return BatchStatistics(in_float32(x), self.detach)
         return EstimatedStatistics(x, self.options.estimator, self.detach)
 
     def inference(self) -> Kernel:
