@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
 from uuid import uuid4
 
 from repq_cli import schema
@@ -14,10 +14,10 @@ from repq_cli.bounds import Range
 from repq_cli.config import Config
 from repq_cli.errors import ConfigError
 from repq_cli.modes.catalogue import mode_named
-from repq_cli.problems import error_of
+from repq_cli.problems import Problem, error_of
 from repq_cli.runs.folder import RunFolder
-from repq_cli.targets import ModelSection, RepSection, Target
-from repq_cli.typecheck import annotations_of
+from repq_cli.targets import ModelSection, RepSection, Target, plugin_of, registered, unnamed_plugins
+from repq_cli.typecheck import annotations_of, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from repq_cli.train.engine import Task
     from repq_cli.train.experiment import Experiment
 
-ALLOWED = ("repq_cli.", "torch.optim.")
-
 # What build itself passes to each section's target, whatever the configuration says.
 PROVIDED = {
     "model": {"make_block", "in_channels", "num_classes"},
@@ -36,26 +34,51 @@ PROVIDED = {
     "data": {"upscaling"},
 }
 # What the configuration may set of that all the same.
-SETTABLE = {"model": {"num_classes": Annotated[int, Range(2)] | None}}
+SETTABLE = {"model": {"num_classes": Annotated[int, Range(2, 10**7)] | None}}
 
 
-def resolve(target: str, plugins: list[str]) -> Callable[..., Any]:
-    """The function or class that ``target`` names, if it is one of ours, of torch.optim, or of a plugin."""
-    allowed = (*ALLOWED, *(f"{plugin}." for plugin in plugins))
-    if not target.startswith(allowed):
-        raise ConfigError(f"may only name something below {', '.join(allowed)}; add your package to plugins=[...]")
+def resolve(section: str, target: str, plugins: Sequence[str]) -> Callable[..., Any]:
+    """The function or class that a section's ``target`` names: one of its registry, or one that a plugin defines.
+
+    Nothing is imported but the module of a registered function, or what lies in a package that was named.
+    """
+    ours = registered(section)
+    plugin = None if target in ours else plugin_of(target, plugins)
+    if target not in ours and plugin is None:
+        hint = f"did you mean '{near}'?" if (near := nearest(target, ours)) else f"one of {', '.join(sorted(ours))}"
+        raise ConfigError(f"is none of repq's functions for {section} and of no package in plugins=[…]; {hint}")
+    return _called(_imported(target, plugin), target, plugin)
+
+
+def _imported(target: str, plugin: str | None) -> Any:
     module_name, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+        return getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # a plugin may raise anything as it is imported
+        if plugin is None:
+            raise
         raise ConfigError(f"names nothing that can be imported ({error})") from error
-    if not callable(found) or inspect.ismodule(found):
-        raise ConfigError("names something that cannot be called")
-    return found
+
+
+def _called(found: Any, target: str, plugin: str | None) -> Callable[..., Any]:
+    """``found`` if it is a function or a class that the plugin itself defines, and its arguments can be read."""
+    defined: Any = inspect.unwrap(found) if callable(found) else found
+    if not inspect.isfunction(defined) and not (inspect.isclass(defined) and not issubclass(defined, BaseException)):
+        raise ConfigError("names neither a function nor a class that builds something")
+    if plugin is not None and plugin_of(f"{defined.__module__}.{target.rpartition('.')[2]}", [plugin]) is None:
+        raise ConfigError(f"is defined in {defined.__module__}, which is not of {plugin}: name it where it is defined")
+    try:
+        inspect.signature(found), annotations_of(found)
+    except Exception as error:  # annotations are evaluated
+        raise ConfigError(f"has arguments that cannot be read ({error})") from error
+    return cast(Callable[..., Any], found)
 
 
 def checked(tree: dict[str, Any]) -> Config:
-    """The configuration with ``auto`` resolved. Raises ConfigError with every problem."""
+    """The configuration with ``auto`` resolved. Raises ConfigError with every problem.
+
+    The plugins that it names are trusted: of a stored one, ``stored`` asks whether they may be.
+    """
     problems = schema.validate(tree, target_arguments)
     if not problems:
         tree = schema.resolved(tree)
@@ -65,14 +88,25 @@ def checked(tree: dict[str, Any]) -> Config:
     return Config.of(tree)
 
 
-def stored(folder: RunFolder) -> Config:
-    """The configuration of a run, of an earlier version too. Raises DataError, or ConfigError with every problem."""
-    return checked(schema.with_defaults(folder.read_config()))
+def stored(folder: RunFolder, plugins: Sequence[str], changes: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a run, of an earlier version too, with ``changes`` by section or key.
+
+    plugins: those that the running command line names; the run may want no others.
+
+    Raises DataError, or ConfigError with every problem.
+    """
+    tree = folder.read_config()
+    if said := unnamed_plugins(tree.get("plugins"), plugins):
+        raise ConfigError(f"{folder}: {Problem('plugins', tree['plugins'], said)}")
+    for key, value in (changes or {}).items():
+        own = tree.get(key)
+        tree[key] = own | value if isinstance(own, dict) and isinstance(value, dict) else value
+    return checked(schema.with_defaults(tree))
 
 
 def target_arguments(section: str, target: str, plugins: list[str]) -> dict[str, Any]:
     """The annotations of those arguments of a section's target that its configuration may set."""
-    function = resolve(target, plugins)
+    function = resolve(section, target, plugins)
     settable = SETTABLE.get(section, {})
     annotations = annotations_of(function) | settable
     kept = PROVIDED[section] - settable.keys()
@@ -82,7 +116,7 @@ def target_arguments(section: str, target: str, plugins: list[str]) -> dict[str,
 
 def _bound(section: str, values: Target, plugins: list[str]) -> Callable[..., Any]:
     """A section's target with the section's keys as arguments; ConfigError if they are not its own."""
-    function = resolve(values.target, plugins)
+    function = resolve(section, values.target, plugins)
     parameters = inspect.signature(function).parameters
     own = {key: value for key, value in values.own_keys().items() if key in parameters}
     given = {key: value for key, value in (own | values.arguments).items() if key not in PROVIDED[section]}
@@ -105,6 +139,13 @@ def _call(section: str, values: Target, plugins: list[str], **provided: Any) -> 
         return function(**{name: value for name, value in provided.items() if name in wanted})
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except (OverflowError, RuntimeError) as error:  # of sizes that no tensor has
+        if values.is_ours and "memory" not in str(error):
+            said = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"{section}={values.name} cannot be built with these keys ({said}): choose smaller ones."
+            ) from error
+        raise
 
 
 def network_maker(config: Config, info: Inputs | Info) -> Callable[[], nn.Module]:
@@ -162,7 +203,7 @@ def _upscaling(config: Config) -> Upscaling | None:
 
 def data(config: Config) -> Data:
     """The dataset."""
-    loader = resolve(config.data.target, config.plugins)
+    loader = resolve("data", config.data.target, config.plugins)
     pictures = "upscaling" in inspect.signature(loader).parameters
     if pictures != (config.task == "super_resolution"):
         right = "super_resolution" if pictures else "classification"
@@ -175,9 +216,9 @@ def _beside(config: Config, name: str) -> Callable[..., Any] | None:
 
     Of the data's keys it gets what it has parameters for.
     """
-    resolve(config.data.target, config.plugins)
-    function = getattr(importlib.import_module(config.data.target.rpartition(".")[0]), name, None)
-    if function is None:
+    loader = resolve("data", config.data.target, config.plugins)
+    function = getattr(inspect.getmodule(loader), name, None)
+    if not inspect.isfunction(function):
         return None
     given = config.data.keys() | {"upscaling": _upscaling(config)}
     wanted = inspect.signature(function).parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -24,9 +25,12 @@ ROW_PARTS = {"metric": ("name", "split"), "quant": ("weight_bits", "act_bits")}
 class FinishedRun:
     """A run that is done. Its files are read when they are asked for, and once."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Read the row. Raises DataError where there is no run, or one that is not done."""
-        self.folder = RunFolder(path)
+    def __init__(self, path: str | Path, plugins: Sequence[str] = ()) -> None:
+        """Read the row. Raises DataError where there is no run, or one that is not done.
+
+        plugins: whose code the running command line allows the run's configuration to name.
+        """
+        self.folder, self.plugins = RunFolder(path), plugins
         self.row = _row_of_finished(self.folder)
 
     def __str__(self) -> str:
@@ -40,7 +44,7 @@ class FinishedRun:
     @functools.cached_property
     def config(self) -> Config:
         """The configuration; of an earlier version with what it did where it lacks a key."""
-        return build.stored(self.folder)
+        return build.stored(self.folder, self.plugins)
 
     @functools.cached_property
     def deployed(self) -> DeployedNet:

@@ -13,6 +13,7 @@ from repq_cli.config import DEFAULTS, Config, EvalConfig, Verbosity, keys_of, pa
 from repq_cli.errors import ConfigError
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.problems import Problem
+from repq_cli.targets import mistake_of_plugin
 from repq_cli.train.options import RuntimeOptions
 from repq_cli.typecheck import bare, legal, mistake, nearest
 
@@ -31,6 +32,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "reduce_range": bool,
         "out": str | None,
         "threads": Annotated[int, Range(1, 1024)] | None,
+        "plugins": list[str],
     },
     "bench": {
         "bench": Literal["infer", "train", "xnor"],
@@ -52,6 +54,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "clock": Literal["wall", "cpu"],
         "format": Literal["text", "markdown", "json"],
         "runtime": RuntimeOptions,
+        "plugins": list[str],
     },
     "diagnose": {
         "run": str,
@@ -60,6 +63,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "device": str,
         "threads": Annotated[int, Range(1, 1024)] | None,
         "verbosity": Verbosity,
+        "plugins": list[str],
     },
     "upscale": {
         "run": str,
@@ -83,13 +87,24 @@ def validate(
     config: dict[str, Any], target_arguments: TargetArguments, combinations: bool = True, command: str = "train"
 ) -> list[Problem]:
     """Every unknown key, wrong type, value out of range and (if asked) illegal combination of a configuration."""
-    problems = list(_section("", config, KEYS[command], config, target_arguments))
+    problems = [*_section("", config, KEYS[command], config, target_arguments), *_plugins(config)]
     wrong = {problem.key.partition(".")[0] for problem in problems}
     whole = {"task": DEFAULTS["task"], **config}
     for sections, rule in COMBINATIONS:
         if combinations and not wrong & set(sections):
             problems += rule(*(parsed(KEYS[command][section], whole[section]) for section in sections))
     return problems
+
+
+def _plugins(config: dict[str, Any]) -> Iterator[Problem]:
+    for name in _named(config):
+        if wrong := mistake_of_plugin(name):
+            yield Problem("plugins", name, wrong)
+
+
+def _named(config: dict[str, Any]) -> list[str]:
+    names: list[str] = config.get("plugins") or []
+    return names if legal(list[str], names) else []
 
 
 def _section(
@@ -135,7 +150,7 @@ def _subtree(
     annotations = keys_of(section)
     if "_target_" in annotations and isinstance(value.get("_target_"), str):
         try:
-            plugins = config["plugins"] if legal(list[str], config.get("plugins")) else []
+            plugins = [name for name in _named(config) if mistake_of_plugin(name) is None]
             # An argument's own annotation is the narrower one.
             annotations = annotations | arguments(path, value["_target_"], plugins)
         except ConfigError as error:

@@ -1,13 +1,70 @@
-"""The sections of the configuration that name a function, and have its arguments for keys. No torch here."""
+"""The sections of the configuration that name a function, and have its arguments for keys. No torch here.
+
+What a section may name is what the files of its group in ``configs/`` name, and nothing else of ours: a configuration
+that somebody sent is data, and our own functions would do harm with arguments of its choice, too.
+"""
 
 from __future__ import annotations
 
+import functools
+import re
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from importlib.resources import files
 from typing import Annotated, Any, Literal
 
 from repq_cli.bounds import Range
 
 HAVE_IDENTITY = ("repvgg", "qarepvgg", "orepa")  # blocks that add the input wherever it has the output's shape
+TARGET = re.compile(r"^\s*_target_:\s*([\w.]+)\s*$", re.MULTILINE)
+DOTTED = re.compile(r"(?!__)[A-Za-z_]\w*(\.(?!__)[A-Za-z_]\w*)*", re.ASCII)
+OWN = "repq_cli"
+
+
+@functools.cache
+def registered(section: str) -> frozenset[str]:
+    """The functions that a section may name: those of the files of its group.
+
+    >>> sorted(registered("model"))[0], registered("optim")
+    ('repq_cli.models.ecbsr.ecbsr', frozenset())
+    """
+    folder = files("repq_cli.configs") / section
+    texts = [path.read_text(encoding="utf-8") for path in folder.iterdir()] if folder.is_dir() else []
+    return frozenset(target for text in texts for target in TARGET.findall(text))
+
+
+def plugin_of(target: str, plugins: Iterable[str]) -> str | None:
+    """Which of ``plugins`` a dotted name lies below.
+
+    >>> plugin_of("mine.blocks.block", ["yours", "mine"]), plugin_of("minefield.block", ["mine"])
+    ('mine', None)
+    """
+    return next((plugin for plugin in plugins if DOTTED.fullmatch(target) and target.startswith(f"{plugin}.")), None)
+
+
+def mistake_of_plugin(name: str) -> str | None:
+    """What is wrong with a plugin's name as a sentence's predicate, or None."""
+    top = name.partition(".")[0]
+    if not DOTTED.fullmatch(name):
+        return "is no name of a package, such as my_package or my_package.blocks"
+    if top == OWN or top in sys.stdlib_module_names:
+        return f"belongs to {'repq' if top == OWN else 'Python'} itself: a plugin is a package of your own"
+    return None
+
+
+def unnamed_plugins(wanted: object, named: Iterable[str]) -> str | None:
+    """What is wrong with plugins that the running command line does not name, as a sentence's predicate, or None.
+
+    A file that somebody sent must not choose which code runs here. What is no list of names is another mistake.
+
+    >>> unnamed_plugins(["mine"], ["mine"]), unnamed_plugins("mine", [])
+    (None, None)
+    """
+    found = [name for name in wanted if isinstance(name, str)] if isinstance(wanted, list) else []
+    if set(found) <= set(named):
+        return None
+    return f"comes from a file, and code runs only where it is named: if you trust it, add plugins=[{','.join(found)}]"
 
 
 @dataclass(frozen=True)

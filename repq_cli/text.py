@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+# Control characters, halves of surrogate pairs, and marks that turn the direction of the text around them.
+INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
 
 def columns(lines: Sequence[Sequence[str]], texts: int) -> str:
     """Lines of words under each other: the first ``texts`` columns to the left, the others, numbers, to the right.
@@ -80,3 +83,12 @@ def moment(time: str) -> str:
     '2026-01-01 12:00:00 UTC'
     """
     return re.sub(r"^([0-9-]+)T([0-9:]+)\+00:00$", r"\1 \2 UTC", time)
+
+
+def visible(text: str) -> str:
+    r"""``text`` with what cannot be seen, or would change how its neighbours look, as Python writes it.
+
+    >>> print(visible("a\u202eb\x00"))
+    a\u202eb\x00
+    """
+    return INVISIBLE.sub(lambda found: ascii(found.group())[1:-1], text)

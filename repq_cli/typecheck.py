@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from repq_cli.bounds import Range
+
+LARGEST, LARGEST_INT = 1e12, 2**63 - 1  # whose products float32 holds; of the integers that torch computes with
 
 
 def mistake(annotation: Any, value: Any) -> str | None:
@@ -24,7 +27,7 @@ def mistake(annotation: Any, value: Any) -> str | None:
     """
     if legal(annotation, value):
         return None
-    hint = ""
+    hint = "; it is too large to be computed with" if _is_number(value) and LARGEST < abs(value) < math.inf else ""
     choices = _choices(annotation)
     if choices:
         near = nearest(value, choices)
@@ -58,11 +61,15 @@ def legal(annotation: Any, value: Any) -> bool:
         return isinstance(value, dict) and all(legal(names, key) and legal(items, value[key]) for key in value)
     if annotation is type(None):
         return value is None
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (float, int) and _is_number(value):
+        return isinstance(value, (int, annotation)) and abs(value) <= (LARGEST if annotation is float else LARGEST_INT)
+    if annotation in (float, int):
+        return False
     return isinstance(value, annotation)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _items_legal(origin: type, arguments: tuple[Any, ...], value: Iterable[Any]) -> bool:

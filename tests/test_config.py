@@ -130,14 +130,14 @@ def test_a_stored_configuration_has_what_its_run_had(in_folder: Path) -> None:
         del tree[section][name]
     folder = RunFolder(in_folder)
     folder.write_config(tree)
-    found = build.stored(folder)
+    found = build.stored(folder, [])
     assert found.mode.post_bn is False and found.fp.merged_training is False and found.data.low_rounding == "once"
     assert found.optim.label_smoothing == 0 and found.fp.weights == DEFAULTS["fp.weights"] == "auto"
     assert found.stored().keys() == config.stored().keys()
     del tree["rep"]["batch_norm"]
     folder.write_config(tree)
     with pytest.raises(ConfigError, match=r"rep\.batch_norm=\?\?\? is missing from the configuration"):
-        build.stored(folder)
+        build.stored(folder, [])
 
 
 def test_an_optimiser_of_ones_own_names_every_key_that_has_no_default(

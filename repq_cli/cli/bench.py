@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from repq_cli.cli.overrides import config_file
+from repq_cli.cli.config_folder import config_file
 from repq_cli.config import section_of
 from repq_cli.errors import ConfigError
 from repq_cli.train.options import RuntimeOptions

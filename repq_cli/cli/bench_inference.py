@@ -31,7 +31,8 @@ def inference(config: dict[str, Any]) -> None:
     if not config["runs"]:
         raise ConfigError("bench=infer wants folders of runs that are done: 'runs=[outputs/train/A,outputs/train/B]'.")
     for run in config["runs"]:  # before anything is measured
-        _ = FinishedRun(run).deployed
+        finished = FinishedRun(run, config["plugins"])
+        _ = finished.deployed, finished.config
     with extra("export"):
         import repq_cli.bench.inference  # noqa: F401
     out = made(config["out"], "infer")
@@ -40,7 +41,7 @@ def inference(config: dict[str, Any]) -> None:
     found = {"format": FORMAT, "bench": "infer", "started": now(), "machine": machine, "threads": threads}
     rows: list[Row] = []
     for run in config["runs"]:
-        rows += _run(FinishedRun(run), config, threads)
+        rows += _run(FinishedRun(run, config["plugins"]), config, threads)
         write_json(out / BENCH, prune({**found, "rounds": config["rounds"], "rows": rows}))
     print(written(out, "speed"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from repq_cli.errors import ConfigError
@@ -14,17 +15,24 @@ INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchp
 
 @dataclass
 class CommandLine:
-    """Hydra's flags with their values, and overrides."""
+    """Hydra's flags with their values, and overrides.
+
+    typed: the overrides of the running command, to which those of a saved or a stored sweep are no part.
+    """
 
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     config_dir: str | None = None
+    typed: list[str] = field(default_factory=list)
 
     @classmethod
     def parse(cls, arguments: list[str]) -> CommandLine:
         """Tell flags (``-c job``, ``--cfg=job``) from overrides. Raises ConfigError for one that cannot be used."""
         line = cls()
         rest = list(arguments)
+        for text in rest:
+            if any("\ud800" <= sign <= "\udfff" for sign in text):  # which no file of a run could hold
+                raise ConfigError(f"The argument {text} is not in UTF-8: rename what it names.")
         while rest:
             argument = rest.pop(0)
             if not argument.startswith("-"):
@@ -43,11 +51,23 @@ class CommandLine:
                 line.flags.append(value)
             if flag in ("--config-dir", "-cd"):
                 line.config_dir = value
+        line.typed = list(line.overrides)
         if line.only_shows and line.has("--multirun", "-m", "--run", "-r"):
             raise ConfigError(
                 "Flags that show something (--cfg, --info) cannot be used with -m or -r: leave those out."
             )
         return line
+
+    @property
+    def plugins(self) -> list[str]:
+        """The packages that were typed: no file that the line brings may add to them."""
+        values = [text.partition("=")[2] for text in self.typed if text.lstrip("+").startswith("plugins=")]
+        return [name for value in values for name in re.findall(r"[\w.]+", value)]
+
+    @property
+    def typed_keys(self) -> list[str]:
+        """The keys that were typed."""
+        return [text.lstrip("+~").partition("=")[0] for text in self.typed]
 
     def has(self, *flags: str) -> bool:
         """Whether one of ``flags`` is given."""

@@ -31,7 +31,9 @@ class App:
         from repq_cli.cli.overrides import Checker
 
         line = CommandLine.parse(arguments)
-        return run_app(name, self.job, arguments if line.only_shows else Checker(name, line).check().arguments)
+        checker = Checker(name, line)
+        checked = checker.check_shown() if line.only_shows else checker.check().arguments
+        return run_app(name, self.job, checked, line.plugins)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def complete(arguments: list[str]) -> int:
         shortened = " ".join([*words[:1], *rest])
         os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - len(line) + len(shortened))
         os.environ["COMP_LINE"] = shortened
-        return run_app(name, command.job, arguments)
+        return run_app(name, command.job, arguments, [])
     return 0 if command is None else _show(rest[-1], _words(command.parser(), rest))
 
 

@@ -32,7 +32,7 @@ WIDTH = 120  # columns
 
 def diagnose_job(config: dict[str, Any]) -> None:
     """Measure, print the table and the advice, and write both with the figure."""
-    run = FinishedRun(config["run"])
+    run = FinishedRun(config["run"], config["plugins"])
     run_config = run.config
     quant = run_config.quant
     if quant.label == "fp32":

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from repq_cli import __version__
 from repq_cli.cli.commands import COMMANDS
-from repq_cli.errors import ConfigError, Interrupted, RepqError
-from repq_cli.text import columns
+from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
+from repq_cli.text import columns, visible
 from repq_cli.typecheck import nearest
 
 USAGE = """\
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return complain(in_words(error), 1)
+        said = in_words(error)
+        return complain(said, said.exit_code if isinstance(said, RepqError) else 1)
 
 
 # What torch, ONNX Runtime, C++ and the system say.
@@ -66,12 +67,17 @@ NO_MEMORY = re.compile(r"(can't|cannot|failed to) allocate memory|out of memory|
 
 
 def in_words(error: Exception) -> Exception:
-    """What libraries raise where the machine, not the program, is at its end, as a sentence; else the error itself."""
-    if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
+    """What libraries raise where the machine or its files, not the program, is at fault, as a sentence; else itself."""
+    sentence: RepqError
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        sentence = RepqError(
+            "Memory ran out: take smaller batches, images or tiles (repq COMMAND --help lists the keys), or free some."
+        )
+    elif isinstance(error, OSError) and error.errno is not None:
+        what = "A file" if error.filename is None else str(error.filename)
+        sentence = DataError(f"{what} cannot be used ({error.strerror}): name another one, or mend it.")
+    else:
         return error
-    sentence = RepqError(
-        "Memory ran out: take smaller batches, images or tiles (repq COMMAND --help lists the keys), or free some."
-    )
     sentence.__cause__ = error
     return sentence
 
@@ -83,7 +89,7 @@ def complain(error: Exception, exit_code: int) -> int:
 
         traceback.print_exception(error)
     else:
-        print(f"repq: {error}", file=sys.stderr)
+        print(f"repq: {visible(str(error))}", file=sys.stderr)
     return exit_code
 
 

@@ -31,7 +31,7 @@ from repq_cli.train.evaluation import measure
 def eval_job(tree: dict[str, Any]) -> None:
     """Measure, print a table, and keep the numbers in the run's row."""
     options = section_of(EvalConfig, {key: value for key, value in tree.items() if key in keys_of(EvalConfig)})
-    run = FinishedRun(options.run)
+    run = FinishedRun(options.run, options.plugins)
     deployed, runtime, engine = run.deployed, options.runtime, options.engine
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
@@ -113,7 +113,7 @@ def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Eval
 
 def _with_data(config: Config, options: EvalConfig, task: str) -> Config:
     """The run's configuration with the data, of a task, and the rounding that were asked for."""
-    changes: dict[str, Any] = {"plugins": [*config.plugins, *options.plugins]}
+    changes: dict[str, Any] = {"plugins": list(dict.fromkeys([*config.plugins, *options.plugins]))}
     if options.data is not None:
         changes["data"] = options.data.keys()
         if task != config.task:

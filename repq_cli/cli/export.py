@@ -40,7 +40,7 @@ def export_job(config: dict[str, Any]) -> None:
     """
     if config["format"] == "packed" and (config["biases"] != "auto" or config["reduce_range"]):
         raise ConfigError("biases and reduce_range are about ONNX: leave them out with format=packed.")
-    run = FinishedRun(config["run"])
+    run = FinishedRun(config["run"], config["plugins"])
     deployed = run.deployed
     out = Path(config["out"]) if config["out"] else run.folder.export
     if config["threads"] is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pkgutil import resolve_name
 
@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from repq_cli.cli.folders import register_resolvers
 from repq_cli.errors import ConfigError, DataError, RepqError
+from repq_cli.problems import Problem
+from repq_cli.targets import unnamed_plugins
 
 CONFIGS = "repq_cli.configs"
 
@@ -44,8 +46,10 @@ def _hydra_process(command: str, arguments: list[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def run_app(command: str, job: str, arguments: list[str]) -> int:
+def run_app(command: str, job: str, arguments: list[str], plugins: Sequence[str]) -> int:
     """Run a command's Hydra app, which gives the composed configuration to ``job``, named ``MODULE:FUNCTION``.
+
+    plugins: those that were typed; a configuration that names others is refused.
 
     What goes wrong inside comes out as the exception that it is.
     """
@@ -54,7 +58,10 @@ def run_app(command: str, job: str, arguments: list[str]) -> int:
     @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=command)
     def app(config: DictConfig) -> float | None:
         try:
-            return resolve_name(job)(plain(config))
+            tree = plain(config)
+            if said := unnamed_plugins(tree.get("plugins"), plugins):
+                raise ConfigError(str(Problem("plugins", tree["plugins"], said)))
+            return resolve_name(job)(tree)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise

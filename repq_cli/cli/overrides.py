@@ -8,33 +8,36 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf, open_dict
 
 from repq_cli.build import target_arguments
 from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.config_folder import config_file, searched
 from repq_cli.cli.hydra_app import CONFIGS, plain
+from repq_cli.cli.hydra_rules import forbidden_key, problems_of
 from repq_cli.cli.override_text import as_given, choices_of, for_each_job, once, text_of, values_of
 from repq_cli.config import Config
 from repq_cli.errors import ConfigError
 from repq_cli.problems import Problem, error_of
 from repq_cli.schema import KEYS, resolved, validate
+from repq_cli.targets import unnamed_plugins
 from repq_cli.typecheck import nearest
 
 APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
 LAUNCHERS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # our extras
 SET_BY_CHOICE = ("model.name", "rep.name", "data.name", "mode.name", "optim.name", "schedule.name")
+
+
+MOST_VALUES = 10_000  # of one key of a sweep
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Checker:
 
     def __init__(self, config_name: str, line: CommandLine) -> None:
         self.config_name, self.line = config_name, line
-        self.search_path = [f"hydra.searchpath=[file://{line.config_dir}]"] if line.config_dir else []
+        self.search_path = [searched(line.config_dir)] if line.config_dir else []
         self.problems: list[Problem] = []
         self.composed: list[Composed] = []
         self._trees: dict[tuple[str, ...], dict[str, Any]] = {}  # what has been composed, since that takes a while
@@ -75,13 +78,31 @@ class Checker:
             groups = [override for override in groups if self._group_is_legal(override)]
             legal = [override for override in overrides if override in groups or override in values]
             tree = self._tree_of_keys(legal, groups)
+            if any(problem.key.startswith("hydra.") for problem in self.problems):
+                raise error_of(self.problems)  # nothing more is composed of what may not stand there
             if tree is not None:
                 values = [override for override in values if self._key_is_known(override, tree)]
                 self._check_composed([override for override in overrides if override in groups or override in values])
         if self.problems:
             raise error_of(self.problems)
         as_text = for_each_job if self.line.multirun and not self.line.only_shows else as_given
-        return CommandLine(self.line.flags, [as_text(override) for override in overrides], self.line.config_dir)
+        return replace(self.line, overrides=[as_text(override) for override in overrides])
+
+    def check_shown(self) -> list[str]:
+        """The arguments as they are, of a command line that asks Hydra to print something, where that is safe.
+
+        Hydra sets up its loggers before it prints; a mistake of another kind it reports itself.
+        """
+        with initialize_config_module(CONFIGS, version_base="1.3"):
+            self.loader = GlobalHydra.instance().config_loader()
+            parsed = list(self._parse())
+            refused, self.problems = [found for found in self.problems if found.key.startswith("hydra")], []
+            if not refused:
+                self._compose([override.input_line or "" for override in parsed])
+            refused += [found for found in self.problems if found.key.startswith("hydra")]
+        if refused:
+            raise error_of(refused)
+        return self.line.arguments
 
     def _parse(self) -> Iterator[Override]:
         parser = OverridesParser.create(config_loader=self.loader)
@@ -89,16 +110,26 @@ class Checker:
             key, _, value = text.partition("=")
             try:
                 override = parser.parse_overrides([text])[0]
-            except HydraException:
+            except Exception:  # ANTLR and what comes behind it
                 example = f"'{key}=\"{value}\"'" if value else "seed=1"
                 self.problems.append(
                     Problem(key, value, f"cannot be read: it takes key=value without spaces, quoted like {example}")
                 )
                 continue
-            if override.is_sweep_override() and not self.line.multirun:
+            wrong = forbidden_key(override.key_or_group)
+            if wrong is not None:
+                self.problems.append(Problem(override.key_or_group, value, wrong))
+            elif override.is_sweep_override() and not self.line.multirun:
                 self.problems.append(Problem(key, value, "names several values, which is a sweep: add -m"))
-            elif not override.is_sweep_override() or override.is_discrete_sweep():
+            elif not override.is_sweep_override():
                 yield override
+            elif override.is_discrete_sweep():
+                count = len(list(itertools.islice(override.sweep_string_iterator(), MOST_VALUES + 1)))
+                if 0 < count <= MOST_VALUES:
+                    yield override
+                else:
+                    much = f"more than {MOST_VALUES} values" if count else "no value"
+                    self.problems.append(Problem(key, value, f"names {much}; list those that are wanted"))
             else:
                 self.problems.append(Problem(key, value, "is an interval, for which a sweeper is needed; list values"))
 
@@ -108,7 +139,7 @@ class Checker:
         parser = OverridesParser.create(config_loader=self.loader)
         fitted = []
         for override in overrides:
-            if override.key_or_group in APPENDED_GROUPS and override.type is not None:
+            if override.key_or_group in APPENDED_GROUPS and not override.is_delete():
                 prefix = "" if override.key_or_group in brought else "+"
                 text = (override.input_line or "").lstrip("+")
                 override = parser.parse_overrides([prefix + text])[0]
@@ -122,7 +153,8 @@ class Checker:
             return set()
         found = set()
         for choice in values_of(override):
-            for entry in config_file(f"experiment/{choice}.yaml", self.line.config_dir).get("defaults", []):
+            defaults = config_file(f"experiment/{choice}.yaml", self.line.config_dir).get("defaults")
+            for entry in defaults if isinstance(defaults, list) else ():
                 found |= {key.lstrip("/") for key in entry} if isinstance(entry, dict) else set()
         return found & set(APPENDED_GROUPS)
 
@@ -174,7 +206,7 @@ class Checker:
         The first run is composed anyway, and Hydra refuses what sets unknown keys and does not say that it adds them.
         """
         if all(override in groups or override.type is OverrideType.CHANGE for override in overrides):
-            with suppress(HydraException, OmegaConfBaseException):
+            with suppress(Exception):
                 return self._tree([choices_of(override)[0] for override in overrides])
         return self._compose([choices_of(override)[0] for override in groups])
 
@@ -182,16 +214,21 @@ class Checker:
         """The tree, or None where there is none; the reason is noted."""
         try:
             return self._tree(overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            self.problems.append(Problem("configuration", " ".join(overrides), f"cannot be composed: {error}"))
+        except Exception as error:  # of files and of interpolations, which raise nearly everything
+            said = " ".join(str(error).split()) or type(error).__name__
+            self.problems.append(Problem("configuration", " ".join(overrides), f"cannot be composed: {said}"))
             return None
 
     def _tree(self, overrides: list[str]) -> dict[str, Any]:
         """What these compose to; each once."""
         key = tuple(overrides)
         if key not in self._trees:
-            composed = compose(self.config_name, overrides=[*self.search_path, *overrides])
+            composed = compose(self.config_name, [*self.search_path, *overrides], return_hydra_config=True)
+            hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
+            with open_dict(composed):
+                del composed["hydra"]
             self._trees[key] = own_keys(self.config_name, plain(composed))
+            self.problems += problems_of(hydra, self.line)
         return self._trees[key]
 
     def _key_is_known(self, override: Override, tree: dict[str, Any]) -> bool:
@@ -243,7 +280,9 @@ class Checker:
     def _validated(self, overrides: list[str], complete: bool, combinations: bool) -> dict[str, Any] | None:
         """The tree, or None where there is none; its problems are noted."""
         tree = self._compose(overrides)
-        if tree is not None:
+        if tree is not None and (said := unnamed_plugins(tree.get("plugins"), self.line.plugins)):
+            self.problems.append(Problem("plugins", tree["plugins"], said))
+        elif tree is not None:
             found = validate(tree, target_arguments, combinations=combinations, command=self.config_name)
             # Without a model, a missing section is no problem of its own.
             self.problems += found if complete else [problem for problem in found if problem.value != "???"]
@@ -257,15 +296,6 @@ class Checker:
             tree = resolved(tree)
             illegal = validate(tree, target_arguments)
         return Composed(overrides, Config.of(tree), illegal)
-
-
-def config_file(name: str, config_dir: str | None) -> dict[str, Any]:
-    """The content of a configuration file, of the user's folder or our own; empty where there is no such file."""
-    for path in [*([Path(config_dir) / name] if config_dir else []), files(CONFIGS).joinpath(name)]:
-        if path.is_file():
-            content = yaml.safe_load(path.read_text())
-            return content if isinstance(content, dict) else {}
-    return {}
 
 
 def own_keys(command: str, tree: dict[str, Any]) -> dict[str, Any]:

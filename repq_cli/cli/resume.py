@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import yaml
 
 from repq_cli.cli.command_line import CommandLine
@@ -20,7 +23,7 @@ def go_on(target: str, line: CommandLine) -> int:
     """
     from repq_cli.cli import sweep
 
-    changes = line.overrides
+    changes = [text for text in line.overrides if not text.lstrip("+").startswith("plugins=")]
     if not target:
         raise ConfigError("resume= names nothing: name the folder of a run or a sweep, or auto.")
     if target == "auto":
@@ -29,39 +32,41 @@ def go_on(target: str, line: CommandLine) -> int:
                 "resume=auto goes behind the whole command that was stopped: repq train +model=… resume=auto"
             )
         target = str(sweep.newest_like(line) if line.multirun else _newest_like(line))
-        changes = [text for text in changes if may_change(_key(text)) or text.startswith("hydra/launcher")]
+        changes = [text for text in line.overrides if may_change(_key(text)) or text.startswith("hydra/launcher")]
     if SweepFolder(target).is_used:
-        return sweep.resume(SweepFolder(target), changes)
-    _resume_run(RunFolder(target), changes)
+        return sweep.resume(SweepFolder(target), changes, line.plugins)
+    _resume_run(RunFolder(target), changes, line.plugins)
     return 0
 
 
-def _resume_run(folder: RunFolder, changes: list[str]) -> None:
-    from repq_cli.build import checked
+def _resume_run(folder: RunFolder, changes: Sequence[str], named: Sequence[str]) -> None:
+    from repq_cli.build import stored
     from repq_cli.cli.jobs import resume_job
-    from repq_cli.schema import with_defaults
 
     if not folder.config_file.is_file():
         raise ConfigError(
             f"resume={folder} is no folder of a run or a sweep: it holds neither {CONFIG} nor {PLAN}; "
             f"name one below {OUTPUTS}."
         )
-    tree = folder.read_config()
-    for override in changes:
-        _apply(override, tree)
-    resume_job(folder, checked(with_defaults(tree)))
+    resume_job(folder, stored(folder, named, _changed(changes)))
 
 
-def _apply(override: str, tree: dict[str, object]) -> None:
-    """Set ``runtime.*`` or ``verbosity`` of a stored configuration."""
-    key, text = _key(override), override.partition("=")[2]
-    section, _, name = key.partition(".")
-    if key == "verbosity":
-        tree[key] = text
-    elif may_change(key) and isinstance(runtime := tree[section], dict):  # whose keys are checked with all others
-        runtime[name] = yaml.safe_load(text)
-    else:
-        raise ConfigError(f"{override} cannot be changed by resume=, only {CHANGEABLE} can: start a new run.")
+def _changed(overrides: Sequence[str]) -> dict[str, Any]:
+    """What is said of ``runtime.*`` and ``verbosity``, as a tree; its keys are checked with all others."""
+    found: dict[str, Any] = {}
+    for override in overrides:
+        key, text = _key(override), override.partition("=")[2]
+        section, _, name = key.partition(".")
+        if key == "verbosity":
+            found[key] = text
+        elif may_change(key):
+            try:
+                found.setdefault(section, {})[name] = yaml.safe_load(text)
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
+                raise ConfigError(f"{override} cannot be read: write it as runtime.threads=2.") from error
+        else:
+            raise ConfigError(f"{override} cannot be changed by resume=, only {CHANGEABLE} can: start a new run.")
+    return found
 
 
 def _key(override: str) -> str:
@@ -78,7 +83,7 @@ def _newest_like(line: CommandLine) -> RunFolder:
     for path in sorted((OUTPUTS / "train").glob(f"*/{CONFIG}"), reverse=True):
         folder = RunFolder(path.parent)
         try:
-            row, config = folder.read_row(), stored(folder)
+            row, config = folder.read_row(), stored(folder, wanted.plugins)
         except (ConfigError, DataError):
             continue
         if (row is None or row.get("status") != "done") and same_run(config, wanted):

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.config_folder import config_file
 from repq_cli.cli.hydra_app import run_app
 from repq_cli.cli.jobs import run_key
 from repq_cli.cli.monitor import Monitor
-from repq_cli.cli.overrides import Checker, Composed, config_file
+from repq_cli.cli.overrides import Checker, Composed
 from repq_cli.cli.preflight import refusals
 from repq_cli.config import CHANGEABLE, Config, may_change
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
@@ -39,7 +41,7 @@ def start(line: CommandLine, typed: Sequence[str]) -> int:
                 f"{folder} holds a sweep already: go on with it by resume={folder}, or name another folder."
             )
         folder.write_plan(plan)
-        return _carry_out(folder, plan)
+        return _carry_out(folder, plan, line.plugins)
 
 
 def _named_folder(line: CommandLine) -> Path | None:
@@ -104,12 +106,16 @@ def _expanded(line: CommandLine) -> CommandLine:
         if len(names) > 1 or not re.fullmatch(r"[\w-]+", name):
             raise ConfigError(f"sweep={name} names no single saved sweep: name one, and write other values as KEY=A,B.")
         content = config_file(f"sweep/{name}.yaml", line.config_dir)
-        params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
+        params: Any = content
+        for key in ("hydra", "sweeper", "params"):
+            params = params.get(key) if isinstance(params, dict) else None
+        if not isinstance(params, dict):
+            raise ConfigError(f"sweep={name} names no values of keys, below hydra: sweeper: params: as others have it.")
         chosen = given | ({"experiment"} if "model" in given else set())
         saved += [f"{key}={values}" for key, values in params.items() if key not in chosen]
     if names:
         saved.append("hydra.sweeper.params=null")
-    return CommandLine(line.flags, [*saved, *line.overrides], line.config_dir)
+    return replace(line, overrides=[*saved, *line.overrides])
 
 
 def _job(number: int, composed: Composed) -> Job:
@@ -119,8 +125,11 @@ def _job(number: int, composed: Composed) -> Job:
     return Job(number, overrides, key=run_key(composed.config))
 
 
-def resume(folder: SweepFolder, changes: Sequence[str]) -> int:
-    """Go on with a sweep: finished jobs are skipped, stopped ones go on, failed ones are tried again."""
+def resume(folder: SweepFolder, changes: Sequence[str], plugins: Sequence[str]) -> int:
+    """Go on with a sweep: finished jobs are skipped, stopped ones go on, failed ones are tried again.
+
+    What its plan says is checked as if it had been typed, but that it names no ``plugins``.
+    """
     plan = folder.read_plan()
     changed = {change.lstrip("+").partition("=")[0] for change in changes}
     for key in sorted(changed):
@@ -130,12 +139,14 @@ def resume(folder: SweepFolder, changes: Sequence[str]) -> int:
             )
         if key in plan.varied:
             raise ConfigError(f"{key} is what this sweep varies: start a new sweep.")
-    if changes:  # one of the runs with them has to be legal
-        kept = [text for text in plan.legal[0].overrides if text.lstrip("+").partition("=")[0] not in changed]
-        Checker("train", CommandLine([], [*kept, *changes], CommandLine.parse(plan.flags).config_dir)).check()
     kept = [text for text in plan.overrides if text.lstrip("+").partition("=")[0] not in changed]
+    line = CommandLine.parse([*kept, *changes, *plan.flags])
+    line.typed = [*changes, *(f"plugins={name}" for name in plugins)]
+    if line.only_shows or not line.multirun:
+        raise DataError(f"{folder.plan_file} is no plan of a sweep (flags {' '.join(plan.flags)}): start a new sweep.")
+    Checker("train", line).check()
     with alone_in(folder.path):
-        return _carry_out(folder, replace(plan, overrides=[*kept, *changes]))
+        return _carry_out(folder, replace(plan, overrides=[*kept, *changes]), plugins)
 
 
 def newest_like(line: CommandLine) -> SweepFolder:
@@ -152,12 +163,12 @@ def newest_like(line: CommandLine) -> SweepFolder:
     raise ConfigError(f"resume=auto finds no unfinished sweep of these jobs below {OUTPUTS}: leave resume=auto out.")
 
 
-def _carry_out(folder: SweepFolder, plan: Plan) -> int:
+def _carry_out(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> int:
     """Launch the jobs; the rows that they leave decide the exit code."""
     started = time.monotonic()
     for line in _opening(folder, plan):
         print(line, flush=True)
-    stopped, failure = (0, None) if folder.is_finished(plan) else _launch(folder, plan)
+    stopped, failure = (0, None) if folder.is_finished(plan) else _launch(folder, plan, plugins)
     print("\n".join(_closing(folder, plan, time.monotonic() - started)))
     if stopped:
         print(f"Stopped. Go on with: repq train resume={folder}")
@@ -170,13 +181,13 @@ def _carry_out(folder: SweepFolder, plan: Plan) -> int:
     return 0 if folder.is_finished(plan) else 1
 
 
-def _launch(folder: SweepFolder, plan: Plan) -> tuple[int, Exception | None]:
+def _launch(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> tuple[int, Exception | None]:
     """Run the jobs; the exit code of a stop, or 0, and an error that no row tells of."""
     folder.clear_marks()
     failure = None
     with stop_request() as stop, Monitor(folder, plan, stop):
         try:
-            run_app("train", JOB, [*plan.overrides, f"hydra.sweep.dir={_quoted(folder.path)}", *plan.flags])
+            run_app("train", JOB, [*plan.overrides, f"hydra.sweep.dir={_quoted(folder.path)}", *plan.flags], plugins)
         except Interrupted as interruption:
             return interruption.exit_code, None
         except Exception as error:

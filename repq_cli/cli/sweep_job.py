@@ -110,18 +110,18 @@ class SweepJob:
             raise DataError(
                 f"{self.folder} holds a run of another configuration: remove the folder, or start a new sweep."
             )
-        begun = replace(stored(self.folder), runtime=config.runtime, verbosity=config.verbosity)
+        begun = replace(stored(self.folder, config.plugins), runtime=config.runtime, verbosity=config.verbosity)
         resume_job(self.folder, begun, stop, self._beside(config, plan))
 
     def _beside(self, config: Config, plan: Plan) -> RunFolder | None:
         """The first other job that began with the same data, as far as the configuration tells."""
         others = (self.sweep.job(job.number) for job in plan.legal if job.number != self.number)
         begun = (folder for folder in others if folder.is_used and folder.data_file.exists())
-        return next((folder for folder in begun if same_data(stored(folder), config)), None)
+        return next((folder for folder in begun if same_data(stored(folder, config.plugins), config)), None)
 
     def _is_of(self, config: Config) -> bool:
         """Whether the folder's run is of this configuration; one that lost its config.yaml is taken for it."""
-        return not self.folder.is_used or same_run(stored(self.folder), config)
+        return not self.folder.is_used or same_run(stored(self.folder, config.plugins), config)
 
     def _adopt(self, twin: int, config: Config) -> None:
         """Make this run's folder from that of an identical run, by links; the row says so."""

@@ -12,7 +12,7 @@ def train(job: str, arguments: list[str]) -> int:
     """A run by ``job``, a sweep with ``-m``, or what ``resume=`` names. Returns the exit code."""
     line = CommandLine.parse(arguments)
     if line.only_shows:
-        return run_app("train", job, fit_shown(line))
+        return run_app("train", job, fit_shown(line), line.plugins)
     resume = [override for override in line.overrides if override.lstrip("+").startswith("resume=")]
     if resume:
         line.overrides = [override for override in line.overrides if override not in resume]
@@ -23,7 +23,7 @@ def train(job: str, arguments: list[str]) -> int:
         from repq_cli.cli.preflight import prepare
 
         prepare(checker.composed[0].config)
-        return run_app("train", job, arguments)
+        return run_app("train", job, arguments, line.plugins)
     from repq_cli.cli import sweep
 
     return sweep.start(line, arguments)
@@ -34,4 +34,5 @@ def fit_shown(line: CommandLine) -> list[str]:
     if line.has("--hydra-help"):  # is about Hydra alone, and trips over a model
         return line.flags
     named = any(override.lstrip("+").startswith(("model=", "experiment=")) for override in line.overrides)
-    return Checker("train", line).check().arguments if named else line.arguments
+    checker = Checker("train", line)
+    return checker.check().arguments if named else checker.check_shown()

@@ -66,7 +66,7 @@ def network(
         inputs = Inputs("the arguments", (in_channels, 1, 1), num_classes)
         parts = section_of(ModelSection, model), section_of(RepSection, section)
         return build.network_of(*parts, chosen != "none", [], inputs)()
-    function = build.resolve(model["_target_"], [])
+    function = build.resolve("model", model["_target_"], [])
     arguments = {key: value for key, value in model.items() if key not in NO_KEYS}
     if "num_classes" in annotations_of(function):
         arguments["num_classes"] = num_classes
@@ -77,7 +77,7 @@ def network(
 
 
 def _check_keys(name: str, model: dict[str, Any], keys: dict[str, Any]) -> None:
-    legal = annotations_of(build.resolve(model["_target_"], []))
+    legal = annotations_of(build.resolve("model", model["_target_"], []))
     for key, value in keys.items():
         if key in NO_KEYS or key not in model:
             near = nearest(key, set(model) - NO_KEYS)

@@ -63,7 +63,7 @@ def _activation(name: str, channels: int) -> nn.Module:
 def ecbsr(
     make_block: MakeBlock,
     in_channels: int,
-    blocks: Annotated[int, Range(0)] = 4,
+    blocks: Annotated[int, Range(0, 1000)] = 4,
     channels: Annotated[int, Range(1)] = 16,
     scale: Literal[2, 3, 4] = 2,
     colour: Literal["luma", "rgb"] = "luma",

@@ -66,7 +66,7 @@ def repvgg(
     make_block: MakeBlock,
     in_channels: int,
     num_classes: int,
-    blocks: list[Annotated[int, Range(1)]],
+    blocks: list[Annotated[int, Range(1, 1000)]],
     widths: list[Annotated[float, Range(0, None, open_low=True)]],
     strides: list[Annotated[int, Range(1)]],
     width: Annotated[float, Range(0, None, open_low=True)] = 1.0,

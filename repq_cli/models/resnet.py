@@ -90,7 +90,7 @@ def resnet(
     make_block: MakeBlock,
     in_channels: int,
     num_classes: int,
-    blocks: list[Annotated[int, Range(1)]],
+    blocks: list[Annotated[int, Range(1, 1000)]],
     stem: Literal["imagenet", "cifar"] = "imagenet",
     width: Annotated[float, Range(0, None, open_low=True)] = 1.0,
     activation: Activation | None = None,

@@ -47,7 +47,7 @@ def make_optimizer(net: nn.Module, options: OptimOptions, lr: float) -> torch.op
     """SGD with momentum, or AdamW."""
     groups = parameter_groups(net, options)
     if options.name == "adamw":
-        return torch.optim.AdamW(groups, lr, betas=options.betas)
+        return torch.optim.AdamW(groups, lr, betas=(float(options.betas[0]), float(options.betas[1])))
     nesterov = options.nesterov and options.momentum > 0
     return torch.optim.SGD(groups, lr, momentum=options.momentum, nesterov=nesterov)
 

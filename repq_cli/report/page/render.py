@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -14,11 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from repq_cli.report.page.page import Page
+from repq_cli.text import visible
 
 FOLDER = Path(__file__).parent
-
-# Control characters, halves of surrogate pairs, and marks that turn the direction of the text around them.
-INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
 def render(page: Page) -> str:
@@ -50,15 +47,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def visible(text: str) -> str:
-    r"""``text`` with what cannot be seen, or would change how its neighbours look, as Python writes it.
-
-    >>> print(visible("a\u202eb\x00"))
-    a\u202eb\x00
-    """
-    return INVISIBLE.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def _shown(value: Any) -> Any:

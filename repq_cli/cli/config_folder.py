@@ -1,0 +1,37 @@
+"""Configuration files: of the folder that ``--config-dir`` names, and our own."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from repq_cli.cli.hydra_app import CONFIGS
+from repq_cli.errors import ConfigError, DataError
+
+
+def searched(folder: str) -> str:
+    """The override by which Hydra finds files in a folder of any name. Raises DataError where there is none."""
+    if not os.path.isdir(folder):
+        raise DataError(f"--config-dir {folder} is no folder: name one that holds configurations.")
+    quoted = folder.replace("\\", "\\\\").replace("'", "\\'")
+    return f"hydra.searchpath=['file://{quoted}']"
+
+
+def config_file(name: str, config_dir: str | None) -> dict[str, Any]:
+    """The content of a configuration file, of the user's folder or our own; empty where there is no such file.
+
+    Raises ConfigError for one that cannot be read.
+    """
+    for path in [*([Path(config_dir) / name] if config_dir else []), files(CONFIGS).joinpath(name)]:
+        if path.is_file():
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+                said = " ".join(str(error).split())
+                raise ConfigError(f"The configuration {path} cannot be read ({said}): mend or remove it.") from error
+            return content if isinstance(content, dict) else {}
+    return {}

@@ -1,0 +1,118 @@
+"""What Hydra's own section may hold: it names classes, commands and folders of code, and files may set it, too.
+
+Hydra builds its launcher, its sweeper, its callbacks and the handlers of its loggers from ``_target_`` and the like.
+Known launchers and our sweeper are all that a run has use for; what runs commands counts only where it was typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from repq_cli.cli.command_line import CommandLine
+from repq_cli.problems import Problem
+
+LAUNCHERS = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
+)
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Keys whose values are commands, or reach programs that are started.
+OF_COMMANDS = (
+    "hydra.job.env_set",
+    "hydra.launcher.setup",
+    "hydra.launcher.python",
+    "hydra.launcher.srun_args",
+    "hydra.launcher.additional_parameters",
+    "hydra.launcher.ray",
+)
+LOGGING = ("job_logging", "hydra_logging")
+HANDLER, STREAMS = "logging.StreamHandler", ("ext://sys.stdout", "ext://sys.stderr")
+NO_FOLDERS = "cannot be set: configurations of your own are found by --config-dir DIR"
+
+
+def forbidden_key(key: str) -> str | None:
+    """What is wrong with setting a key at all, or None: what is asked before anything is composed."""
+    if key == "hydra":
+        return "cannot be set as a whole: name one of its keys, such as hydra.run.dir"
+    return NO_FOLDERS if key.startswith("hydra.searchpath") else None
+
+
+def problems_of(hydra: Mapping[str, Any], line: CommandLine) -> Iterator[Problem]:
+    """What is wrong with Hydra's section, as it is before its interpolations are resolved, of a command line."""
+    launcher, sweeper = (_section(hydra, key) for key in ("launcher", "sweeper"))
+    if launcher.get("_target_") not in LAUNCHERS:
+        names = ", ".join(name.rpartition(".")[2] for name in LAUNCHERS)
+        yield Problem("hydra.launcher._target_", launcher.get("_target_"), f"is no known launcher; known are {names}")
+    if sweeper.get("_target_") != SWEEPER:
+        yield Problem("hydra.sweeper._target_", sweeper.get("_target_"), "is not the sweeper of repq; leave it out")
+    if sweeper.get("params") and not line.only_shows:
+        yield Problem("hydra.sweeper.params", sweeper["params"], "may stand in a sweep/NAME.yaml alone; use sweep=NAME")
+    if hydra.get("callbacks"):
+        yield Problem("hydra.callbacks", hydra["callbacks"], "may name none: a run calls nothing beside its own job")
+    for key in _targets(hydra, "hydra"):
+        if key not in ("hydra.launcher._target_", "hydra.sweeper._target_") and not key.startswith("hydra.callbacks."):
+            yield Problem(key, "", "may not stand there: it would be called")
+    for section in LOGGING:
+        for key, value in _of_logging(hydra.get(section), f"hydra.{section}"):
+            yield Problem(key, value, "may not be set: loggers of a run print to the terminal alone")
+    verbose = hydra.get("verbose")
+    if not isinstance(verbose, (bool, str)) and not _is_names(verbose):
+        yield Problem("hydra.verbose", verbose, "must be true, false, a logger's name or a list of names")
+    if str(hydra.get("mode")).endswith("MULTIRUN") and not (line.multirun or line.only_shows):
+        yield Problem("hydra.mode", "MULTIRUN", "is set by a file; add -m to run a sweep")
+    for key in OF_COMMANDS:
+        value = _at(hydra, key)
+        if _says_something(value) and not any(f"{word}.".startswith(f"{key}.") for word in line.typed_keys):
+            yield Problem(key, value, "runs or reaches programs, and comes from a file: type it if you trust it")
+
+
+def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = tree.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _at(hydra: Mapping[str, Any], key: str) -> Any:
+    *path, last = key.split(".")[1:]
+    for part in path:
+        hydra = _section(hydra, part)
+    return hydra.get(last)
+
+
+def _says_something(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_says_something, value.values()))
+    return value not in (None, "", [])
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(name, str) for name in value)
+
+
+def _targets(value: Any, path: str) -> Iterator[str]:
+    """The keys of all that Hydra would call."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if key == "_target_":
+            yield f"{path}._target_"
+        yield from _targets(item, f"{path}.{key}")
+
+
+def _of_logging(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """What ``logging.config`` would import, call or write to, but for handlers that print."""
+    if isinstance(value, str):
+        if "://" in value and value not in STREAMS:
+            yield path, value
+        if "${" in value:
+            yield path, value
+        return
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        own = f"{path}.{key}"
+        if str(key) in ("()", ".", "factory", "filename", "args") or (key == "class" and item != HANDLER):
+            yield own, item
+        else:
+            yield from _of_logging(item, own)
