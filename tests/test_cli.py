@@ -357,7 +357,7 @@ def test_a_configuration_folder_of_the_users_is_searched_too(
 
 def test_a_plugin_package_may_be_named(in_folder: Path, monkeypatch: pytest.MonkeyPatch, run_repq: Run) -> None:
     (in_folder / "my_package.py").write_text(
-        "from repq_cli.reparam.repvgg import repvgg_block\n\n\ndef block(geometry, activation=None):\n"
+        "from repq_cli.reparam.repvgg import repvgg_block\n\n\ndef block(geometry, activation=None, identity=True):\n"
         "    return repvgg_block(geometry, activation)\n"
     )
     monkeypatch.syspath_prepend(str(in_folder))
