@@ -115,7 +115,7 @@ def goals(
         for step in measured:
             reference = rule.reference(step)
             own = ratio(measured, step, reference) if step.model == model and rule.holds(step) else None
-            if own is not None and step != reference:
+            if own is not None:
                 width = f" {step.quant}" if step.quant else ""
                 ratios, _ = found.setdefault(f"{step.label}{width} / {rule.what}", ({}, rule.at_most))
                 ratios[step.column] = own

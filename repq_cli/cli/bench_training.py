@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -81,6 +82,8 @@ def _measure(plan: Plan, config: dict[str, Any], device: torch.device, found: Ro
     with tqdm(plan.steps, desc=f"{plan.model}: warming up", unit="step", leave=False, disable=no_terminal()) as bar:
         for step in bar:
             bar.set_postfix_str(f"{step.label}, {step.column}")
+            if bar.disable:  # a line for those who look later: compiling takes minutes
+                print(f"{plan.model}: {step.label}, {step.column}: warming up", file=sys.stderr, flush=True)
             trained = _warm(step, plan)
             if trained is None:
                 continue
