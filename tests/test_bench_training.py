@@ -27,6 +27,8 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import quantizers
 from repq_cli.reparam.plain import plain_block
 from repq_cli.tasks.classification import Classification
+from repq_cli.train.arithmetic import Arithmetic
+from repq_cli.train.options import RuntimeOptions
 
 SMALL = ["bench=train", "width=0.125", "size=8", "batch=4", "rounds=1", "runtime.threads=1", "out=measured"]
 ROW_KEYS = {
@@ -96,12 +98,12 @@ def test_every_step_runs_and_the_file_holds_all(
     """Compilation is noted here, not carried out: it would take minutes."""
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda net, **options: compiled.append(net))
-    arguments = ["reps=repvgg", "modes=[repq_bn]", "precisions=[fp32,bf16]", "compiled=[false,true]", "format=markdown"]
+    arguments = ["reps=repvgg", "modes=[repq_bn,repq_bnest]", "compiled=[false,true]", "format=markdown"]
     assert main(["bench", *SMALL, *arguments]) == 0
     shown, found = capsys.readouterr().out, json.loads(Path("measured/bench.json").read_text())
     rows = found["rows"]
-    assert len(compiled) == sum(row["compiled"] for row in rows) == 7
-    asked = Asked(["repvgg"], ["repq_bn"], ["w4a4"], ["fp32", "bf16"], [False, True], ["lsq"])
+    assert len(compiled) == sum(row["compiled"] for row in rows) == 9
+    asked = Asked(["repvgg"], ["repq_bn", "repq_bnest"], ["w4a4"], ["fp32", "bf16"], [False, True], ["lsq"])
     steps = asked.steps("stack", lambda *names: True)
     assert [(row["label"], row["column"]) for row in rows] == [(step.label, step.column) for step in steps]
     for row, step in zip(rows, steps, strict=True):
@@ -115,7 +117,7 @@ def test_every_step_runs_and_the_file_holds_all(
     } == found.keys()  # fmt: skip
     assert found["bench"] == "train" and found["batch"] == 4 and found["threads"] == 1
     names = {goal["name"] for goal in found["goals"]}
-    assert {"RepQ-BN repvgg w4a4 / its convolutions alone", "Plain QAT w4a4 / textbook LSQ"} <= names
+    assert {"RepQ-BNEst repvgg w4a4 / RepQ-BN", "Plain QAT w4a4 / textbook LSQ"} <= names
     assert "it is not that project's code" in shown and "| repvgg | w4a4" in shown
 
 
@@ -191,11 +193,14 @@ def test_a_step_is_the_projects_own(monkeypatch: pytest.MonkeyPatch) -> None:
         optim=training.OptimOptions(name="sgd", weight_decay=0, label_smoothing=0),
         quant=lambda name: QuantOptions(),
         mode=lambda name, quant: ModeOptions(name),
+        arithmetic=lambda precision: Arithmetic(RuntimeOptions()),
     )
     trained = training.Trained(Step("stack", "fp"), subject)
     before = [parameter.clone() for parameter in trained.net.parameters()]
     own, calls = training.training_step, list[nn.Module]()
-    monkeypatch.setattr(training, "training_step", lambda net, *rest: calls.append(net) or own(net, *rest))
+    monkeypatch.setattr(
+        training, "training_step", lambda net, *rest, **more: calls.append(net) or own(net, *rest, **more)
+    )
     trained.run()
     assert calls == [trained.net]
     assert any((old != new).any() for old, new in zip(before, trained.net.parameters(), strict=True))
@@ -212,6 +217,8 @@ def test_what_cannot_be_timed_is_refused_and_nothing_written(
         (["modes=ptq", "quants=w4b4"], 2, r"(?s)2 problems.*modes=ptq trains nothing.*quants=w4b4 must be one of"),
         (["precisions=[]"], 2, r"precisions=\[\] leaves nothing to time"),
         (["precisions=int8"], 2, "precisions=int8 must be one of fp32, bf16, fp16"),
+        (["precisions=fp16", "runtime.device=cpu"], 2, "runtime.precision=fp16 needs a CUDA GPU"),
+        (["runtime.precision=bf16"], 2, "runtime.precision=bf16 is one of several here: use precisions="),
         (["compiled=maybe"], 2, "compiled=maybe must be true or false"),
         (["batch=[1,32]"], 2, r"batch=\[1, 32\] has to be one number"),
         (["runs=run"], 2, "bench=train has no use for runs"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from repq_cli import build
-from repq_cli.bench.steps import NO_REP
+from repq_cli.bench.steps import NO_REP, Precision
 from repq_cli.bench.training import Subject
 from repq_cli.config import section_of
 from repq_cli.data.base import Inputs
@@ -22,8 +22,9 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.targets import ModelSection, RepSection
 from repq_cli.tasks.classification import Classification
 from repq_cli.tasks.super_resolution import SuperResolution
+from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.engine import Task
-from repq_cli.train.options import OptimOptions
+from repq_cli.train.options import OptimOptions, RuntimeOptions
 
 STACK = "stack"  # the benchmark's own network: nine convolutions, and no configuration beside this
 OPTIM = OptimOptions(name="sgd", weight_decay=5e-4, label_smoothing=0.1)  # as in configs/optim/sgd.yaml
@@ -39,6 +40,11 @@ class Settings:
     classes: int
     width: float
     device: torch.device
+    runtime: RuntimeOptions
+
+    def arithmetic(self, precision: Precision) -> Arithmetic:
+        """How steps of that precision compute. Raises ConfigError where the device cannot."""
+        return Arithmetic(replace(self.runtime, precision=precision), self.device)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class Model:
             optim=OPTIM,
             quant=self.quant,
             mode=self.mode,
+            arithmetic=settings.arithmetic,
         )
 
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repq_cli.bench.convolutions import convolutions_alone
 from repq_cli.bench.peers import LSQ_PARTS, rebuilt
-from repq_cli.bench.steps import OURS, PLAIN, Step
+from repq_cli.bench.steps import OURS, PLAIN, Precision, Step
 from repq_cli.models.repvgg import RepVGG
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.block import MakeBlock, merge_first
+from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.engine import Task, training_step
 from repq_cli.train.optim import make_optimizer
 from repq_cli.train.options import OptimOptions
 
 RATE = 1e-3  # of learning: so small that the same batch, again and again, leads to nothing extreme
 CLASSES_OF_STACK = 10
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def stack(make_block: MakeBlock, in_channels: int, num_classes: int, width: float = 1.0) -> nn.Module:
@@ -39,6 +37,7 @@ class Subject:
     """What steps of one model train: how to build it with the blocks of each ``rep``, on which batch, for what.
 
     quant, mode: the options behind the names of a step's quantizer, and of its mode and quantizer.
+    arithmetic: how steps of a precision compute.
     """
 
     make: Mapping[str, Callable[[], nn.Module]]
@@ -47,6 +46,7 @@ class Subject:
     optim: OptimOptions
     quant: Callable[[str], QuantOptions]
     mode: Callable[[str, str], ModeOptions]
+    arithmetic: Callable[[Precision], Arithmetic]
 
 
 class Trained:
@@ -56,14 +56,16 @@ class Trained:
         x, _ = subject.batch
         torch.manual_seed(0)
         fp_net = _settled(subject.make[step.rep]().to(x.device), x)
+        arithmetic = subject.arithmetic(step.precision)
         if step.stage == "convolutions":
-            self.net, dtype = fp_net, DTYPES[step.precision]
-            self.run: Callable[[], object] = convolutions_alone(fp_net, x, dtype)
-            return
-        merge_first(fp_net)
-        net = fp_net if step.stage == "fp" else _quantized(step, fp_net, subject)
-        self.net = net.train()
-        self.run = _loop_body(step, self.net, subject)
+            self.net = fp_net
+            arithmetic.lay_out(fp_net, training=True)
+            run: Callable[[], object] = convolutions_alone(fp_net, arithmetic.images(x), arithmetic.dtype or x.dtype)
+        else:
+            merge_first(fp_net)
+            self.net = (fp_net if step.stage == "fp" else _quantized(step, fp_net, subject)).train()
+            run = _loop_body(step, self.net, subject, arithmetic)
+        self.run = run
 
 
 def _settled(net: nn.Module, x: Tensor) -> nn.Module:
@@ -96,15 +98,14 @@ def _quantized(step: Step, fp_net: nn.Module, subject: Subject) -> nn.Module:
     return rebuilt(fp_net, ours, BREVITAS_PARTS)
 
 
-def _loop_body(step: Step, net: nn.Module, subject: Subject) -> Callable[[], object]:
+def _loop_body(step: Step, net: nn.Module, subject: Subject, arithmetic: Arithmetic) -> Callable[[], object]:
+    arithmetic.lay_out(net, training=True)
     optimizer = make_optimizer(net, subject.optim, RATE)
-    device = subject.batch[0].device
     if step.compiled:
         net.compile(isolate_recompiles=True)  # many networks of one class: none may use up another's recompilations
 
-    def body() -> Any:
-        reduced = step.precision != "fp32"
-        with torch.autocast(device.type, DTYPES[step.precision]) if reduced else nullcontext():
-            return training_step(net, subject.batch, subject.task, optimizer, RATE, subject.optim.clip_norm)
+    def body() -> object:
+        task, clip = subject.task, subject.optim.clip_norm
+        return training_step(net, subject.batch, task, optimizer, RATE, clip, arithmetic=arithmetic)
 
     return body

@@ -78,12 +78,15 @@ def _require_brevitas() -> None:
         ) from error
 
 
-def settings_of(config: dict[str, Any], device: torch.device) -> Settings:
-    """What models train on. Raises ConfigError for a clock that does not see the device."""
+def settings_of(config: dict[str, Any], runtime: RuntimeOptions, device: torch.device) -> Settings:
+    """What models train on, and how. Raises ConfigError for what the device, or the clock on it, cannot do."""
     if config["clock"] == "cpu" and device.type != "cpu":
         raise ConfigError(f"clock=cpu counts the processor's time, and the device is {device}: use clock=wall.")
     (batch,) = config["batch"]
-    return Settings(batch, config["size"] or SIZE, config["classes"], config["width"], device)
+    settings = Settings(batch, config["size"] or SIZE, config["classes"], config["width"], device, runtime)
+    for precision in config["precisions"]:
+        settings.arithmetic(precision)
+    return settings
 
 
 def threads_of(config: dict[str, Any], runtime: RuntimeOptions) -> int | None:

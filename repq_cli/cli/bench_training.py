@@ -41,7 +41,7 @@ def training(config: dict[str, Any], runtime: RuntimeOptions) -> None:
     refuse_lists_of_one(runtime)
     threads = threads_of(config, runtime)
     device = use_device(runtime.device)
-    settings = settings_of(config, device)
+    settings = settings_of(config, runtime, device)
     plans = [plan_of(name, asked, settings) for name in config["models"]]
     out = made(config["out"], "train")
     if threads is not None:
