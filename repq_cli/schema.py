@@ -59,6 +59,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "diagnose": {
         "run": str,
         "images": Annotated[int, Range(1)],
+        "budget": Annotated[float, Range(0, None, open_low=True)] | None,
         "out": str | None,
         "device": str,
         "threads": Annotated[int, Range(1, 1024)] | None,

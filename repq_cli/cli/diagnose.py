@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 
 from repq_cli import build
 from repq_cli.cli.figures import drawn
@@ -17,11 +18,14 @@ from repq_cli.files import make_folder, write_json
 from repq_cli.finished_run import FinishedRun
 from repq_cli.modes.weights import blocks_behind
 from repq_cli.report.advice import advice
+from repq_cli.report.bit_budget import budget_text
 from repq_cli.report.diagnosis import LEGEND, layer_table, summary
 from repq_cli.runs.folder import DIAGNOSIS
 from repq_cli.runs.row import prune
+from repq_cli.train.bit_budget import WIDTHS, measured, spending
 from repq_cli.train.diagnosis import diagnose, some_of
 from repq_cli.train.divergence import chance
+from repq_cli.train.engine import EVAL_BATCH
 
 if TYPE_CHECKING:
     from repq_cli.report.figures.drawing import Drawing
@@ -61,11 +65,19 @@ def diagnose_job(config: dict[str, Any]) -> None:
         **diagnose(net, nets["fp"], blocks, images, task, device, show_bar),
     }
     found["advice"] = advice(found)
+    if config["budget"] is not None:
+        batches = [x for x, _ in images.batches(EVAL_BATCH, device)]
+        bar = tqdm(total=len(WIDTHS), desc="budget", unit="width", leave=False, disable=not show_bar)
+        with bar:
+            network = measured(nets["fp"], quant, batches, data.info.shape, bar.update)
+        found["budget"] = spending(network, config["budget"] * 1e9)
     write_json(out / DIAGNOSIS, prune(found))
     print(f"{run}, {quant.label}")
     print(f"{len(images)} of {len(data.val)} images of the validation split; the test split is not used\n")
     print(f"{summary(found)}\n\n{layer_table(found)}\n{LEGEND}\n")
     print("\n".join(textwrap.fill(sentence, WIDTH) for sentence in found["advice"]))
+    if "budget" in found:
+        print(f"\n{budget_text(found)}\n")
     print(f"written to {', '.join(map(str, [out / DIAGNOSIS, *drawn(lambda: _figure(found), out)]))}")
 
 

@@ -41,9 +41,9 @@ def advice(diagnosis: Numbers) -> list[str]:
     """Two sentences: what hurts and what to try, then which layer it is in.
 
     The rules, in their order: there is nothing to lose, where no net is better than a guess; it is not the codes, where
-    more than half of what is missing to the FP net stays missing with nothing quantized; nothing hurts, where everything
-    quantized is as good as nothing quantized, up to what chance explains; else weights or activations, whichever lose
-    more by themselves.
+    more than half of what is missing to the FP net stays missing with nothing quantized; nothing hurts, where
+    everything quantized is as good as nothing quantized, up to what chance explains; else weights or activations,
+    whichever lose more by themselves.
     """
     value = {setting: value_of(diagnosis, setting) for setting in SETTINGS}
     sign = 1 if diagnosis["metric"]["higher_is_better"] else -1
