@@ -76,9 +76,12 @@ class AffineActivation(Quantizer):
     def fake_quantize(self, values: Tensor) -> Tensor:
         if self.training:
             self._observe(values)
-            if self.delay and int(self.steps_seen) <= self.delay:
-                return values
-        return affine_fake_quantize(values, self.grid(values), self.codes)
+        quantized = affine_fake_quantize(values, self.grid(values), self.codes)
+        if not (self.training and self.delay):
+            return quantized
+        return torch.where(
+            self.steps_seen <= self.delay, values, quantized
+        )  # a look at the count would make a GPU wait
 
     @torch.no_grad()
     def _observe(self, values: Tensor) -> None:

@@ -166,20 +166,13 @@ class _StraightThrough(torch.autograd.Function):
 
 def _straight_through(values: Tensor, quantized: Tensor, inside: Tensor | None = None) -> Tensor:
     """``quantized``, with the gradient of ``values`` where ``inside``."""
+    if torch.compiler.is_compiling():  # in operations that it sees through: a zero with that gradient is added
+        zero = values - values.detach()
+        return quantized.detach() + (zero if inside is None else zero * inside)
     return _StraightThrough.apply(values, quantized, inside)
 
 
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.factor, None
-
-
 def scale_gradient(values: Tensor, factor: float) -> Tensor:
-    """``values``, with ``factor`` times their gradient."""
-    return _ScaleGradient.apply(values, factor)
+    """``values``, with ``factor`` times their gradient: a zero that has it is added."""
+    constant = values.detach()
+    return constant + (values - constant) * factor

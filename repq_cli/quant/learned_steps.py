@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from repq_cli.precision import in_float32
-from repq_cli.quant.functional import Grid, IntegerRange, offset_zero_point, quantize
+from repq_cli.quant.functional import Grid, IntegerRange, offset_zero_point, quantize, scale_gradient
 
 
 def lsq_fake_quantize(values: Tensor, step: Tensor, codes: IntegerRange, grad_scale: float = 1.0) -> Tensor:
@@ -21,6 +22,8 @@ def lsq_fake_quantize(values: Tensor, step: Tensor, codes: IntegerRange, grad_sc
     Source: arXiv 1902.08153, eqs. 1-3 and 5. The order round-then-clip equals the paper's clip-then-round because the
     ends of the range are integers.
     """
+    if torch.compiler.is_compiling():
+        return _in_plain_operations(values, step, None, codes, grad_scale)
     return _LSQ.apply(values, step, None, codes, grad_scale)
 
 
@@ -34,7 +37,52 @@ def lsq_plus_fake_quantize(
     Differs from the paper: the offset is rounded to a multiple of the step (``offset_zero_point``), so that zero, and
     with it the padding of a convolution, is a code.
     """
+    if torch.compiler.is_compiling():
+        return _in_plain_operations(values, step, offset, codes, grad_scale)
     return _LSQ.apply(values, step, offset, codes, grad_scale)
+
+
+def _in_plain_operations(
+    values: Tensor, step: Tensor, offset: Tensor | None, codes: IntegerRange, grad_scale: float
+) -> Tensor:
+    """The same for a compiler, which fuses what it can see through: equal bit for bit, with the same gradients.
+
+    Codes are ``clip(u)``, whose gradient is 1 where ``low < u < high``, plus the constant that rounds it. Their
+    difference is exact (Sterbenz), and so is the sum.
+    """
+    zero_point = None if offset is None else offset_zero_point(offset, step, codes).detach()
+    grid = Grid(scale_gradient(step, grad_scale), zero_point)
+    unrounded = in_float32(values) / grid.step
+    if zero_point is None:
+        clipped = F.hardtanh(unrounded, *codes)
+        rounded = clipped.round()
+    else:
+        rounded = (unrounded.round() + zero_point).clamp(*codes)
+        unrounded = unrounded + zero_point
+        clipped = F.hardtanh(unrounded, *codes)
+    quantized = grid.dequantize(clipped + (rounded - clipped).detach())
+    if offset is not None and zero_point is not None:
+        # Where clipped the output follows the offset, of which the zero point times the step is no part there: a zero
+        # with these gradients.
+        moved = _Inward.apply(offset - offset.detach(), zero_point, codes, grad_scale)
+        moved = moved + zero_point * (grid.step - grid.step.detach())
+        quantized = quantized + moved * ((unrounded <= codes.low) | (unrounded >= codes.high))
+    return quantized.to(values.dtype)
+
+
+class _Inward(torch.autograd.Function):
+    """A scalar, with its gradient scaled and then ``inward``."""
+
+    @staticmethod
+    def forward(ctx: Any, offset: Tensor, zero_point: Tensor, codes: IntegerRange, grad_scale: float) -> Tensor:
+        ctx.save_for_backward(zero_point)
+        ctx.codes, ctx.grad_scale = codes, grad_scale
+        return offset.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (zero_point,) = ctx.saved_tensors
+        return inward(grads[0] * ctx.grad_scale, zero_point, ctx.codes), None, None, None
 
 
 class Origin(NamedTuple):

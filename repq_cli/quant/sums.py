@@ -72,9 +72,12 @@ class _SumsOfMade(torch.autograd.Function):
 
 
 def sums_in_training(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
-    """``weighted_sums``, with the same gradients, that stores no input for them where LSQ can make it again."""
-    origin = None if window is None else origin_of(x)
-    if origin is None:
+    """``weighted_sums``, with the same gradients, that stores no input for them where LSQ can make it again.
+
+    A compiler decides that by itself.
+    """
+    origin = None if window is None or torch.compiler.is_compiling() else origin_of(x)
+    if origin is None or window is None:
         return weighted_sums(x, weight, bias, window)
     return _SumsOfMade.apply(x, weight, bias, origin, window)
 
