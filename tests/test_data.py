@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.transforms import CenterCrop, Resize
+from torchvision.transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 from repq_cli.data import digits, image_folder, imagenet, torchvision_sets
 from repq_cli.data.augment import Augmentation, flip, shift
@@ -120,6 +120,20 @@ def test_flips_mirror_about_half_of_the_images() -> None:
     images = torch.arange(5, dtype=torch.uint8).expand(400, 1, 2, 5)
     mirrored = (flip(images, torch.Generator().manual_seed(0))[:, 0, 0, 0] == 4).sum().item()
     assert 150 < mirrored < 250
+
+
+def test_augmentation_draws_and_moves_as_image_by_image() -> None:
+    """Bits of batches are those of a loop over images: runs that were begun earlier go on with the same ones."""
+    images = torch.randint(0, 256, (9, 3, 6, 5), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
+    found = Augmentation(crop=2, mirror=True)(images, torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    top, left = torch.randint(0, 5, (2, 9), generator=generator)
+    mirrored = torch.rand(9, generator=generator) < 0.5
+    for index, image in enumerate(images.numpy()):
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
+        moved = padded[:, top[index] : top[index] + 6, left[index] : left[index] + 5]
+        np.testing.assert_array_equal(found[index], moved[..., ::-1] if mirrored[index] else moved)
 
 
 def test_stratified_split_holds_out_of_every_class() -> None:
@@ -340,6 +354,16 @@ def test_random_crops_depend_on_seed_and_image_alone(tmp_path: Path) -> None:
         assert torch.equal(a, b)
     other = list(loaded[0].train.training_batches(4, seed=8))
     assert not torch.equal(torch.cat([x for x, _ in other]), torch.cat([x for x, _ in alone]))
+
+
+def test_random_crops_are_torchvisions(tmp_path: Path) -> None:
+    """The part is drawn by torchvision from a shape alone, and cut out of an array: the bits are those of its own."""
+    transform = Compose([RandomResizedCrop(16, (0.08, 1.0)), RandomHorizontalFlip()])
+    crop = imagenet.RandomCrop(16, (0.08, 1.0))
+    for seed, path in enumerate(sorted((small_imagenet(tmp_path) / "train").rglob("*.png"))):
+        torch.manual_seed(seed)
+        expected = np.array(transform(Image.open(path)))
+        np.testing.assert_array_equal(crop(path, seed).permute(1, 2, 0), expected)
 
 
 def test_imagenet_folders_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:

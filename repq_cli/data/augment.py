@@ -12,18 +12,22 @@ def shift(images: Tensor, generator: torch.Generator, pixels: int) -> Tensor:
     if pixels == 0:
         return images
     batch, channels, height, width = images.shape
-    padded = F.pad(images, (pixels,) * 4)
-    offsets = torch.randint(0, 2 * pixels + 1, (2, batch), generator=generator)
-    rows = (offsets[0].view(-1, 1) + torch.arange(height)).view(batch, 1, height, 1)
-    columns = (offsets[1].view(-1, 1) + torch.arange(width)).view(batch, 1, 1, width)
-    image = torch.arange(batch).view(-1, 1, 1, 1)
-    return padded[image, torch.arange(channels).view(1, -1, 1, 1), rows, columns]
+    padded = F.pad(images, (pixels,) * 4).contiguous()
+    top, left = torch.randint(0, 2 * pixels + 1, (2, batch), generator=generator).to(images.device)
+    # Whole rows are copied, each from where it starts in the padded images: a gather by pixel takes ten times as long.
+    tall, wide = padded.shape[2:]
+    plane = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
+    row = plane * tall + top.view(-1, 1, 1) + torch.arange(height, device=images.device)
+    starts = row * wide + left.view(-1, 1, 1)
+    windows = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
+    return windows.index_select(0, starts.flatten()).view(images.shape)
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror every image left to right with probability one half."""
     mirrored = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    chosen = mirrored.nonzero().flatten().to(images.device)
+    return images.index_copy(0, chosen, images.index_select(0, chosen).flip(3))
 
 
 class Augmentation:

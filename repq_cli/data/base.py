@@ -106,7 +106,7 @@ class InMemory:
 
     def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
         """The images of each batch of indices, in order."""
-        return (self.images[indices] for indices in batches)
+        return (self.images.index_select(0, indices) for indices in batches)
 
     def marks(self, indices: Tensor) -> Marks | None:
         """Those of the files, else hashes of the pixels."""
