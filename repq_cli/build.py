@@ -264,6 +264,7 @@ def experiment(config: Config, loaded: Data | None = None) -> Experiment:
     with torch.device("meta"):  # what cannot be built is said before anything is written
         refuse_signs_behind_relu(make_net(), config.quant)
     identity = loaded.identity()
+    loaded.fill()
     return Experiment(
         config=config,
         data_name=config.data.name,

@@ -29,9 +29,11 @@ def columns(lines: Sequence[Sequence[str]], texts: int) -> str:
 def file_size(count: float) -> str:
     """Bytes with a unit of a thousand.
 
-    >>> file_size(31_207), file_size(2_500_000)
-    ('31.2 kB', '2.50 MB')
+    >>> file_size(31_207), file_size(2_500_000), file_size(335e9)
+    ('31.2 kB', '2.50 MB', '335.00 GB')
     """
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 

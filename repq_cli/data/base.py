@@ -95,6 +95,21 @@ def marks_of(images: Images, indices: Tensor) -> Marks | None:
     return images.marks(indices) if isinstance(images, Marked) else None
 
 
+@runtime_checkable
+class Filled(Protocol):
+    """What may read from a cache on the disk."""
+
+    def fill(self) -> None:
+        """Have the cache filled, if there is to be one; until then, or without, the same images are decoded."""
+        ...
+
+
+def fill_of(part: object) -> None:
+    """Have the cache of some images, or of a split, filled where it has one."""
+    if isinstance(part, Filled):
+        part.fill()
+
+
 class InMemory:
     """Images that fit into memory. ``source``: the files that they were read from, if any."""
 
@@ -187,6 +202,10 @@ class Split:
         marks = marks_of(self.images, torch.arange(len(self)))
         return None if marks is None else Listing(*marks, self.labels.tolist())
 
+    def fill(self) -> None:
+        """Have the images' cache filled."""
+        fill_of(self.images)
+
     def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Split:
         """The same images for a network that was trained with other statistics."""
         return Split(self.images, self.labels, replace(self.info, mean=tuple(mean), std=tuple(std)), self.augment)
@@ -216,6 +235,11 @@ class Data:
         return Identity(
             {"train": _listing(self.train), "val": _listing(self.val), **listings_of(self.tests)}, self.fingerprint
         )
+
+    def fill(self) -> None:
+        """Have the caches filled that its splits read from. Raises DataError where the disk has no room for them."""
+        for split in (self.train, self.val, *self.tests.values()):
+            fill_of(split)
 
 
 def listings_of(tests: Mapping[str, Evaluation]) -> dict[str, Listing | None]:

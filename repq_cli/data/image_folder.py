@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
-from repq_cli.data.base import (
-    Data,
-    DataInfo,
-    Images,
-    InMemory,
-    Marks,
-    Split,
-    channel_statistics,
-    marks_of,
-    stratified_split,
-)
-from repq_cli.data.contents import file_hashes
-from repq_cli.data.identity import names_of
+from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_statistics, stratified_split
+from repq_cli.data.image_cache import Pixels
+from repq_cli.data.image_files import Files, Reader, Subset
 from repq_cli.errors import DataError
 from repq_cli.images.decode import decode, open_image
 from repq_cli.images.files import pixels_of
 from repq_cli.images.listing import EXTENSIONS, but_others, entries, files_below, is_image, say_passed_over, some
-from repq_cli.seeds import derive_seed
 
 logger = logging.getLogger("repq")
 
@@ -44,13 +32,15 @@ def load(
     mirror: bool = True,
     grey: bool = False,
     cache_mib: Annotated[int, Range(0)] = 4096,
+    disk_cache: bool = False,
     workers: Annotated[int, Range(0, 256)] = 2,
 ) -> Data:
     """Images below ``root/train``, ``root/val`` and ``root/test``, one folder per class.
 
     With only one of ``val`` and ``test``, that one is the test split and ``val_fraction`` of training is held out.
     ``size``: the shorter side is scaled to it and the centre cut out; without it all images must have one size.
-    Decoded once into memory below ``cache_mib``, else in ``workers`` processes as they are needed.
+    Decoded once into memory below ``cache_mib``, else in ``workers`` processes as they are needed, by ``disk_cache``
+    once for all runs into outputs/cache/images.
     Raises DataError for a missing or empty folder, a class without images, a broken image.
     """
     top = Path(root)
@@ -69,14 +59,16 @@ def load(
 
     labels = {name: torch.tensor([label for _, label in listed]) for name, listed in files.items()}
     paths = {name: [path for path, _ in listed] for name, listed in files.items()}
-    images = {name: _images(found, read_image, cache_mib, workers) for name, found in paths.items()}
+    channels = 1 if grey else 3
+    decoded = {name: Files(found, read_image, workers, keep=disk_cache) for name, found in paths.items()}
+    images = {name: _images(found, channels, read_image.size, cache_mib) for name, found in decoded.items()}
     kept, held = torch.arange(len(labels["train"])), None
     if len(evaluation) == 1:
         kept, held = stratified_split(labels["train"], val_fraction)
     if len(kept) == 0:
         raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add a val/.")
     mean, std = channel_statistics(_sample(Subset(images["train"], kept)))
-    info = DataInfo(top.name, (1 if grey else 3, *read_image.size), classes, mean, std, "the user's own")
+    info = DataInfo(top.name, (channels, *read_image.size), classes, mean, std, "the user's own")
 
     def split(name: str, indices: Tensor | None = None, augment: Augmentation | None = None) -> Split:
         if indices is None:
@@ -87,7 +79,7 @@ def load(
     return Data(info, train, split("val") if held is None else split("train", held), tests)
 
 
-class Decoder:
+class Decoder(Reader):
     """Reads one image file as ``uint8 [C, H, W]``."""
 
     def __init__(self, size: int | tuple[int, int], grey: bool) -> None:
@@ -95,7 +87,14 @@ class Decoder:
         self.size = (size, size) if isinstance(size, int) else size
         self.grey = grey
 
-    def __call__(self, path: Path, seed: int | None = None) -> Tensor:
+    @property
+    def rule(self) -> str:
+        """How large, and in which colours."""
+        made = "scaled and cut to" if self.resize else "of"
+        return f"{'grey' if self.grey else 'RGB'}, {made} {self.size[1]}x{self.size[0]}"
+
+    def prepare(self, path: Path) -> Pixels:
+        """``uint8 [C, H, W]``."""
         image = open_image(path, "L" if self.grey else "RGB")
         if self.resize:
             image = self._fit(image)
@@ -104,7 +103,7 @@ class Decoder:
                 f"The image {path} is {image.width}x{image.height}, the first one {self.size[1]}x{self.size[0]}: "
                 f"set data.size to scale all images to one size, for example data.size={min(self.size)}."
             )
-        return pixels_of(image)
+        return pixels_of(image).numpy()
 
     def _fit(self, image: Image.Image) -> Image.Image:
         height, width = self.size
@@ -114,75 +113,6 @@ class Decoder:
             image = image.resize(enlarged, Image.Resampling.BILINEAR)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
-
-
-class Subset:
-    """Some of the images."""
-
-    def __init__(self, images: Images, indices: Tensor) -> None:
-        self.images, self.indices = images, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
-        """The images of each batch of indices, in order."""
-        return self.images.read([self.indices[batch] for batch in batches], seed)
-
-    def marks(self, indices: Tensor) -> Marks | None:
-        """Those of the images that they are some of."""
-        return marks_of(self.images, self.indices[indices])
-
-
-Decode = Callable[[Path, "int | None"], Tensor]  # an image file, with a seed for its random crop
-
-
-class Files(Dataset["Tensor | str"]):
-    """Images that are decoded when they are read."""
-
-    def __init__(self, paths: list[Path], decode: Decode, workers: int) -> None:
-        self.paths, self.decode, self.workers = paths, decode, workers
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, item: tuple[int, int | None]) -> Tensor | str:
-        """The image, or what is wrong with it: an exception would reach the user wrapped in a worker's traceback."""
-        index, seed = item
-        try:
-            return self.decode(self.paths[index], None if seed is None else derive_seed(seed, index))
-        except DataError as error:
-            return str(error)
-
-    def marks(self, indices: Tensor) -> Marks:
-        """Names below the folder of all of them, and hashes of the files."""
-        names = names_of(self.paths)
-        chosen = indices.tolist()
-        return [names[index] for index in chosen], file_hashes([self.paths[index] for index in chosen])
-
-    def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
-        """The images of each batch of indices, decoded ahead by workers, in order; pinned where a GPU waits."""
-        # The loader draws a base seed for its workers; from a generator of its own, it leaves training's alone.
-        generator = torch.Generator().manual_seed(0)
-        sampler = [[(index, seed) for index in batch.tolist()] for batch in batches]
-        loader = DataLoader(
-            self,
-            batch_sampler=sampler,
-            num_workers=self.workers,
-            generator=generator,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-        )
-        for batch in loader:
-            if isinstance(batch, str):
-                raise DataError(batch)
-            yield batch
-
-
-def _collate(images: list[Tensor | str]) -> Tensor | str:
-    """A batch, or the first complaint."""
-    complaints = [image for image in images if isinstance(image, str)]
-    return complaints[0] if complaints else torch.stack([image for image in images if isinstance(image, Tensor)])
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -238,10 +168,12 @@ def _only_size(files: dict[str, list[tuple[Path, int]]]) -> tuple[int, int]:
     return image.height, image.width
 
 
-def _images(paths: list[Path], decode: Decoder, cache_mib: int, workers: int) -> Images:
-    files = Files(paths, decode, workers)
-    size = len(paths) * (1 if decode.grey else 3) * decode.size[0] * decode.size[1]
-    return InMemory(torch.stack([decode(path) for path in paths]), files) if size <= cache_mib << 20 else files
+def _images(files: Files, channels: int, size: tuple[int, int], cache_mib: int) -> Images:
+    """In memory, where they fit there."""
+    if len(files) * channels * math.prod(size) > cache_mib << 20:
+        return files
+    files.fill()
+    return InMemory(files.all(), files)
 
 
 def _sample(images: Images) -> Tensor:

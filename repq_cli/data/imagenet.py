@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomResizedCrop, Resize
+from torchvision.transforms import CenterCrop, Compose, RandomResizedCrop, Resize
+from torchvision.transforms.functional import resize as scaled_to
 
 from repq_cli.bounds import Range
 from repq_cli.data.base import Data, DataInfo, Inputs, Split, stratified_split
-from repq_cli.data.image_folder import Files, Subset, class_names, list_images
+from repq_cli.data.image_cache import Pixels
+from repq_cli.data.image_files import Files, Reader, Subset
+from repq_cli.data.image_folder import class_names, list_images
 from repq_cli.errors import DataError
 from repq_cli.images.decode import open_image
-from repq_cli.images.files import pixels_of
+from repq_cli.images.files import channels_first, pixels_of
 
 CLASSES = 1000
 # The constants that published ImageNet weights expect, rather than those of the images found.
+RATIO = [3 / 4, 4 / 3]  # of width to height of a random part
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -37,13 +44,17 @@ def load(
         1.0,
     ),
     val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.01,
+    train_resize: Annotated[int, Range(8)] | None = None,
+    disk_cache: bool = False,
     workers: Annotated[int, Range(0, 256)] = 8,
 ) -> Data:
     """ImageNet as torchvision unpacks it: ``root/train/<class>`` and ``root/val/<class>``.
 
-    Training: random resized crops of ``scale`` of the area, mirrored or not. Evaluation: the shorter side scaled to
-    ``resize``, the centre cut out. The official validation images are the test split; ``val_fraction`` of training is
-    held out to choose the epoch. Raises DataError for a missing folder, a class without images, a broken image.
+    Training: random resized crops of ``scale`` of the area, mirrored or not, of images whose shorter side is scaled
+    down to ``train_resize`` before, where it is longer. Evaluation: the shorter side scaled to ``resize``, the centre
+    cut out. The official validation images are the test split; ``val_fraction`` of training is held out to choose the
+    epoch. ``disk_cache``: what crops are drawn from, and what is evaluated on, is decoded once for all runs, into
+    outputs/cache/images. Raises DataError for a missing folder, a class without images, a broken image.
     """
     if resize < size:
         raise ValueError(f"data.resize={resize} is smaller than the square of data.size={size} that is cut out of it.")
@@ -62,39 +73,75 @@ def load(
     paths = {name: [path for path, _ in images] for name, images in listed.items()}
     info = DataInfo("imagenet", (3, size, size), classes, MEAN, STD, "research only (image-net.org)")
 
-    cut, look = RandomCrop(size, scale), CentreCut(size, resize)
     kept, held = stratified_split(labels["train"], val_fraction)
     if len(kept) == 0:
         raise DataError(f"{top / 'train'} has one image per class, too few to hold a validation split out: add some.")
-    return Data(
-        info,
-        Split(Subset(Files(paths["train"], cut, workers), kept), labels["train"][kept], info),
-        Split(Subset(Files(paths["train"], look, workers), held), labels["train"][held], info),
-        {"test": Split(Files(paths["val"], look, workers), labels["val"], info)},
-    )
+
+    def split(name: str, reader: Reader, some: Tensor) -> Split:
+        files = Files(paths[name], reader, workers, keep=some if disk_cache else False)
+        return Split(Subset(files, some), labels[name][some], info)
+
+    look = CentreCut(size, resize)
+    train = split("train", RandomCrop(size, scale, train_resize), kept)
+    return Data(info, train, split("train", look, held), {"test": split("val", look, torch.arange(len(paths["val"])))})
 
 
-class RandomCrop:
-    """Decodes a random part of an image, scaled to a square, mirrored with probability one half."""
+class RandomCrop(Reader):
+    """A random part of an image, scaled to a square, mirrored with probability one half.
 
-    def __init__(self, size: int, scale: tuple[float, float]) -> None:
-        self.transform = Compose([RandomResizedCrop(size, tuple(scale)), RandomHorizontalFlip()])
+    longest: pixels that the shorter side has at most when the part is chosen; None for the image as it is.
+    """
 
-    def __call__(self, path: Path, seed: int | None) -> Tensor:
+    def __init__(self, size: int, scale: tuple[float, float], longest: int | None = None) -> None:
+        self.size, self.scale, self.longest = size, list(scale), longest
+
+    @property
+    def rule(self) -> str:
+        """How large; where the part lies is left to ``finish``."""
+        return "RGB" if self.longest is None else f"RGB, the shorter side scaled down to {self.longest}"
+
+    def prepare(self, path: Path) -> Pixels:
+        """``uint8 [H, W, 3]``."""
         image = open_image(path, "RGB")
-        # torchvision draws from torch's global generator: it is lent a seed and gets its own state back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0 if seed is None else seed)
-            cut: Image.Image = self.transform(image)
-        return pixels_of(cut)
+        if self.longest is not None and min(image.size) > self.longest:
+            image = scaled_to(image, [self.longest])
+        return np.array(image)
+
+    def finish(self, pixels: Pixels, seed: int | None) -> Tensor:
+        """``uint8 [3, size, size]``."""
+        with _drawing(0 if seed is None else seed):
+            whole = torch.empty(1).expand(1, *pixels.shape[:2])  # a shape is all that torchvision asks for
+            top, left, height, width = RandomResizedCrop.get_params(whole, self.scale, RATIO)
+            mirrored = torch.rand(1).item() < 0.5
+        part = Image.fromarray(pixels[top : top + height, left : left + width])
+        square = np.asarray(part.resize((self.size, self.size), Image.Resampling.BILINEAR))
+        return channels_first(square[:, ::-1] if mirrored else square)
 
 
-class CentreCut:
-    """Decodes an image, its shorter side scaled to ``resize``, and cuts ``size`` pixels out of the centre."""
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Lend torch's global generator, from which torchvision draws, a seed; it gets its own state back."""
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+class CentreCut(Reader):
+    """An image, its shorter side scaled to ``resize``, and ``size`` pixels cut out of the centre."""
 
     def __init__(self, size: int, resize: int) -> None:
+        self.size, self.resize = size, resize
         self.transform = Compose([Resize(resize), CenterCrop(size)])
 
-    def __call__(self, path: Path, seed: int | None) -> Tensor:
+    @property
+    def rule(self) -> str:
+        """How large."""
+        return f"RGB, the shorter side scaled to {self.resize}, the central {self.size}x{self.size}"
+
+    def prepare(self, path: Path) -> Pixels:
+        """``uint8 [3, size, size]``."""
         cut: Image.Image = self.transform(open_image(path, "RGB"))
-        return pixels_of(cut)
+        return pixels_of(cut).numpy()

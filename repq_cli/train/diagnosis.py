@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repq_cli.data.base import Batch, Evaluation, Split
-from repq_cli.data.image_folder import Subset
+from repq_cli.data.image_files import Subset
 from repq_cli.data.pictures import Pictures
 from repq_cli.devices import in_float64
 from repq_cli.modes.partly_quantized import quantizing_only
