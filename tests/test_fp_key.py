@@ -34,6 +34,8 @@ WITHOUT_EFFECT = {
     "schema.py": "what it decides stands in the configuration, which is in the key",
     "train/options.py": "its defaults are filled into the configuration, which is in the key",
     "files.py": "writes and locks files",
+    "kept.py": "places of files that runs share",
+    "text.py": "how numbers are written",
     "runs/": "names, reads and writes a run's files",
     "quant/": "an FP net has no quantizer; what training asks of quantized layers finds none",
     "modes/": "composed after the stage; whether they use branches stands in the key",

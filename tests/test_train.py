@@ -26,13 +26,14 @@ from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.repvgg import repvgg_blocks
+from repq_cli.runs.closing import closing_time
 from repq_cli.runs.folder import RunFolder
 from repq_cli.tasks.classification import Classification
 from repq_cli.tasks.super_resolution import SuperResolution
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import load_last, save_last
 from repq_cli.train.divergence import chance, require_usable_images
-from repq_cli.train.engine import EpochTotals, evaluate, training_step
+from repq_cli.train.engine import EpochTotals, StepTimer, evaluate, training_step
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
 from repq_cli.train.optim import learning_rate, make_optimizer, parameter_groups, patterns_without_match
@@ -406,3 +407,25 @@ def test_the_penalty_is_minimised_but_not_reported() -> None:
 def test_patterns_that_name_nothing_are_found() -> None:
     patterns = ["*.identity.norm.weight", "foo", "*.scale"]
     assert patterns_without_match(tiny_net(), patterns) == ["foo", "*.scale"]
+
+
+def test_waiting_for_data_is_told_from_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch takes a second, the others none, and each step three."""
+    now = [0.0]
+    monkeypatch.setattr("repq_cli.train.engine.time.perf_counter", lambda: now[0])
+
+    def passing(seconds: float) -> None:
+        now[0] += seconds
+
+    timer, batch = StepTimer(), (torch.zeros(1), torch.zeros(1))
+    assert timer.input_share() is None
+    for _ in timer.batches((passing(1.0 if first else 0.0), batch)[1] for first in (True, False, False)):
+        with timer.step():
+            passing(3.0)
+    assert timer.input_share() == 0.1 and timer.median_ms() == 3000
+    times = {"fp_seconds": 10.0, "fp_step_ms": 3000.0}
+    rows = [{"time": times | waits, "lineage": {}} for waits in ({}, {"fp_input_share": 0.04}, {"fp_input_share": 0.1})]
+    assert [closing_time(row) for row in rows] == [
+        *["FP 10 s (3000 ms a step)"] * 2,
+        "FP 10 s (3000 ms a step, 10 % of the time waiting for data)",
+    ]

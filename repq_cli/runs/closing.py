@@ -8,6 +8,8 @@ from repq_cli.runs.quality import ENGINES, UNITS, shown
 from repq_cli.runs.row import Row
 from repq_cli.text import file_size, scaled
 
+MUCH_WAITING = 0.05  # of the time of training; less is not worth a word
+
 
 def closing_table(row: Row) -> str:
     """FP, QAT and deployed metric, size, cost and time of a finished run, as text."""
@@ -20,7 +22,7 @@ def closing_table(row: Row) -> str:
         ("size", f"{file_size(size['bytes_packed'])} deployed, {file_size(size['bytes_fp32'])} in float32"),
         ("parameters", f"{size['params_train']:,} in training, {size['params_deployed']:,} deployed"),
         ("cost", f"{scaled(cost['macs'])}MACs, {scaled(cost['bops'])}BOPs for one image"),
-        ("time", _time(row)),
+        ("time", closing_time(row)),
         (f"deployed = {mode.ships}", _proof(row["checks"])),
     ]
     lines[2:2] = mode.closing_lines(row)
@@ -45,12 +47,15 @@ def _qualities(row: Row, mode: Mode) -> list[tuple[str, str]]:
     return [(f"{metric} ({name})", "   ".join(words)) for name, words in lines.items()]
 
 
-def _time(row: Row) -> str:
+def closing_time(row: Row) -> str:
+    """How long both stages took, and that much of it was waiting for data, where it was."""
     time, parts = row["time"], []
     earlier = " in an earlier run" if row["lineage"].get("fp_run") else ""
     for key, name, where in (("fp", "FP", earlier), ("qat", "QAT", "")):
         if f"{key}_seconds" in time:
-            step = f" ({time[f'{key}_step_ms']:.0f} ms a step)" if f"{key}_step_ms" in time else ""
+            waited = time.get(f"{key}_input_share", 0.0)  # of a run of an earlier version unknown
+            waiting = f", {100 * waited:.0f} % of the time waiting for data" if waited >= MUCH_WAITING else ""
+            step = f" ({time[f'{key}_step_ms']:.0f} ms a step{waiting})" if f"{key}_step_ms" in time else ""
             parts.append(f"{name} {time[f'{key}_seconds']:.0f} s{step}{where}")
     return ", ".join(parts) or "no training"
 

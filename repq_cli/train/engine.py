@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -74,9 +74,19 @@ class EpochTotals:
 
 @dataclass
 class StepTimer:
-    """Seconds of the latest training steps."""
+    """Seconds of the latest training steps, and of the waits for their batches."""
 
     seconds: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+
+    def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; how long each is waited for is noted."""
+        start = time.perf_counter()
+        for batch in batches:
+            self.waits.append(time.perf_counter() - start)
+            del self.waits[:-TIMED_STEPS]
+            yield batch
+            start = time.perf_counter()
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -89,6 +99,11 @@ class StepTimer:
     def median_ms(self) -> float | None:
         """The median step in milliseconds."""
         return sorted(self.seconds)[len(self.seconds) // 2] * 1000 if self.seconds else None
+
+    def input_share(self) -> float | None:
+        """Of the time of steps and waits, the part that was waited for batches: 0 to 1."""
+        whole = sum(self.seconds) + sum(self.waits)
+        return round(sum(self.waits) / whole, 4) if whole else None
 
 
 def training_step(

@@ -113,6 +113,7 @@ class StageTrainer:
         self.epoch, self.totals = saved["epoch"], EpochTotals(**saved["totals"])
         self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
         self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
+        self.timer.waits = list(saved.get("input_seconds", []))
         self.log.rewind(saved["metrics_bytes"], self.global_step)
 
     def fit(self) -> None:
@@ -147,7 +148,7 @@ class StageTrainer:
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
         experiment, options = self.experiment, self.stage.options
         seed = derive_seed(experiment.seed, self.stage.name, self.epoch)
-        for batch in self._batches(self.totals.steps):
+        for batch in self.timer.batches(self._batches(self.totals.steps)):
             lr = learning_rate(experiment.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
             # Quantizers may draw at random: from a state that a resumed run finds again.
             torch.manual_seed(derive_seed(seed, "step", self.totals.steps))
@@ -260,6 +261,7 @@ class StageTrainer:
                 "seconds": self.seconds,
                 "earlier": self.earlier,
                 "step_seconds": self.timer.seconds,
+                "input_seconds": self.timer.waits,
                 "metrics_bytes": self.log.offset(),
                 "signature": self.experiment.signature,
                 "fp_key": self.context.fp_key,
@@ -283,3 +285,4 @@ def train_stage(
     if trainer.seconds:
         times[f"{stage.name}_seconds"] = round(trainer.seconds, 3)
         times[f"{stage.name}_step_ms"] = trainer.timer.median_ms()
+        times[f"{stage.name}_input_share"] = trainer.timer.input_share()
