@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from repq_cli.data.base import Data, Evaluation, Info, Inputs
     from repq_cli.data.pictures import Upscaling
+    from repq_cli.reparam.block import MakeBlock
     from repq_cli.train.engine import Task
     from repq_cli.train.experiment import Experiment
 
@@ -154,17 +155,21 @@ def network_maker(config: Config, info: Inputs | Info) -> Callable[[], nn.Module
     return network_of(config.model, config.rep, branches, config.plugins, info)
 
 
-def network_of(
-    model: ModelSection, rep: RepSection, branches: bool, plugins: list[str], info: Inputs | Info
-) -> Callable[[], nn.Module]:
-    """A function that builds the network afresh, of blocks with ``branches`` or of ordinary convolutions."""
+def block_maker(rep: RepSection, branches: bool, plugins: list[str]) -> MakeBlock:
+    """What a network makes its convolutions by: blocks where ``rep`` has some and ``branches`` are wanted."""
     from repq_cli.reparam.plain import only_kernels, plain_block
 
     # A block's ValueError passes through the model, which adds the layer's name.
     block = _bound("rep", rep, plugins)
     ordinary = functools.partial(plain_block, batch_norm=rep.batch_norm)
-    make_block = only_kernels(rep.kernels, block, ordinary) if branches else ordinary
+    return only_kernels(rep.kernels, block, ordinary) if branches else ordinary
 
+
+def network_of(
+    model: ModelSection, rep: RepSection, branches: bool, plugins: list[str], info: Inputs | Info
+) -> Callable[[], nn.Module]:
+    """A function that builds the network afresh, of blocks with ``branches`` or of ordinary convolutions."""
+    make_block = block_maker(rep, branches, plugins)
     classes = model.num_classes or info.num_classes
     if classes < info.num_classes:
         raise ConfigError(

@@ -11,7 +11,7 @@ from torch import nn
 
 from repq_cli import build
 from repq_cli.bench.steps import NO_REP, Precision
-from repq_cli.bench.training import Subject
+from repq_cli.bench.training import Subject, stack
 from repq_cli.config import section_of
 from repq_cli.data.base import Inputs
 from repq_cli.errors import ConfigError
@@ -28,7 +28,7 @@ from repq_cli.train.options import OptimOptions, RuntimeOptions
 
 STACK = "stack"  # the benchmark's own network: nine convolutions, and no configuration beside this
 OPTIM = OptimOptions(name="sgd", weight_decay=5e-4, label_smoothing=0.1)  # as in configs/optim/sgd.yaml
-STACK_SECTION = {"_target_": "repq_cli.bench.training.stack", "name": STACK, "num_classes": None}
+STACK_SECTION = {"_target_": STACK, "name": STACK, "num_classes": None}  # its function is no configuration's
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class Model:
 
     def maker(self, rep: str, inputs: Inputs) -> Callable[[], nn.Module]:
         """A function that builds the FP network with these blocks."""
-        return build.network_of(self.section, self.rep(rep), rep != "none", [], inputs)
+        if self.section.name == STACK:
+            make_block, channels = build.block_maker(self.rep(rep), rep != NO_REP, []), inputs.shape[0]
+            return lambda: stack(make_block, channels, inputs.num_classes, self.section.width or 1.0)
+        return build.network_of(self.section, self.rep(rep), rep != NO_REP, [], inputs)
 
     def subject(self, reps: Sequence[str], settings: Settings) -> Subject:
         """What steps of it train on: fixed noise, labels or larger noise; the default optimiser."""
