@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from processes import Process
 from torch import nn
 
@@ -23,6 +24,9 @@ from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.models.repvgg import repvgg
 from repq_cli.reparam.block import MakeBlock
 from repq_cli.reparam.repvgg import repvgg_block
+
+# Hydra parses its files anew for every composition: libyaml takes a tenth of the time.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
 
 # A RepVGG of a few thousand parameters on the embedded digits: a run takes about two seconds.
 TINY = [
@@ -38,6 +42,10 @@ TINY = [
 ]
 
 
+# Files with tests of ten seconds.
+LONG = ("test_sweep.py", "test_changed_data.py", "test_configs.py")
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not go through it again and again."""
     gc.collect()
@@ -49,8 +57,10 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+@pytest.hookimpl(trylast=True)  # behind the shuffling
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of an accelerator say why they are skipped."""
+    """The longest come first, so that no worker waits for one at the end; those of an accelerator may be skipped."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("accelerator"):

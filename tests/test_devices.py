@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from blocks import BLOCKS
-from conftest import TINY, results, row_of, tiny_net
+from conftest import TINY, randomise, results, row_of, tiny_net
 from torch import nn
 
 from repq_cli.cli import main
@@ -24,6 +24,7 @@ from repq_cli.deploy.check import compare
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.devices import full_float32, use_device
+from repq_cli.models.repvgg import RepVGG
 from repq_cli.modes.branchwise import requantize
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
@@ -70,17 +71,21 @@ every_mode = pytest.mark.parametrize(
 def test_what_composition_makes_lives_where_the_net_lives(mode: ModeOptions) -> None:
     """On ``meta``, where any tensor of another device is an error; shapes are those of the CPU."""
     make_block = plain_block if mode.name == "plain" else BLOCKS["repvgg"]
-    shape = 4, 3, 12, 11
+    shaped = {}
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            net = randomise(RepVGG(make_block, [3, 8, 8, 12], [2, 1, 2], 5, [1, 1, 1]))
+            x = torch.zeros(4, 3, 12, 11)
+        shaped[device] = mode.rule.shaped_net(net, [x], mode)
+    start = mode.rule.starting_net(net, [x], mode)  # of the last, on meta
     for name, quant in QUANTS.items():
         shapes = {}
-        for device in ("cpu", "meta"):
-            with torch.device(device):
-                net, x = tiny_net(make_block), torch.zeros(shape)
-            composed = compose(mode.rule.shaped_net(net, [x], mode), mode, quant)
+        for device, net in shaped.items():
+            composed = compose(net, mode, quant)
             shapes[device] = [(key, tensor.shape, tensor.dtype) for key, tensor in tensors(composed)]
             assert {tensor.device.type for _, tensor in tensors(composed)} == {device}, name
         assert shapes["cpu"] == shapes["meta"], name
-        composed = compose(mode.rule.starting_net(net, [x], mode), mode, quant).train()
+        composed = compose(start, mode, quant).train()
         composed(x).sum().backward()
         assert composed.eval()(x).is_meta
 
@@ -88,10 +93,10 @@ def test_what_composition_makes_lives_where_the_net_lives(mode: ModeOptions) -> 
 @every_mode
 def test_a_float64_net_stays_one_and_freezes_exactly(mode: ModeOptions, tmp_path: Path) -> None:
     make_block = plain_block if mode.name == "plain" else BLOCKS["repvgg"]
+    net, x = tiny_net(make_block).double(), torch.randn(8, 3, 12, 11, dtype=torch.float64)
+    start = mode.rule.starting_net(net, [x], mode)
     for index, name in enumerate(("w8a8", "one step a layer", "w4a4 lsqplus", "int8_affine")):
         quant = QUANTS[name]
-        net, x = tiny_net(make_block).double(), torch.randn(8, 3, 12, 11, dtype=torch.float64)
-        start = mode.rule.starting_net(net, [x], mode)
         composed = compose(start, mode, quant)
         calibrate(composed, x, quant.init, start)
         composed.train()(x).sum().backward()

@@ -86,14 +86,14 @@ VARIANTS = [
 
 @functools.cache
 def data() -> Data:
-    return digits.load(size=16, crop=0)
+    return digits.load(size=8, crop=0)
 
 
 def configuration(combination: Combination) -> dict[str, Any]:
     model, rep, mode, quant = combination
     option = OPTION.get(quant, quant.split()[0])
     groups = [f"+model={model}", f"rep={rep}", f"mode={mode}", f"quant={option}"]
-    return compose_plain([*groups, *SMALL, "data.size=16", *QUANTS[quant]])
+    return compose_plain([*groups, *SMALL, "data.size=8", *QUANTS[quant]])
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from repq_cli.train.fp_cache import ROOT, FPCache, stored
 
 Run = Callable[..., tuple[int, Path | None]]
 
-SHARED = [*TINY, "fp.reuse=true"]
+SHARED = [*TINY, "fp.reuse=true", "qat.epochs=0"]
 MODES = {"a": "merged", "b": "repq_bn"}  # of two runs that share a stage, by their folders
 
 
@@ -60,7 +60,7 @@ def test_modes_and_bits_share_a_stage_and_a_reusing_run_is_as_one_that_trained(r
     _, alone = run_repq("train", *TINY, "mode=merged", "quant=w4a4")
     assert alone is not None and not ROOT.exists()  # fp.reuse=false neither takes nor keeps
     _, first = run_repq("train", *SHARED, "mode=repq_bn", "quant=w8a8")
-    _, second = run_repq("train", *SHARED, "mode=merged", "quant=w4a4")
+    _, second = run_repq("train", *SHARED, "mode=merged", "quant=w4a4", "qat.epochs=1")
     assert first is not None and second is not None
     assert [trained_fp(folder) for folder in (first, second)] == [True, False]
     assert results(second) == results(alone)

@@ -63,9 +63,12 @@ def short_rows(count: int) -> Tensor:
 
 
 def least_error(values: np.ndarray, low: int, high: int) -> float:
-    """Of all steps on a very fine grid, each replaced by the best one for its codes, on float64."""
-    most = np.abs(values).max()
-    step = np.geomspace(most / max(high, -low) / 4, 2.2 * most, 40_000)[:, None] if most else np.ones((1, 1))
+    """Of all steps on a very fine grid, each replaced by the best one for its codes, on float64.
+
+    Some ten steps for each at which a code changes: every value has one for each code.
+    """
+    most, count = np.abs(values).max(), min(40_000, 1000 + 10 * values.size * (high - low))
+    step = np.geomspace(most / max(high, -low) / 4, 2.2 * most, count)[:, None] if most else np.ones((1, 1))
     for _ in range(2):
         codes = np.clip(np.round(values / step), low, high)
         fitted = (codes * values).sum(1, keepdims=True) / np.maximum((codes**2).sum(1, keepdims=True), 1)

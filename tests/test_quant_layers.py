@@ -12,7 +12,7 @@ from conftest import randomise, tiny_net
 from torch import nn
 
 from repq_cli.errors import CheckError, ConfigError
-from repq_cli.models.repvgg import repvgg
+from repq_cli.models.repvgg import RepVGG, repvgg
 from repq_cli.models.tap import Tap
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose, freeze_statistics
@@ -110,15 +110,19 @@ def test_every_layer_of_a_bnn_is_binary_and_has_its_batch_norm() -> None:
     assert all(isinstance(tap, SignActivation) for tap in net.taps[1:])
 
 
+def two_blocks() -> nn.Module:
+    return randomise(RepVGG(repvgg_block, [3, 4, 4], [2, 1], 5, [1, 1]))
+
+
 def test_low_bits_get_a_batch_norm_behind_the_convolution(subtests: pytest.Subtests) -> None:
     for mode in TRAINING_MODES:
         for bits, behind in [(1, True), (2, True), (3, False), (8, False)]:
             with subtests.test(mode=str(mode), bits=str(bits), behind=str(behind)):
                 quant = QuantOptions(weight_bits=bits, act_bits=8)  # type: ignore[arg-type]
                 for option, wanted in (("auto", behind), (True, True), (False, False)):
-                    net = composed(mode, quant, tiny_net(), post_bn=option)
+                    net = composed(mode, quant, two_blocks(), post_bn=option)
                     assert (net.blocks[1].norm is not None) == wanted
-                assert composed("ptq", quant, tiny_net()).blocks[1].norm is None
+                assert composed("ptq", quant, two_blocks()).blocks[1].norm is None
 
 
 def test_statistics_before_a_batch_norm_are_constants_unless_asked_otherwise() -> None:
