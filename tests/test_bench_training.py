@@ -96,8 +96,8 @@ def test_every_step_runs_and_the_file_holds_all(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Compilation is noted here, not carried out: it would take minutes."""
-    compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda net, **options: compiled.append(net))
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda what, **options: compiled.append(what) or what)
     arguments = ["reps=repvgg", "modes=[repq_bn,repq_bnest]", "compiled=[false,true]", "format=markdown"]
     assert main(["bench", *SMALL, *arguments]) == 0
     shown, found = capsys.readouterr().out, json.loads(Path("measured/bench.json").read_text())
@@ -254,8 +254,8 @@ def test_a_peer_that_fails_is_left_out_and_said(
     assert "textbook LSQ QAT w4a4, eager, fails and is left out: unsupported\n" in shown
     labels = [row["label"] for row in json.loads(Path("measured/bench.json").read_text())["rows"]]
     assert labels == ["FP plain", "Plain QAT"]
-    monkeypatch.setattr(training, "compose", fail)  # ours is no peer
-    assert main(["bench", *SMALL, "reps=[]", "compiled=false", "precisions=fp32"]) == 1
+    monkeypatch.setattr(training, "compose", fail)
+    assert main(["bench", *SMALL, "reps=[]", "compiled=false", "precisions=fp32"]) == 1  # ours is no peer
 
 
 @pytest.mark.accelerator

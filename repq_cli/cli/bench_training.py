@@ -46,9 +46,11 @@ def training(config: dict[str, Any], runtime: RuntimeOptions) -> None:
     out = made(config["out"], "train")
     if threads is not None:
         torch.set_num_threads(threads)
-    found: Row = _about(config, device) | {"batch": settings.batch, "size": settings.size, "rows": [], "goals": []}
+    found: Row = _about(config, device) | {"batch": settings.batch, "size": settings.size}
+    found |= {"rows": [], "goals": [], "notes": []}
     for plan in plans:
         _measure(plan, config, device, found)
+        write_json(out / BENCH, prune(found))  # the next model may fail
     busy = load.hint(others, torch.get_num_threads(), load.cores())
     found["notes"] = [*notes_on(plans), *([busy] if busy else [])]
     write_json(out / BENCH, prune(found))
@@ -100,13 +102,13 @@ def _measure(plan: Plan, config: dict[str, Any], device: torch.device, found: Ro
 
 
 def _warm(step: Step, plan: Plan) -> Trained | None:
-    """A step that has run some times; None, and a note, for one of a peer that fails, as a compiler may on its code."""
+    """A step that has run some times; None, and a note, where a peer's fails, or the compiler on any."""
     try:
         trained = Trained(step, plan.subject)
         for _ in range(WARM_UP):
             trained.run()
     except Exception as error:
-        if step.by == OURS:
+        if step.by == OURS and not step.compiled:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         plan.notes.append(f"{step.label} {step.quant}, {step.column}, fails and is left out: {reason}")
