@@ -86,6 +86,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def is_waited_for(device: torch.device) -> bool:
+    """Whether reading a value means waiting until the device has done all that it was asked for."""
+    return device.type != "cpu"
+
+
 def in_float64(tensor: Tensor) -> Tensor:
     """``tensor`` in float64, on the CPU where its device has none (MPS)."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -22,7 +22,8 @@ from repq_cli.quant.binary import SignActivation, SignWeight
 from repq_cli.quant.build import weight_quantizer
 from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.functional import binarize, input_scale
-from repq_cli.quant.layers import QuantConv, QuantLayer, clip_latent_weights, quant_layers
+from repq_cli.quant.latent_weights import clip_latent_weights
+from repq_cli.quant.layers import QuantConv, QuantLayer, quant_layers
 from repq_cli.quant.lsq import LSQ
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.post_norm import FLOOR, PostNorm2d

@@ -19,6 +19,7 @@ from processes import Process, wait_until
 from repq_cli.cli import main
 from repq_cli.errors import Interrupted
 from repq_cli.train import stage
+from repq_cli.train.engine import Update
 from repq_cli.train.interrupt import StopRequest
 
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
@@ -118,7 +119,7 @@ def test_sigterm_ends_with_a_checkpoint_and_exit_code_143(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The system's own signal, which a step of QAT sends to its process."""
-    real = stage.training_step
+    real = Update.seen
     steps = []
 
     def signalling(*arguments: Any) -> tuple[float, float]:
@@ -127,7 +128,7 @@ def test_sigterm_ends_with_a_checkpoint_and_exit_code_143(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(stage, "training_step", signalling)
+    monkeypatch.setattr(Update, "seen", signalling)
     assert main(["train", *TINY, "quant=w4a4", "hydra.run.dir=stopped"]) == 143
     assert len(steps) == 25
     captured = capsys.readouterr()

@@ -22,6 +22,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.reparam.repvgg import RepVGGBlock
 from repq_cli.runs.folder import RunFolder
 from repq_cli.train import stage
+from repq_cli.train.engine import Update
 
 Run = Callable[..., tuple[int, Path | None]]
 
@@ -293,21 +294,26 @@ def test_golden_losses(finished: Path) -> None:
         assert got[name] == pytest.approx(golden[name], rel=1e-3 if name == "fp" else 2e-2), got
 
 
+@pytest.mark.parametrize("looks", ["each step", "rarely"])
 def test_a_net_that_stops_being_finite_ends_with_exit_4_and_keeps_its_checkpoint(
-    run_repq: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    looks: str, run_repq: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stage.training_step
+    """On an accelerator the loss is looked at where it is logged; its steps since leave the net as it is."""
+    monkeypatch.setattr(stage, "is_waited_for", lambda device: looks == "rarely")
+    name = "unseen" if looks == "rarely" else "seen"
+    real = getattr(Update, name)
     calls = []
 
-    def poisoned(net: torch.nn.Module, *arguments: Any) -> tuple[float, float]:
+    def poisoned(update: Update, *arguments: Any) -> Any:
         calls.append(None)
         if len(calls) == 25:
             with torch.no_grad():
-                net.get_submodule("taps.2").raw_step.fill_(torch.nan)  # type: ignore[operator]
-        return real(net, *arguments)
+                update.net.get_submodule("taps.2").raw_step.fill_(torch.nan)  # type: ignore[operator]
+        return real(update, *arguments)
 
-    monkeypatch.setattr(stage, "training_step", poisoned)
+    monkeypatch.setattr(Update, name, poisoned)
     code, folder = run_repq("train", *TINY, "quant=w4a4")
+    assert len(calls) == (29 if looks == "rarely" else 25)
     assert code == 4
     assert "the step of layer 'taps.2' is not finite" in capsys.readouterr().err
     row = row_of(folder)
@@ -460,21 +466,39 @@ def test_statistics_stop_after_the_epoch_that_is_asked_for(mode: str, run_repq: 
     assert counts == {"null": {3 * 19}, "1": {2 * 19}}  # 19 steps an epoch: one of FP, then QAT's
 
 
+def test_steps_that_are_looked_at_rarely_are_the_same_steps(
+    run_repq: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And their logs, and where a run goes on that was stopped between two looks."""
+    from test_resume import StopAfter
+
+    monkeypatch.setattr(stage, "is_waited_for", lambda device: True)
+    monkeypatch.setattr(Update, "seen", None)
+    with monkeypatch.context() as patch:
+        patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
+        StopAfter.left = 25
+        code, stopped = run_repq("train", *TINY, "quant=w4a4", "runtime.log_every=2")
+    assert code == 130 and stopped is not None
+    assert main(["train", f"resume={stopped}"]) == 0
+    assert results(stopped) == results(finished)
+    assert (stopped / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+
+
 def test_a_net_that_breaks_in_its_last_step_is_not_saved(
     run_repq: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stage.training_step
+    real = Update.seen
     calls = []
 
-    def poisoned(net: torch.nn.Module, *arguments: Any) -> tuple[float, float]:
-        result = real(net, *arguments)
+    def poisoned(update: Update, *arguments: Any) -> tuple[float, float]:
+        result = real(update, *arguments)
         calls.append(None)
         if len(calls) == 19:
             with torch.no_grad():
-                next(net.parameters()).fill_(torch.inf)
+                next(update.net.parameters()).fill_(torch.inf)
         return result
 
-    monkeypatch.setattr(stage, "training_step", poisoned)
+    monkeypatch.setattr(Update, "seen", poisoned)
     code, folder = run_repq("train", *TINY)
     assert code == 4
     assert "blocks.0.branches.dense.conv.weight is not finite" in capsys.readouterr().err

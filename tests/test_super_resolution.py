@@ -188,10 +188,10 @@ def test_photographs_in_a_run_that_is_interrupted_and_resumed(
     small = [*SMALL, "runtime.tensorboard=false"]
     code, whole = run_repq("train", *small)
     assert code == 0
-    from repq_cli.train import stage
+    from repq_cli.train.engine import Update
 
     steps = iter(range(100))
-    step = stage.training_step
+    step = Update.seen
 
     def interrupted(*arguments: object) -> object:
         if next(steps) == 3:
@@ -199,7 +199,7 @@ def test_photographs_in_a_run_that_is_interrupted_and_resumed(
         return step(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "training_step", interrupted)
+        patch.setattr(Update, "seen", interrupted)
         code, cut = run_repq("train", *small)
     assert code == 1 and cut is not None
     assert main(["train", f"resume={cut}"]) == 0

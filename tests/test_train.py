@@ -8,6 +8,8 @@ import logging
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,10 +35,16 @@ from repq_cli.tasks.super_resolution import SuperResolution
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import load_last, save_last
 from repq_cli.train.divergence import chance, require_usable_images
-from repq_cli.train.engine import EpochTotals, StepTimer, evaluate, training_step
+from repq_cli.train.engine import EpochTotals, StepTimer, Update, evaluate, training_step
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
-from repq_cli.train.optim import learning_rate, make_optimizer, parameter_groups, patterns_without_match
+from repq_cli.train.optim import (
+    learning_rate,
+    leaves_out_steps,
+    make_optimizer,
+    parameter_groups,
+    patterns_without_match,
+)
 from repq_cli.train.options import OptimOptions, ScheduleOptions
 
 
@@ -68,6 +76,46 @@ def test_optimisers(name: str, kind: type) -> None:
     assert isinstance(
         make_optimizer(nn.Linear(2, 2), OptimOptions(name=name, weight_decay=1e-4, label_smoothing=0.0), 0.1), kind
     )
+
+
+def test_a_fused_optimiser_leaves_out_a_step_and_takes_over_an_older_one() -> None:
+    """Its very first step too, of which torch would keep memory that nobody has written."""
+    for name in ("sgd", "adamw"):
+        options = OptimOptions(name=name, weight_decay=1e-2, label_smoothing=0.0)
+        net = quantized()
+        twin, data = copy.deepcopy(net), (torch.randn(8, 3, 12, 11), torch.arange(8) % 5)
+        update, other = (Update(each, Classification(), make_optimizer(each, options, 0.1)) for each in (net, twin))
+        poisoned = (torch.full_like(data[0], torch.nan), data[1])
+        before = {key: value.clone() for key, value in net.named_parameters()}
+        assert update.unseen(poisoned, 0.1)[1].isnan()
+        assert all(torch.equal(before[key], value) for key, value in net.named_parameters())
+        net.load_state_dict(twin.state_dict())  # the running averages, which have seen the batch
+        found = [update.unseen(data, 0.1).tolist() for _ in range(3)]
+        assert [[loss, score] for loss, _, score in found] == [list(other.seen(data, 0.1)) for _ in range(3)], name
+        older = make_optimizer(twin, options, 0.1)
+        for group in older.param_groups:
+            group["fused"] = False
+        assert leaves_out_steps(update.optimizer) and not leaves_out_steps(older)
+        update.optimizer.load_state_dict(older.state_dict())
+        assert not leaves_out_steps(update.optimizer), "a run goes on as it began, bit for bit"
+
+
+def test_an_optimiser_does_not_import_the_compiler() -> None:
+    """It would take a quarter of the time from the command to the first step."""
+    code = (
+        "import sys, torch\n"
+        "from repq_cli.train.optim import make_optimizer\n"
+        "from repq_cli.train.options import OptimOptions\n"
+        "for name in ('sgd', 'adamw'):\n"
+        "    net = torch.nn.Linear(2, 2)\n"
+        "    optimizer = make_optimizer(net, OptimOptions(name=name, weight_decay=0.0, label_smoothing=0.0), 0.1)\n"
+        "    net(torch.ones(1, 2)).sum().backward()\n"
+        "    optimizer.step()\n"
+        "    optimizer.zero_grad()\n"
+        "    optimizer.load_state_dict(optimizer.state_dict())\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def quantized() -> nn.Module:

@@ -6,7 +6,6 @@ import copy
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.quant.split import WIDE_BITS
@@ -40,6 +39,8 @@ class LayerCost(NamedTuple):
 @torch.no_grad()
 def layer_costs(net: DeployedNet) -> dict[str, LayerCost]:
     """The cost of every convolution and classifier by node name, for one input of the network's shape."""
+    from torch.utils.flop_counter import FlopCounterMode  # a third of a second, and nothing that training waits for
+
     net = copy.deepcopy(net).to("meta")  # shapes are enough, whatever the size of the images
     bits_of = {net.graph["input"]: 32}
     values = {net.graph["input"]: torch.zeros(1, *net.graph["input_shape"], device="meta")}

@@ -19,7 +19,8 @@ from repq_cli.modes.auto import resolve_mode
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.catalogue import AUTO, MODES
 from repq_cli.modes.options import ModeOptions
-from repq_cli.quant.layers import QuantLayer, clip_latent_weights
+from repq_cli.quant.latent_weights import clip_latent_weights
+from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.block import Block, merge_first

@@ -299,19 +299,3 @@ def quantizers_in_layers(net: nn.Module) -> set[Quantizer]:
     """The quantizers of weights; all others are of activations."""
     layers = quant_layers(net).values()
     return {module for layer in layers for module in layer.modules() if isinstance(module, Quantizer)}
-
-
-@torch.no_grad()
-def clip_latent_weights(net: nn.Module) -> None:
-    """What a training loop owes the quantizers after every update: float weights stay within their bounds."""
-    for layer in quant_layers(net).values():
-        bound = layer.quantizer.latent_bound
-        if bound is not None:
-            for weight in layer.latent_weights():
-                weight.clamp_(-bound, bound)
-
-
-def undecayed_latent_weights(net: nn.Module) -> list[nn.Parameter]:
-    """Float weights that weight decay must not pull at: their magnitude means nothing."""
-    layers = quant_layers(net).values()
-    return [weight for layer in layers if not layer.quantizer.latent_decays for weight in layer.latent_weights()]

@@ -16,7 +16,7 @@ from repq_cli.data.base import Batch, Evaluation
 from repq_cli.devices import in_float64
 from repq_cli.precision import in_float32
 from repq_cli.quant.frozen_layers import frozen_layers
-from repq_cli.quant.layers import clip_latent_weights
+from repq_cli.quant.latent_weights import bounded_latent_weights, clip_to
 from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.divergence import diverged
 from repq_cli.train.options import RuntimeOptions
@@ -93,7 +93,18 @@ class StepTimer:
         """Time one step."""
         start = time.perf_counter()
         yield
-        self.seconds.append(time.perf_counter() - start)
+        self._add(time.perf_counter() - start, 1)
+
+    def steps_since(self, start: float, steps: int) -> None:
+        """``steps`` that were begun one after another from ``start`` on and are done now: each took the mean.
+
+        What their batches were waited for stands beside it, but for the first one's, which was there before.
+        """
+        waited = sum(self.waits[len(self.waits) - (steps - 1) :])
+        self._add(time.perf_counter() - start - waited, steps)
+
+    def _add(self, seconds: float, steps: int) -> None:
+        self.seconds += [seconds / steps] * steps
         del self.seconds[:-TIMED_STEPS]
 
     def median_ms(self) -> float | None:
@@ -106,6 +117,75 @@ class StepTimer:
         return round(sum(self.waits) / whole, 4) if whole else None
 
 
+@dataclass
+class Update:
+    """How a training step changes ``net``.
+
+    penalty: added to the loss that is minimised, not to the one that is told.
+    hint: what may help where a loss is not finite.
+    bounded: the float weights that are clipped after every update; found once, as it takes a walk over all modules.
+    """
+
+    net: nn.Module
+    task: Task
+    optimizer: torch.optim.Optimizer
+    clip_norm: float | None = None
+    penalty: Callable[[], Tensor] | None = None
+    hint: Callable[[], str] = str
+    arithmetic: Arithmetic = FLOAT32
+
+    def __post_init__(self) -> None:
+        self.bounded = bounded_latent_weights(self.net)
+
+    def seen(self, batch: Batch, lr: float) -> tuple[float, float]:
+        """One step; loss and mean score. An accelerator is waited for.
+
+        Raises CheckError, with the layer's name, before an update by a loss that is not finite.
+        """
+        with self.arithmetic.products():
+            objective, found = self._forward(batch)
+            loss, minimised, score = found.tolist()
+            if not math.isfinite(minimised):
+                raise diverged(self.net, batch, minimised, self.hint())
+            self._backward(objective, lr)
+        return loss, score
+
+    def unseen(self, batch: Batch, lr: float) -> Tensor:
+        """One step that waits for no device: ``[loss, minimised, mean score]``, where the net is.
+
+        With a loss that is not finite the (fused) optimiser leaves the net as it is.
+        """
+        with self.arithmetic.products():
+            objective, found = self._forward(batch)
+            self._backward(objective, lr, ~torch.isfinite(found[1]))
+        return found
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        x, targets = batch
+        with self.arithmetic.autocast():
+            outputs = in_float32(self.net(self.arithmetic.images(x)))
+        loss = self.task.loss(outputs, targets)
+        objective = loss if self.penalty is None else loss + self.penalty()
+        mean = mean_score(self.task.scores(outputs.detach(), targets))
+        # One tensor for all, so that a GPU is waited for once.
+        return objective, torch.stack([part.detach().float() for part in (loss, objective, mean)])
+
+    def _backward(self, objective: Tensor, lr: float, left_out: Tensor | None = None) -> None:
+        optimizer, scaler = self.optimizer, self.arithmetic.scaler
+        for group in optimizer.param_groups:
+            group["lr"] = min(lr * group.get("lr_factor", 1.0), LARGEST_RATE)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(objective).backward()
+        if self.clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
+        # What fused optimisers look at; a scaler, by the gradients, says so itself.
+        optimizer.found_inf = None if left_out is None else left_out.float()  # type: ignore[attr-defined]
+        scaler.step(optimizer)
+        scaler.update()
+        clip_to(self.bounded)
+
+
 def training_step(
     net: nn.Module,
     batch: Batch,
@@ -114,50 +194,10 @@ def training_step(
     lr: float,
     clip_norm: float | None,
     penalty: Callable[[], Tensor] | None = None,
-    hint: str = "",
     arithmetic: Arithmetic = FLOAT32,
 ) -> tuple[float, float]:
-    """One update; returns loss and mean score. Raises CheckError, with the layer's name, if the loss is not finite.
-
-    ``penalty`` is added to the loss that is minimised, not to the one that is returned. ``hint``: what may help then.
-    """
-    with arithmetic.products():
-        return _step(net, batch, task, optimizer, lr, clip_norm, penalty, hint, arithmetic)
-
-
-def _step(
-    net: nn.Module,
-    batch: Batch,
-    task: Task,
-    optimizer: torch.optim.Optimizer,
-    lr: float,
-    clip_norm: float | None,
-    penalty: Callable[[], Tensor] | None,
-    hint: str,
-    arithmetic: Arithmetic,
-) -> tuple[float, float]:
-    x, targets = batch
-    for group in optimizer.param_groups:
-        group["lr"] = min(lr * group.get("lr_factor", 1.0), LARGEST_RATE)
-    with arithmetic.autocast():
-        outputs = in_float32(net(arithmetic.images(x)))
-    loss = task.loss(outputs, targets)
-    objective = loss if penalty is None else loss + penalty()
-    mean = mean_score(task.scores(outputs.detach(), targets))
-    # One transfer for all: a GPU has to be waited for.
-    value, minimised, score = torch.stack([part.detach().float() for part in (loss, objective, mean)]).tolist()
-    if not math.isfinite(minimised):
-        raise diverged(net, batch, minimised, hint)
-    optimizer.zero_grad(set_to_none=True)
-    scaler = arithmetic.scaler
-    scaler.scale(objective).backward()
-    if clip_norm is not None:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    clip_latent_weights(net)
-    return value, score
+    """A single step, by an ``Update`` of its own."""
+    return Update(net, task, optimizer, clip_norm, penalty, arithmetic=arithmetic).seen(batch, lr)
 
 
 def mean_score(scores: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ SOURCES = (
     "images",
     "tasks",
     "train/arithmetic.py",
+    "train/context.py",
     "train/engine.py",
     "train/experiment.py",
     "train/fp_stage.py",

@@ -18,11 +18,12 @@ from repq_cli.runs.row import now, prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint import fp_checkpoint
+from repq_cli.train.context import RunContext, Stage, first_batches
 from repq_cli.train.fp_cache import FPCache
 from repq_cli.train.fp_weights import load_fp, load_own
 from repq_cli.train.log import logger
 from repq_cli.train.optim import patterns_without_match
-from repq_cli.train.stage import RunContext, Stage, first_batches, train_stage
+from repq_cli.train.stage import train_stage
 
 
 class FPStage:

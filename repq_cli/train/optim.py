@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from fnmatch import fnmatch
 
 import torch
 from torch import nn
 
-from repq_cli.quant.layers import undecayed_latent_weights
+from repq_cli.quant.latent_weights import undecayed_latent_weights
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.repvgg import repvgg_blocks
 from repq_cli.train.options import OptimOptions, ScheduleOptions
+
+
+class _Bare(torch.optim.Optimizer):
+    """Without the wrappers that keep torch's compiler out of an optimiser: they import it, over a second of a start."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class SGD(_Bare, torch.optim.SGD):
+    """torch's."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class AdamW(_Bare, torch.optim.AdamW):
+    """torch's."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+FUSED_ON = {"cpu", "cuda", "mps", "xpu"}  # kinds of devices with fused SGD and AdamW
 
 
 def parameter_groups(net: nn.Module, options: OptimOptions) -> list[dict[str, object]]:
@@ -44,12 +69,23 @@ def patterns_without_match(net: nn.Module, patterns: list[str]) -> list[str]:
 
 
 def make_optimizer(net: nn.Module, options: OptimOptions, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW."""
+    """SGD with momentum, or AdamW; one call for all parameters of a group, where the device has that."""
     groups = parameter_groups(net, options)
+    fused = {parameter.device.type for parameter in net.parameters()} <= FUSED_ON
     if options.name == "adamw":
-        return torch.optim.AdamW(groups, lr, betas=(float(options.betas[0]), float(options.betas[1])))
+        return AdamW(groups, lr, betas=(float(options.betas[0]), float(options.betas[1])), fused=fused)
     nesterov = options.nesterov and options.momentum > 0
-    return torch.optim.SGD(groups, lr, momentum=options.momentum, nesterov=nesterov)
+    optimizer = SGD(groups, lr, momentum=options.momentum, nesterov=nesterov, fused=fused)
+    if options.momentum:
+        for parameter in net.parameters():
+            if parameter.requires_grad:  # torch's own first buffers are no numbers yet where the first step is left out
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def leaves_out_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it leaves out a step by itself, with nobody waiting; what a checkpoint brings may be of an older kind."""
+    return all(group["fused"] for group in optimizer.param_groups)
 
 
 def learning_rate(schedule: ScheduleOptions, peak: float, step: int, steps: int, steps_per_epoch: int) -> float:

@@ -25,6 +25,7 @@ from repq_cli.runs.quality import ENGINES
 from repq_cli.runs.row import Row, now
 from repq_cli.seeds import derive_seed
 from repq_cli.train.checkpoint import load_last
+from repq_cli.train.context import RunContext, Stage, first_batches
 from repq_cli.train.divergence import chance, exploded, useless
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import crops, measure, value_of, write_crops
@@ -33,7 +34,7 @@ from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
 from repq_cli.train.options import StageOptions
 from repq_cli.train.outcome import choices, final_metrics
-from repq_cli.train.stage import RunContext, Stage, first_batches, train_stage
+from repq_cli.train.stage import train_stage
 
 MERGE_TOLERANCE = 1e-4  # of float32 merging, relative to the largest output
 

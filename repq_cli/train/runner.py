@@ -19,13 +19,13 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.runs.closing import closing_table
 from repq_cli.runs.folder import RunFolder, alone_in
 from repq_cli.runs.row import Row, failure, now
+from repq_cli.train.context import RunContext
 from repq_cli.train.environment import environment
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
 from repq_cli.train.pipeline import Run
 from repq_cli.train.same_data import known_data
-from repq_cli.train.stage import RunContext
 
 
 def run(

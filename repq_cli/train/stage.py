@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,64 +13,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repq_cli.data.base import Batch
+from repq_cli.devices import is_waited_for
 from repq_cli.errors import CheckError
 from repq_cli.modes.calibrate import sees_nothing
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import step_sizes
 from repq_cli.reparam.repvgg import repvgg_blocks
-from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.quality import measured
 from repq_cli.runs.row import prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.arithmetic import Arithmetic
-from repq_cli.train.divergence import advice, require_usable_images
-from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, evaluate, training_step
-from repq_cli.train.experiment import Experiment
-from repq_cli.train.interrupt import StopRequest
-from repq_cli.train.log import RunLog, logger
-from repq_cli.train.optim import learning_rate, make_optimizer
-from repq_cli.train.options import StageOptions
-
-STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage is data: a name, a length and a rate, and where its best net is kept.
-
-    ``offset``: training steps of the stages before it, so that one TensorBoard axis holds all of them.
-    ``on_epoch`` runs before each epoch with its number.
-    """
-
-    name: str
-    options: StageOptions
-    best: Path
-    offset: int = 0
-    on_epoch: Callable[[int], None] = lambda epoch: None
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What the stages of a run share: what is to be done, where, and with which log; and whether to stop.
-
-    fp_key: of the FP stage that the run began with.
-    """
-
-    experiment: Experiment
-    folder: RunFolder
-    device: torch.device
-    log: RunLog
-    stop: StopRequest
-    fp_key: str
-
-
-def first_batches(context: RunContext, stage: str) -> Iterator[Tensor]:
-    """Images of the batches that a stage would start with: for batch norms' statistics and first steps."""
-    experiment = context.experiment
-    seed = derive_seed(experiment.seed, stage, 0)
-    batches = experiment.data.train.training_batches(experiment.batch_size, seed, device=context.device)
-    return (x for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
+from repq_cli.train.context import RunContext, Stage
+from repq_cli.train.divergence import advice, diverged, require_usable_images
+from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, Update, evaluate
+from repq_cli.train.log import logger
+from repq_cli.train.optim import learning_rate, leaves_out_steps, make_optimizer
 
 
 class StageTrainer:
@@ -85,7 +41,18 @@ class StageTrainer:
         self.arithmetic = Arithmetic(self.experiment.runtime, context.device)
         self.arithmetic.lay_out(net, training=True)
         self.optimizer = make_optimizer(net, self.experiment.optim, stage.options.lr)
-        self.penalty = self._custom_l2 if self.experiment.optim.custom_l2 and repvgg_blocks(net) else None
+        optim = self.experiment.optim
+        self.update = Update(
+            net,
+            self.experiment.task,
+            self.optimizer,
+            optim.clip_norm,
+            self._custom_l2 if optim.custom_l2 and repvgg_blocks(net) else None,
+            self._advice,
+            self.arithmetic,
+        )
+        self.unseen: list[Tensor] = []  # what steps since the last look have found
+        self.last_look = time.perf_counter()
         self.steps_per_epoch = self.experiment.data.train.steps(self.experiment.batch_size)
         self.steps = self.steps_per_epoch * stage.options.epochs
         self.epoch = 0
@@ -98,7 +65,12 @@ class StageTrainer:
     @property
     def step(self) -> int:
         """Training steps done in this stage."""
-        return self.epoch * self.steps_per_epoch + self.totals.steps
+        return self.epoch * self.steps_per_epoch + self.steps_in_epoch
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """Training steps done in this epoch."""
+        return self.totals.steps + len(self.unseen)
 
     @property
     def global_step(self) -> int:
@@ -151,28 +123,47 @@ class StageTrainer:
         for batch in self.timer.batches(self._batches(self.totals.steps)):
             lr = learning_rate(experiment.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
             # Quantizers may draw at random: from a state that a resumed run finds again.
-            torch.manual_seed(derive_seed(seed, "step", self.totals.steps))
-            with self.timer.step():
-                loss, score = training_step(
-                    self.net,
-                    batch,
-                    experiment.task,
-                    self.optimizer,
-                    lr,
-                    experiment.optim.clip_norm,
-                    self.penalty,
-                    self._advice(),
-                    self.arithmetic,
-                )
-            self.totals.add(loss, score)
-            if self.step % experiment.runtime.log_every == 0:
-                self._log_step(loss, lr)
-            bar.update()
+            torch.manual_seed(derive_seed(seed, "step", self.steps_in_epoch))
+            known = self._take(batch, lr)
+            if known and self.step % experiment.runtime.log_every == 0:
+                self._log_step(known[-1], lr)
+            bar.update(len(known))
             bar.set_postfix_str(f"epoch {self.epoch + 1}/{options.epochs}, loss {self.totals.mean_loss:.3f}")
             if self.context.stop:
+                self._look()
                 self.seconds = elapsed()
                 self._save_last()
                 self.context.stop.check()
+
+    def _take(self, batch: Batch, lr: float) -> list[float]:
+        """One step; the losses that are known after it.
+
+        On a CPU its own. An accelerator is waited for where losses are logged, and at the end of the epoch.
+        """
+        if not (is_waited_for(self.context.device) and leaves_out_steps(self.optimizer)):
+            with self.timer.step():
+                loss, score = self.update.seen(batch, lr)
+            self.totals.add(loss, score)
+            return [loss]
+        if not self.unseen:
+            self.last_look = time.perf_counter()
+        self.unseen.append(self.update.unseen(batch, lr))
+        due = self.step % self.experiment.runtime.log_every == 0 or self.steps_in_epoch == self.steps_per_epoch
+        return self._look() if due else []
+
+    def _look(self) -> list[float]:
+        """The losses of the steps since the last look. Raises CheckError for the first that is not finite."""
+        if not self.unseen:
+            return []
+        found = torch.stack(self.unseen).tolist()
+        self.timer.steps_since(self.last_look, len(found))
+        self.unseen.clear()
+        for loss, minimised, score in found:
+            if not math.isfinite(minimised):
+                batch = next(self._batches(self.totals.steps))  # the step's own; the net has not changed since
+                raise diverged(self.net, batch, minimised, self._advice())
+            self.totals.add(loss, score)
+        return [loss for loss, _, _ in found]
 
     def _batches(self, start: int = 0) -> Iterator[Batch]:
         """Those of this epoch, from ``start`` on."""
