@@ -123,15 +123,17 @@ def test_who_goes_on_after_a_killed_process_keeps_its_files(
 
         patch.setattr(image_cache.ImageCache, "write", killed)
         with pytest.raises(KeyboardInterrupt):
-            crops(disk_cache=True).fill()
+            crops(disk_cache=True).train.fill()  # type: ignore[attr-defined]
     (half,) = stored()
     before = {path: path.stat().st_mtime_ns for path in half.files()}
     assert len(before) == 2 and half.about() is None
     (half.folder / "000099-0123456789abcdef.u8").write_bytes(b"of other sizes")
+    (half.folder / "notes.u8").write_bytes(b"mine")
     data = crops(disk_cache=True)
     data.train.fill()  # type: ignore[attr-defined]
     files = list(half.files())
     assert {path: path.stat().st_mtime_ns for path in before} == before and "000099" not in str(files)
+    assert (half.folder / "notes.u8").exists()
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == ["22", "18"]
     assert same([x for x, _ in data.train.training_batches(4, 1)], [x for x, _ in crops().train.training_batches(4, 1)])
 
@@ -165,13 +167,13 @@ def test_images_that_change_are_others(small_files: None) -> None:
     assert len(stored()) == 4
 
 
-def test_a_full_disk_is_refused_before_anything_is_written(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_refused_before_it_is_full(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_imagenet(Path("images"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_000))
     keys = ["data=imagenet", "data.root=images", "data.size=16", "data.resize=20", "data.batch_size=4"]
     with pytest.raises(DataError, match=r"The 22 decoded images of images/train need \S+ kB in .* 12\.0 kB are free: "):
         build.experiment(compose_plain([*TINY, *keys, "data.workers=0", "data.disk_cache=true"]))
-    assert not any(list(place.files()) for place in stored())
+    assert [len(list(place.files())) for place in stored() if place.about() is None] == [0]
 
 
 def test_one_process_decodes_and_the_others_wait(small_files: None, capsys: pytest.CaptureFixture[str]) -> None:

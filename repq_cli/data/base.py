@@ -238,7 +238,7 @@ class Data:
 
     def fill(self) -> None:
         """Have the caches filled that its splits read from. Raises DataError where the disk has no room for them."""
-        for split in (self.train, self.val, *self.tests.values()):
+        for split in (self.val, *self.tests.values(), self.train):  # the largest last: what it lacks is known at once
             fill_of(split)
 
 

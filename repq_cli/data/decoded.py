@@ -84,7 +84,8 @@ def fill(
     mean = sum(sample) / len(sample)
     each = max(1, int(FILE_BYTES / mean))
     ranges = [range(start, min(start + each, count)) for start in range(0, count, each)]
-    there = {number: path for number, path in cache.sound().items() if number < len(ranges) and _fits(path, ranges)}
+    sound = cache.sound().items()
+    there = {number: path for number, path in sound if number < len(ranges) and _holds(path) == len(ranges[number])}
     missing = [number for number in range(len(ranges)) if number not in there]
     left = sum(len(ranges[number]) for number in missing)
     _require_room(cache, about["from"], left, left * mean)
@@ -100,9 +101,9 @@ def fill(
     return Decoded(files)
 
 
-def _fits(path: Path, ranges: Sequence[range]) -> bool:
-    """Whether a file holds as many images as it is to hold now."""
-    return len(_mapped(path)[1]) == len(ranges[int(path.name.partition("-")[0])])
+def _holds(path: Path) -> int:
+    """How many images a file holds."""
+    return len(_mapped(path)[1])
 
 
 def _require_room(cache: ImageCache, source: str, count: int, size: float) -> None:

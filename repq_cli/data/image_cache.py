@@ -11,6 +11,7 @@ a folder but the last hold the same number of images.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from repq_cli.kept import ABOUT, Kept, places
 logger = logging.getLogger("repq")
 
 ROOT = Path("outputs/cache/images")
-ENDING = ".u8"
+NAME = re.compile(r"(\d+)-([0-9a-f]{16})\.u8")
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ class ImageCache(Kept):
 
     def files(self) -> Iterable[Path]:
         """Those with images."""
-        return sorted(self.folder.glob(f"*{ENDING}"))
+        return sorted(path for path in self.folder.glob("*") if NAME.fullmatch(path.name))
 
     def whole(self) -> list[Path] | None:
         """The files in order, if all are there and hold what their names say.
@@ -71,15 +72,15 @@ class ImageCache(Kept):
     def sound(self) -> dict[int, Path]:
         """The files that hold what their names say, by their numbers."""
         files = list(self.files())
-        hashes = (path.stem.partition("-")[2] for path in files)
-        pairs = zip(files, hashes, file_hashes(files), strict=True)
-        return {int(path.name.partition("-")[0]): path for path, named, found in pairs if named == found}
+        parts = (path.stem.split("-") for path in files)
+        found = zip(files, parts, file_hashes(files), strict=True)
+        return {int(number): path for path, (number, named), content in found if named == content}
 
     def write(self, number: int, images: Sequence[Pixels]) -> Path:
         """Keep some images as the file of a number. Raises DataError where the disk is full."""
         shapes = np.array([len(images), *(size for image in images for size in image.shape)], np.int32)
         content = b"".join([shapes.tobytes(), *(image.tobytes() for image in images)])
-        path = self.folder / f"{number:06d}-{content_hash(content)}{ENDING}"
+        path = self.folder / f"{number:06d}-{content_hash(content)}.u8"
         write_atomically(path, content)
         return path
 

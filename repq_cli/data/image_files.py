@@ -223,7 +223,7 @@ def _worked(
     loader = DataLoader(
         dataset,
         batch_sampler=tasks,
-        num_workers=workers,
+        num_workers=min(workers, len(tasks)),
         # The loader draws a base seed for its workers; from a generator of its own, it leaves training's alone.
         generator=torch.Generator().manual_seed(0),
         collate_fn=collate,

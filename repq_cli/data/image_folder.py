@@ -15,7 +15,7 @@ from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_statistics, stratified_split
 from repq_cli.data.image_cache import Pixels
-from repq_cli.data.image_files import Files, Reader, Subset
+from repq_cli.data.image_files import TASK, Files, Reader, Subset
 from repq_cli.errors import DataError
 from repq_cli.images.decode import decode, open_image
 from repq_cli.images.files import pixels_of
@@ -178,4 +178,4 @@ def _images(files: Files, channels: int, size: tuple[int, int], cache_mib: int) 
 
 def _sample(images: Images) -> Tensor:
     indices = torch.arange(0, len(images), max(1, len(images) // 2000))
-    return next(images.read([indices]))
+    return torch.cat(list(images.read(indices.split(TASK))))
