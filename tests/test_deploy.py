@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_net
+from conftest import seal, tiny_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -179,6 +179,9 @@ def test_damaged_codes_are_found_by_layer(tmp_path: Path) -> None:
         DeployedNet.load(tmp_path)
     graph = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({key: graph[key] for key in graph if key != "sha256"}))
+    with pytest.raises(DataError, match="not what was frozen together"):
+        DeployedNet.load(tmp_path)
+    seal(tmp_path)
     with pytest.raises(CheckError, match=r"layer blocks_1 stores codes outside -4\.\.3"):
         DeployedNet.load(tmp_path)
 
@@ -196,7 +199,7 @@ def test_files_of_different_networks_do_not_go_together(file: str, tmp_path: Pat
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no intact deployed network"):
+    with pytest.raises(DataError, match=r"model\.json is no file"):
         DeployedNet.load(tmp_path)
     net = trained(MODES[2], QUANTS[0])
     freeze(net, DESCRIPTION).save(tmp_path)
@@ -207,7 +210,10 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps(graph))
     content = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match="no intact deployed network"):
+    with pytest.raises(DataError, match="not what was frozen together"):
+        DeployedNet.load(tmp_path)
+    seal(tmp_path)
+    with pytest.raises(DataError, match="holds no network that can be run"):
         DeployedNet.load(tmp_path)
 
 

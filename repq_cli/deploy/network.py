@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from repq_cli.deploy.graph import check
 from repq_cli.deploy.packing import unpack
 from repq_cli.errors import CheckError, DataError
 from repq_cli.files import make_folder, write_atomically, write_json
@@ -219,32 +221,56 @@ class DeployedNet(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> DeployedNet:
-        """Read what ``save`` wrote; DataError if a file is missing or broken."""
+        """Read what ``save`` wrote; DataError if a file is missing, broken or changed, or cannot be run."""
+        text, tensors = _content(folder / GRAPH), _content(folder / TENSORS)
         try:
-            graph = json.loads((folder / GRAPH).read_text())
-            tensors = (folder / TENSORS).read_bytes()
-            # Copies, because the file's own memory is not aligned as torch's is, and convolutions and matrix products
-            # choose their order of summation by alignment.
-            stored = {name: tensor.clone() for name, tensor in load(tensors).items()}
-        except Exception as error:  # safetensors has an exception class of its own for every kind of damage
-            raise DataError(f"{folder} holds no intact deployed network ({GRAPH}, {TENSORS}): {error}.") from error
+            graph = json.loads(text, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{folder / GRAPH} is no JSON ({error}): freeze the run again.") from error
         if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
             raise DataError(f"{folder / GRAPH} describes no network: freeze the run again.")
         if graph.get("format") not in (FORMAT, FORMAT_WITHOUT_IDENTITY):
             raise DataError(
-                f"{folder / GRAPH} has format {graph.get('format')}, and this version of repq reads "
+                f"{folder / GRAPH} has format {str(graph.get('format'))[:50]}, and this version of repq reads "
                 f"{FORMAT_WITHOUT_IDENTITY} and {FORMAT}: use the "
                 f"version that wrote it (env.json of its run names it), or train the run again."
             )
-        wanted = graph.pop("sha256", None)  # files of earlier versions have none
-        if wanted is not None and wanted != _digest(graph, tensors):
+        if graph.pop("sha256", None) != _digest(graph, tensors):  # before anything is made of them
             raise DataError(f"{folder}: {GRAPH} and {TENSORS} are not what was frozen together: freeze the run again.")
         try:
-            return cls(graph, stored).eval()
-        except (KeyError, TypeError, IndexError, RuntimeError) as error:
-            raise DataError(
-                f"{folder / GRAPH} and {TENSORS} do not fit together ({error!r}): freeze the run again."
-            ) from error
+            # Copies, because the file's own memory is not aligned as torch's is, and convolutions and matrix products
+            # choose their order of summation by alignment.
+            stored = {name: tensor.clone() for name, tensor in load(tensors).items()}
+            check(graph, stored)
+            net = cls(graph, stored).eval()
+            _run_without_numbers(net)
+        except CheckError:
+            raise
+        except Exception as error:  # safetensors has an exception class of its own for every kind of damage
+            said = str(error).partition("\n")[0]
+            raise DataError(f"{folder} holds no network that can be run ({said}): freeze the run again.") from error
+        return net
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError(f"{path} is no file: a deployed network is {GRAPH} and {TENSORS}; freeze the run again.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): mend it, or freeze the run again.") from error
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+@torch.no_grad()
+def _run_without_numbers(net: DeployedNet) -> None:
+    """Sizes alone, so that what does not fit is said before there is an image. Raises what torch raises."""
+    sizes = {name: tensor.to("meta") for name, tensor in net.named_buffers()}
+    x = torch.empty(1, *net.graph["input_shape"], device="meta")
+    functional_call(net, sizes, (x,))
 
 
 def _digest(graph: dict[str, Any], tensors: bytes) -> str:
