@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -11,15 +14,19 @@ from typing import Any
 import pytest
 import yaml
 from conftest import TINY
+from synthetic_runs import done
 
 from repq_cli import build
 from repq_cli.cli import main
+from repq_cli.cli.terminal import Shown
 from repq_cli.config import EvalConfig, keys_of
 from repq_cli.errors import ConfigError, DataError
+from repq_cli.report.render.data import FORMULA
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.sweep import PLAN
 from repq_cli.schema import KEYS
 from repq_cli.targets import registered
+from repq_cli.text import INVISIBLE
 
 EVIL = """
 import pathlib
@@ -281,3 +288,59 @@ def test_what_is_no_plugin_is_refused_before_it_is_imported(finished: Path, evil
             build.stored(folder, [name])
     assert yaml.safe_load(folder.config_file.read_text())["plugins"] == ["__main__"]
     evil()
+
+
+HOSTILE = [
+    "=1+1",
+    "+1",
+    "-1+1",
+    "@SUM(A1)",
+    "\t=1",
+    "\x1b]0;title\x07",
+    "\x1b[2J",
+    "a\u202eb",
+    "\x9b31m",
+    "\u2066x",
+    "\r=1",
+]
+
+
+def test_no_name_reaches_a_terminal_a_table_or_a_spreadsheet_raw(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+) -> None:
+    for number, name in enumerate(HOSTILE):
+        done(
+            in_folder / "runs" / f"{number}{name}",
+            {"model.name": name, "data.name": name, "rep.name": name},
+            70.0,
+            71.0,
+        )
+    (in_folder / "runs/\x1b[2Jbad").mkdir()
+    (in_folder / "runs/\x1b[2Jbad/summary.json").write_text("{")
+    for form in ("markdown", "latex", "csv", "json"):
+        with subtests.test(form):
+            assert main(["table", "runs", "--format", form]) == 0
+            out = "".join(capsys.readouterr())
+            assert not INVISIBLE.search(out) and "71.0" in out
+            if form == "csv":
+                cells = [cell for line in csv.DictReader(io.StringIO(out)) for cell in line.items()]
+                texts = [text for key, text in cells if key not in ("value", "std", "n") and text]
+                assert len(texts) > 100 and not [text for text in texts if str(text).startswith(FORMULA)]
+            if form == "json":
+                assert "\x1b[2J" in str(json.loads(out)).encode().decode("unicode_escape")
+    for arguments in (
+        ["plot", "\x1b[2J"],
+        ["eval", "run=\x1b[2J"],
+        ["train", "+model=\x1b[2J"],
+        ["\x1b[2J"],
+        ["cache", "\x1b"],
+    ):
+        with contextlib.suppress(SystemExit):  # argparse's
+            assert main(arguments) in (2, 3)
+        assert not INVISIBLE.search("".join(capsys.readouterr()))
+
+
+def test_bars_still_move_on_a_terminal() -> None:
+    stream = io.StringIO()
+    Shown(stream, bars=True).write("\r50 %\x1b[A\x1b[2J")
+    assert stream.getvalue() == "\r50 %\x1b[A\\x1b[2J"

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from repq_cli import __version__
 from repq_cli.cli.commands import COMMANDS
+from repq_cli.cli.terminal import shown_output
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
-from repq_cli.text import columns, visible
+from repq_cli.text import columns
 from repq_cli.typecheck import nearest
 
 USAGE = """\
@@ -41,7 +42,11 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``repq`` and return its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with shown_output():
+        return _carried_out(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _carried_out(arguments: list[str]) -> int:
     try:
         code = dispatch(arguments)
         if sys.stdout is not None:
@@ -89,7 +94,7 @@ def complain(error: Exception, exit_code: int) -> int:
 
         traceback.print_exception(error)
     else:
-        print(f"repq: {visible(str(error))}", file=sys.stderr)
+        print(f"repq: {error}", file=sys.stderr)
     return exit_code
 
 

@@ -11,7 +11,9 @@ from typing import Any
 from repq_cli.report.cells import Cell
 from repq_cli.report.document import Document
 from repq_cli.report.table import Table
+from repq_cli.text import INVISIBLE, visible
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # with which formulas begin
 VALUES = ("group", "column", "unit", "value", "std", "n", "status", "best")
 
 
@@ -23,21 +25,33 @@ def as_csv(document: Document) -> str:
     tables = [table for chapter in document.chapters for table in chapter.tables]
     texts = list(dict.fromkeys(column.name for table in tables for column in table.columns if column.form is None))
     written = io.StringIO()
-    writer = csv.DictWriter(written, ["table", "title", "subject", *texts, *VALUES], restval="", lineterminator="\n")
+    writer = csv.DictWriter(
+        written, ["table", "title", "subject", *map(cell, texts), *VALUES], restval="", lineterminator="\n"
+    )
     writer.writeheader()
     for table in tables:
         writer.writerows(_csv_lines(table))
     return written.getvalue()
 
 
+def cell(text: str) -> str:
+    """A text that a spreadsheet shows and does not take for a formula, and that shows all that it holds.
+
+    >>> cell("=1+1"), cell("-0.5 V"), cell("repvgg")
+    ("'=1+1", "'-0.5 V", 'repvgg')
+    """
+    return visible(f"'{text}" if text.startswith(FORMULA) else text)
+
+
 def _csv_lines(table: Table) -> Iterator[dict[str, Any]]:
     for line in table.lines:
         pairs = list(zip(table.columns, line, strict=True))
-        about = {column.name: entry for column, entry in pairs if isinstance(entry, str)}
+        about = {cell(column.name): entry for column, entry in pairs if isinstance(entry, str)}
         for column, entry in pairs:
             if isinstance(entry, Cell) and entry.status != "none":
                 where = {"group": column.group, "column": column.name, "unit": column.unit}
-                yield {**_names(table), **about, **where, **_cell(entry)}
+                texts = {**_names(table), **about, **where}
+                yield {**{key: cell(text) for key, text in texts.items()}, **_cell(entry)}
 
 
 def as_json(document: Document) -> str:
@@ -49,7 +63,8 @@ def as_json(document: Document) -> str:
         ],
         "notes": document.notes,
     }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return INVISIBLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n"  # as JSON writes them
 
 
 def _table(table: Table) -> dict[str, Any]:

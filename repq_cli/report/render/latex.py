@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from repq_cli.report.cells import Cell
 from repq_cli.report.document import Document
 from repq_cli.report.table import Column, Table
+from repq_cli.text import visible
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -81,9 +82,9 @@ def _emphasised(text: str, entry: str | Cell) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Text that LaTeX prints as it is, in one line.
+    r"""Text that LaTeX prints as it is, in one line, with what cannot be seen as Python writes it.
 
     >>> print(escaped("50 % of repvgg_a0"))
     50 \% of repvgg\_a0
     """
-    return "".join(SPECIAL.get(sign, sign) for sign in " ".join(text.split()))
+    return "".join(SPECIAL.get(sign, sign) for sign in visible(" ".join(text.split())))

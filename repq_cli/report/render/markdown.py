@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from repq_cli.report.cells import Cell
 from repq_cli.report.document import Chapter, Document
 from repq_cli.report.table import Column, Table
+from repq_cli.text import visible
 
 # Signs that Markdown would take for its own; underscores only at the ends of words.
 SPECIAL = re.compile(r"[\\|*`\[\]]|(?<!\w)_|_(?!\w)")
@@ -65,10 +66,10 @@ def _emphasised(text: str, entry: str | Cell) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Text that Markdown prints as it is, in one line.
+    r"""Text that Markdown prints as it is, in one line, with what cannot be seen as Python writes it.
 
     >>> print(escaped("a|b <i> _x_ repvgg_a0"))
     a\|b &lt;i> \_x\_ repvgg_a0
     """
-    flat = " ".join(text.split())
+    flat = visible(" ".join(text.split()))
     return SPECIAL.sub(lambda found: f"\\{found.group()}", flat.replace("&", "&amp;").replace("<", "&lt;"))
