@@ -197,10 +197,8 @@ def test_a_step_is_the_projects_own(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     trained = training.Trained(Step("stack", "fp"), subject)
     before = [parameter.clone() for parameter in trained.net.parameters()]
-    own, calls = training.training_step, list[nn.Module]()
-    monkeypatch.setattr(
-        training, "training_step", lambda net, *rest, **more: calls.append(net) or own(net, *rest, **more)
-    )
+    own, calls = training.Update.seen, list[nn.Module]()
+    monkeypatch.setattr(training.Update, "seen", lambda update, *batch: calls.append(update.net) or own(update, *batch))
     trained.run()
     assert calls == [trained.net]
     assert any((old != new).any() for old, new in zip(before, trained.net.parameters(), strict=True))

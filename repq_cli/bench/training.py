@@ -1,4 +1,4 @@
-"""Training steps as things to time: the project's own ``training_step`` on one fixed batch."""
+"""Training steps as things to time: the project's own update of a net on one fixed batch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from repq_cli.bench.convolutions import convolutions_alone
 from repq_cli.bench.peers import LSQ_PARTS, rebuilt
 from repq_cli.bench.steps import OURS, PLAIN, Precision, Step
+from repq_cli.devices import is_waited_for
 from repq_cli.models.repvgg import RepVGG
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
@@ -18,8 +19,8 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.block import MakeBlock, merge_first
 from repq_cli.train.arithmetic import Arithmetic
-from repq_cli.train.engine import Task, training_step
-from repq_cli.train.optim import make_optimizer
+from repq_cli.train.engine import Task, Update
+from repq_cli.train.optim import leaves_out_steps, make_optimizer
 from repq_cli.train.options import OptimOptions
 
 RATE = 1e-3  # of learning: so small that the same batch, again and again, leads to nothing extreme
@@ -104,8 +105,6 @@ def _loop_body(step: Step, net: nn.Module, subject: Subject, arithmetic: Arithme
     if step.compiled:
         net.compile(isolate_recompiles=True)  # many networks of one class: none may use up another's recompilations
 
-    def body() -> object:
-        task, clip = subject.task, subject.optim.clip_norm
-        return training_step(net, subject.batch, task, optimizer, RATE, clip, arithmetic=arithmetic)
-
-    return body
+    update = Update(net, subject.task, optimizer, subject.optim.clip_norm, arithmetic=arithmetic)
+    waits = not (is_waited_for(subject.batch[0].device) and leaves_out_steps(optimizer))  # as a stage decides it
+    return lambda: (update.seen if waits else update.unseen)(subject.batch, RATE)
