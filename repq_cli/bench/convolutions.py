@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from repq_cli.reparam.algebra import Geometry, Kernel, convolve
 from repq_cli.reparam.block import Block
-from repq_cli.reparam.statistics import Moments, RunningStatistics
+from repq_cli.reparam.moments import Moments
+from repq_cli.reparam.statistics import RunningStatistics
 
 
 class _Asked(RunningStatistics):

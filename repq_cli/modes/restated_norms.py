@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from repq_cli.reparam.algebra import Geometry, Kernel, convolve
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
-from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Estimator, Moments, RunningStatistics
+from repq_cli.reparam.moments import Moments
+from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Estimator, RunningStatistics
 
 
 class _Average:

@@ -96,13 +96,35 @@ def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:
     return F.pad(weight, (columns, columns, rows, rows)) if rows or columns else weight
 
 
-def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
-    """``x * weight + bias``, for a weight of the geometry's size or a smaller one in its centre."""
-    rows, columns = geometry.padding_of((weight.shape[2], weight.shape[3]))
+class Window(NamedTuple):
+    """How ``conv2d`` is to walk over its input: its last four arguments."""
+
+    stride: int
+    padding: tuple[int, int]
+    dilation: int
+    groups: int
+
+
+def window_over(x: Tensor, kernel_size: torch.Size, geometry: Geometry) -> tuple[Tensor, Window]:
+    """``x``, cropped where a small kernel sits in a large, unpadded one, and how a centred kernel walks over it."""
+    rows, columns = geometry.padding_of((kernel_size[0], kernel_size[1]))
     padding = (max(rows, 0), max(columns, 0))
     if (rows, columns) != padding:
         x = pad_input(x, (min(rows, 0), min(columns, 0)))
-    return F.conv2d(x, weight, bias, geometry.stride, padding, 1, geometry.groups)
+    return x, Window(geometry.stride, padding, 1, geometry.groups)
+
+
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
+    """``x * weight + bias``, for a weight of the geometry's size or a smaller one in its centre."""
+    x, window = window_over(x, weight.shape[2:], geometry)
+    return F.conv2d(x, weight, bias, *window)
+
+
+def seen_by_point(x: Tensor, geometry: Geometry) -> Tensor:
+    """What a centred 1x1 kernel reads of ``x``, position by position of the output: ``x`` itself where it may."""
+    rows, columns = geometry.padding_of((1, 1))
+    x = pad_input(x, (rows, columns)) if rows or columns else x
+    return x if geometry.stride == 1 else x[:, :, :: geometry.stride, :: geometry.stride]
 
 
 def identity_kernel(channels: int, groups: int, like: Tensor, rows: int | None = None) -> Tensor:

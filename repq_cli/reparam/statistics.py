@@ -9,22 +9,15 @@ are constants; batch statistics run the convolution (RepQ-BN); estimated ones ne
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from repq_cli.reparam.algebra import Geometry, Kernel, convolve
-from repq_cli.reparam.moments import power_sums
+from repq_cli.reparam.algebra import Geometry, Kernel, seen_by_point, window_over
+from repq_cli.reparam.moments import Covariance, Moments, conv_moments, covariance, map_moments, power_sums
 
 Estimator = Literal["offset", "channel"]
-
-
-class Moments(NamedTuple):
-    """Per-channel mean and biased variance, each ``[C]``."""
-
-    mean: Tensor
-    var: Tensor
 
 
 class Statistics(Protocol):
@@ -82,18 +75,34 @@ class _Observed:
 
 
 class BatchStatistics(_Observed):
-    """Mean and biased variance of ``Y = X * weight + bias`` over batch and positions, by running the convolution.
+    """Mean and biased variance of ``Y = X * weight + bias`` over batch and positions (RepQ-BN).
+
+    By running the convolution. Where that would be a 1x1 one, the covariance of the input's channels says the same,
+    ``w C w^T``, of all such kernels at once and of the identity with them; to take it costs less than to run one of
+    them, forward and backward, unless that has few outputs.
 
     Source: arXiv 2311.05317, Algorithm 1, lines 1-3. Not detached, the merge has exactly the gradients of batch norm.
     """
 
     def __init__(self, x: Tensor, detach: bool = False) -> None:
         super().__init__(x, detach)
+        self._covariances: dict[tuple[int, tuple[int, int]], Covariance] = {}
 
     def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
-        y = self.x if kernel is None else convolve(self.x, kernel.weight, geometry)
-        var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
-        return Moments(mean if kernel is None else mean + kernel.bias, var)
+        found = self._behind_weight(None if kernel is None else kernel.weight, geometry)
+        return found if kernel is None else found._replace(mean=found.mean + kernel.bias)
+
+    def _behind_weight(self, weight: Tensor | None, geometry: Geometry) -> Moments:
+        key = (geometry.stride, geometry.padding_of((1, 1)))
+        if weight is None:
+            return self._covariances[key].moments(None) if key in self._covariances else map_moments(self.x)
+        inputs = self.x.shape[1]
+        if weight.shape[2:].numel() > 1 or geometry.groups > 1 or inputs > 2 * weight.shape[0]:
+            x, window = window_over(self.x, weight.shape[2:], geometry)
+            return conv_moments(x, weight, window)
+        if key not in self._covariances:
+            self._covariances[key] = covariance(seen_by_point(self.x, geometry))
+        return self._covariances[key].moments(weight)
 
 
 class EstimatedStatistics(_Observed):
