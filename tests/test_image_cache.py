@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 import threading
 import time
@@ -73,6 +74,9 @@ def test_kept_images_are_those_that_decoding_gives(
     again = crops(train_resize=train_resize, disk_cache=True)
     no_decoding()
     assert same(everything(first), plain) and same(everything(again), plain)
+    copied = pickle.loads(pickle.dumps(again.train.images))  # type: ignore[attr-defined]  # as a worker gets it
+    indices = torch.arange(len(copied))
+    assert same(list(copied.read([indices], 3)), list(again.train.images.read([indices], 3)))  # type: ignore[attr-defined]
     again.train.images.images.workers = 1  # type: ignore[attr-defined]
     assert same([x for x, _ in again.train.training_batches(4, seed=7)], plain[: again.train.steps(4)])
 
@@ -129,11 +133,12 @@ def test_who_goes_on_after_a_killed_process_keeps_its_files(
     assert len(before) == 2 and half.about() is None
     (half.folder / "000099-0123456789abcdef.u8").write_bytes(b"of other sizes")
     (half.folder / "notes.u8").write_bytes(b"mine")
+    (half.folder / ".000002-0123456789abcdef.u8.0123456789ab.partial").write_bytes(b"half a file")
     data = crops(disk_cache=True)
     data.train.fill()  # type: ignore[attr-defined]
     files = list(half.files())
     assert {path: path.stat().st_mtime_ns for path in before} == before and "000099" not in str(files)
-    assert (half.folder / "notes.u8").exists()
+    assert (half.folder / "notes.u8").exists() and not list(half.folder.glob(".*.partial"))
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == ["22", "18"]
     assert same([x for x, _ in data.train.training_batches(4, 1)], [x for x, _ in crops().train.training_batches(4, 1)])
 

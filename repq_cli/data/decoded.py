@@ -78,7 +78,8 @@ def fill(
     prepared: the images of each range, in order. about: what becomes of it, with ``from``, for the message.
     Raises DataError, before it begins, where the disk has no room for them.
     """
-    make_folder(cache.folder)
+    for half in make_folder(cache.folder).glob(".*.partial"):  # nobody else writes here
+        half.unlink()
     step = -(-count // SAMPLE)
     sample = [image.nbytes for (image,) in prepared([range(row, row + 1) for row in range(0, count, step)])]
     mean = sum(sample) / len(sample)
