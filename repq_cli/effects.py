@@ -27,7 +27,7 @@ class Affects(Enum):
 
 # Arguments of ``load`` functions, which tables have to know without importing torch; all others make other images.
 OF_DATA = {
-    **dict.fromkeys(("download", "workers", "cache_mib", "disk_cache"), Affects.NOTHING),
+    **dict.fromkeys(("download", "workers", "cache_mib", "max_pixels", "disk_cache"), Affects.NOTHING),
     **dict.fromkeys(("root", "train", "train_lr", "val", "val_lr"), Affects.PLACE),
     **dict.fromkeys(("test", "test_lr"), Affects.TESTS),
 }

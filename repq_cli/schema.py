@@ -74,6 +74,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "device": str,
         "threads": Annotated[int, Range(1, 1024)] | None,
         "tile": Annotated[int, Range(64)],
+        "max_pixels": Annotated[int, Range(1, 178_956_970)],  # as many as Pillow opens
         "verbosity": Verbosity,
         "plugins": list[str],
     },

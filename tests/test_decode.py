@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from repq_cli.data.image_folder import Decoder, _only_size
-from repq_cli.data.imagenet import CentreCut
+from repq_cli.data.imagenet import CentreCut, RandomCrop
 from repq_cli.images.decode import ImageError, decode, open_image
 from repq_cli.images.files import pixels_of, read_rgb
 
@@ -243,3 +244,39 @@ def test_what_would_lose_bits_is_refused_where_it_is_enlarged(tmp_path: Path) ->
             decode(path, deep=False)
     path.write_bytes(file_of(with_alpha(RGB * 0), "PNG"))
     assert decode(path, deep=False).mode == "RGBA", "transparency is enlarged as well"
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    """Every reader names the file, its size and the key, and decodes nothing; as many as are allowed are read."""
+    path = tmp_path / "large.png"
+    path.write_bytes(file_of(RGB, "PNG"))
+    readers = {
+        "data.max_pixels=19": [
+            lambda: read_rgb(path, 19),
+            lambda: Decoder(5, False, 19).prepare(path),
+            lambda: CentreCut(5, 5, 19).prepare(path),
+            lambda: RandomCrop(5, (0.5, 1.0), None, 19).prepare(path),
+            lambda: _only_size({"train": [(path, 0)]}, 19),
+        ],
+        "max_pixels=19": [lambda: decode(path, False, 19, "max_pixels")],
+    }
+    assert decode(path, max_pixels=20).size == (4, 5) and read_rgb(path, 20).shape == (3, 5, 4)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it is decoded"))
+    for key, calls in readers.items():
+        for call in calls:
+            with subtests.test(key), pytest.raises(ImageError, match=rf"large.png is 4x5, .* and {key} allows fewer"):
+                call()
+    bomb = file_of(Image.new("1", (13000, 13000)), "PNG")
+    path.write_bytes(bomb)
+    with pytest.raises(ImageError, match=r"is 13000x13000, 169\.0 million pixels, and data.max_pixels=100000000"):
+        decode(path)
+
+
+def test_a_picture_that_a_program_would_draw_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "drawn.png"
+    path.write_bytes(file_of(RGB, "EPS"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: pytest.fail("a program is started"))
+    with pytest.raises(ImageError, match=r"drawn\.png is EPS, which a program would have to draw"):
+        decode(path)

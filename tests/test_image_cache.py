@@ -108,7 +108,7 @@ def test_an_image_folder_is_decoded_once(
     plain = everything(wanted)
     build.experiment(compose_plain([*TINY, *keys, "data.disk_cache=true"]))
     no_decoding()
-    monkeypatch.setattr(image_folder, "_only_size", lambda files: (10, 8))
+    monkeypatch.setattr(image_folder, "_only_size", lambda *of: (10, 8))
     data = build.experiment(compose_plain([*TINY, *keys, "data.disk_cache=true"])).data
     assert data.info == wanted.info and same(everything(data), plain)
 

@@ -39,7 +39,7 @@ def upscale_job(config: dict[str, Any]) -> None:
     hidden = not sys.stderr.isatty() or config["verbosity"] == "quiet"
     for source, target in tqdm(targets.items(), desc="upscale", unit="image", disable=hidden):
         try:
-            image = decode(source, deep=False)
+            image = decode(source, deep=False, max_pixels=config["max_pixels"], key="max_pixels")
         except DataError as error:
             refused.append(str(error))
             continue

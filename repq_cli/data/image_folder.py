@@ -17,7 +17,7 @@ from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_
 from repq_cli.data.image_cache import Pixels
 from repq_cli.data.image_files import TASK, Files, Reader, Subset
 from repq_cli.errors import DataError
-from repq_cli.images.decode import decode, open_image
+from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, decode, open_image
 from repq_cli.images.files import pixels_of
 from repq_cli.images.listing import EXTENSIONS, but_others, entries, files_below, is_image, say_passed_over, some
 
@@ -34,6 +34,7 @@ def load(
     cache_mib: Annotated[int, Range(0)] = 4096,
     disk_cache: bool = False,
     workers: Annotated[int, Range(0, 256)] = 2,
+    max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
 ) -> Data:
     """Images below ``root/train``, ``root/val`` and ``root/test``, one folder per class.
 
@@ -41,6 +42,7 @@ def load(
     ``size``: the shorter side is scaled to it and the centre cut out; without it all images must have one size.
     Decoded once into memory below ``cache_mib``, else in ``workers`` processes as they are needed, by ``disk_cache``
     once for all runs into outputs/cache/images.
+    Images of more than ``max_pixels`` are refused before they are decoded.
     Raises DataError for a missing or empty folder, a class without images, a broken image.
     """
     top = Path(root)
@@ -55,7 +57,7 @@ def load(
         logger.warning("data.root=%s holds further folders, which are not read: %s.", root, some(sorted(others)))
     classes = class_names(top / "train")
     files = {name: list_images(top / name, classes) for name in ("train", *evaluation)}
-    read_image = Decoder(size or _only_size(files), grey)
+    read_image = Decoder(size or _only_size(files, max_pixels), grey, max_pixels)
 
     labels = {name: torch.tensor([label for _, label in listed]) for name, listed in files.items()}
     paths = {name: [path for path, _ in listed] for name, listed in files.items()}
@@ -82,7 +84,8 @@ def load(
 class Decoder(Reader):
     """Reads one image file as ``uint8 [C, H, W]``."""
 
-    def __init__(self, size: int | tuple[int, int], grey: bool) -> None:
+    def __init__(self, size: int | tuple[int, int], grey: bool, max_pixels: int = MAX_PIXELS) -> None:
+        self.max_pixels = max_pixels
         self.resize = isinstance(size, int)
         self.size = (size, size) if isinstance(size, int) else size
         self.grey = grey
@@ -95,7 +98,7 @@ class Decoder(Reader):
 
     def prepare(self, path: Path) -> Pixels:
         """``uint8 [C, H, W]``."""
-        image = open_image(path, "L" if self.grey else "RGB")
+        image = open_image(path, "L" if self.grey else "RGB", self.max_pixels)
         if self.resize:
             image = self._fit(image)
         if (image.height, image.width) != self.size:
@@ -162,9 +165,9 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
     return listed
 
 
-def _only_size(files: dict[str, list[tuple[Path, int]]]) -> tuple[int, int]:
+def _only_size(files: dict[str, list[tuple[Path, int]]], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of the first image; ``Decoder`` holds all others to it."""
-    image = decode(files["train"][0][0])
+    image = decode(files["train"][0][0], max_pixels=max_pixels)
     return image.height, image.width
 
 

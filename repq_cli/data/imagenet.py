@@ -20,7 +20,7 @@ from repq_cli.data.image_cache import Pixels
 from repq_cli.data.image_files import Files, Reader, Subset
 from repq_cli.data.image_folder import class_names, list_images
 from repq_cli.errors import DataError
-from repq_cli.images.decode import open_image
+from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, open_image
 from repq_cli.images.files import channels_first, pixels_of
 
 CLASSES = 1000
@@ -47,6 +47,7 @@ def load(
     train_resize: Annotated[int, Range(8)] | None = None,
     disk_cache: bool = False,
     workers: Annotated[int, Range(0, 256)] = 8,
+    max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
 ) -> Data:
     """ImageNet as torchvision unpacks it: ``root/train/<class>`` and ``root/val/<class>``.
 
@@ -54,7 +55,8 @@ def load(
     down to ``train_resize`` before, where it is longer. Evaluation: the shorter side scaled to ``resize``, the centre
     cut out. The official validation images are the test split; ``val_fraction`` of training is held out to choose the
     epoch. ``disk_cache``: what crops are drawn from, and what is evaluated on, is decoded once for all runs, into
-    outputs/cache/images. Raises DataError for a missing folder, a class without images, a broken image.
+    outputs/cache/images. Images of more than ``max_pixels`` are not decoded.
+    Raises DataError for a missing folder, a class without images, a broken image.
     """
     if resize < size:
         raise ValueError(f"data.resize={resize} is smaller than the square of data.size={size} that is cut out of it.")
@@ -81,8 +83,8 @@ def load(
         files = Files(paths[name], reader, workers, keep=some if disk_cache else False)
         return Split(Subset(files, some), labels[name][some], info)
 
-    look = CentreCut(size, resize)
-    train = split("train", RandomCrop(size, scale, train_resize), kept)
+    look = CentreCut(size, resize, max_pixels)
+    train = split("train", RandomCrop(size, scale, train_resize, max_pixels), kept)
     return Data(info, train, split("train", look, held), {"test": split("val", look, torch.arange(len(paths["val"])))})
 
 
@@ -92,8 +94,10 @@ class RandomCrop(Reader):
     longest: pixels that the shorter side has at most when the part is chosen; None for the image as it is.
     """
 
-    def __init__(self, size: int, scale: tuple[float, float], longest: int | None = None) -> None:
-        self.size, self.scale, self.longest = size, list(scale), longest
+    def __init__(
+        self, size: int, scale: tuple[float, float], longest: int | None = None, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.size, self.scale, self.longest, self.max_pixels = size, list(scale), longest, max_pixels
 
     @property
     def rule(self) -> str:
@@ -102,7 +106,7 @@ class RandomCrop(Reader):
 
     def prepare(self, path: Path) -> Pixels:
         """``uint8 [H, W, 3]``."""
-        image = open_image(path, "RGB")
+        image = open_image(path, "RGB", self.max_pixels)
         if self.longest is not None and min(image.size) > self.longest:
             image = scaled_to(image, [self.longest])
         return np.array(image)
@@ -132,8 +136,8 @@ def _drawing(seed: int) -> Iterator[None]:
 class CentreCut(Reader):
     """An image, its shorter side scaled to ``resize``, and ``size`` pixels cut out of the centre."""
 
-    def __init__(self, size: int, resize: int) -> None:
-        self.size, self.resize = size, resize
+    def __init__(self, size: int, resize: int, max_pixels: int = MAX_PIXELS) -> None:
+        self.size, self.resize, self.max_pixels = size, resize, max_pixels
         self.transform = Compose([Resize(resize), CenterCrop(size)])
 
     @property
@@ -143,5 +147,5 @@ class CentreCut(Reader):
 
     def prepare(self, path: Path) -> Pixels:
         """``uint8 [3, size, size]``."""
-        cut: Image.Image = self.transform(open_image(path, "RGB"))
+        cut: Image.Image = self.transform(open_image(path, "RGB", self.max_pixels))
         return pixels_of(cut).numpy()

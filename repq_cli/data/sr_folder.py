@@ -15,7 +15,7 @@ from repq_cli.bounds import Range
 from repq_cli.data.base import Data, Evaluation, Inputs
 from repq_cli.data.pictures import Pair, Patches, PictureInfo, Pictures, Upscaling, cropped, pair_of
 from repq_cli.errors import DataError
-from repq_cli.images.decode import ImageError
+from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, ImageError
 from repq_cli.images.files import read_rgb
 from repq_cli.images.listing import list_folder, on_lines, some
 from repq_cli.images.resize import LowRounding
@@ -42,6 +42,7 @@ def load(
     patch: Annotated[int, Range(8)] = 48,
     patches: Annotated[int, Range(1)] = 3200,
     low_rounding: LowRounding = "each_pass",
+    max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
 ) -> Data:
     """Photographs of the folders ``train`` to train on, of ``val`` to validate, and of every set of ``test``.
 
@@ -49,8 +50,8 @@ def load(
     at low resolution, ``0001.png`` or ``0001x2.png`` for ``0001.png``; without them MATLAB's bicubic makes them.
     low_rounding: after each pass of that, as MATLAB rounds bytes, or once at the end.
     patch: low-resolution pixels a side of the crops that training draws. patches: how many make an epoch.
-    Pictures that are broken, or smaller than a patch in training, are left out and named. Raises DataError where none
-    is left, where a folder is missing or empty, where pictures of both resolutions do not pair.
+    Pictures that are broken, of more than ``max_pixels``, or smaller than a patch in training, are left out and named.
+    Raises DataError where none is left, a folder is missing or empty, or pictures of both resolutions do not pair.
     """
     if train is None or test is None:
         missing = "train" if train is None else "test"
@@ -72,11 +73,11 @@ def load(
     if not listed:
         raise DataError(f"data.train={train} holds too few photographs to hold data.val_images={val_images} out.")
     info = PictureInfo("sr_folder", upscaling, "the user's own")
-    read = functools.partial(_pairs, upscaling=upscaling, low_rounding=low_rounding)
+    read = functools.partial(_pairs, upscaling=upscaling, low_rounding=low_rounding, max_pixels=max_pixels)
     crops = Patches(read(listed, what=f"data.train={train}", patch=patch), upscaling, patch, patches)
     least = patch if val is None else 0  # what training would leave out is not held out either
     checked = Pictures(list(read(held, what="the validation pictures", patch=least)), upscaling)
-    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr, low_rounding))
+    return Data(info, crops, checked, evaluation_sets(upscaling, test, test_lr, low_rounding, max_pixels))
 
 
 def evaluation_sets(
@@ -84,6 +85,7 @@ def evaluation_sets(
     test: dict[str, str] | None = None,
     test_lr: dict[str, str] | None = None,
     low_rounding: LowRounding = "each_pass",
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Evaluation]:
     """The evaluation sets by name. Raises DataError as ``load`` does."""
     if not test:
@@ -95,7 +97,7 @@ def evaluation_sets(
     for name, folder in test.items():
         low = (test_lr or {}).get(name)
         listed = _listed(Path(folder), None if low is None else Path(low), upscaling.scale)
-        pairs = _pairs(listed, upscaling, low_rounding, f"data.test.{name}={folder}")
+        pairs = _pairs(listed, upscaling, low_rounding, f"data.test.{name}={folder}", max_pixels=max_pixels)
         found[name] = Pictures(list(pairs), upscaling)
     return found
 
@@ -144,7 +146,13 @@ def _by_name(folder: Path, paths: list[Path]) -> dict[str, Path]:
 
 
 def _pairs(
-    entries: Iterable[Entry], upscaling: Upscaling, low_rounding: LowRounding, what: str, patch: int = 0
+    entries: Iterable[Entry],
+    upscaling: Upscaling,
+    low_rounding: LowRounding,
+    what: str,
+    patch: int = 0,
+    *,
+    max_pixels: int,
 ) -> Iterator[Pair]:
     """Read the pairs, one at a time; those that cannot be used are left out and named, and DataError if all are."""
     listed = list(entries)
@@ -152,8 +160,8 @@ def _pairs(
     bar = tqdm(listed, desc=f"reading {what}", unit="image", leave=False, disable=not sys.stderr.isatty(), delay=2)
     for path, low_path in bar:
         try:
-            high = read_rgb(path)
-            low = None if low_path is None else read_rgb(low_path)
+            high = read_rgb(path, max_pixels)
+            low = None if low_path is None else read_rgb(low_path, max_pixels)
             if patch and min(cropped(high, upscaling.scale).shape[-2:]) < patch * upscaling.scale:
                 raise ImageError(
                     path, f"is smaller than a patch of {patch * upscaling.scale} pixels (data.patch={patch})"

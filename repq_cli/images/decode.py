@@ -32,6 +32,9 @@ GREY, COLOUR = ("1", "L", "LA", "La"), ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX"
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and a value of it
 SAMPLE_FORMAT, SIGNED = 339, 2
 DARK = 1 / 16  # of white
+MAX_PIXELS = 100_000_000  # by default: more than cameras take in one picture, and 0.3 GB of RGB as it is decoded
+PILLOWS_MOST = 178_956_970  # pixels; more it does not open
+OF_PROGRAMS = ("EPS", "WMF")  # formats that a program draws, and a file may tell it what to do
 REPLACE, CONVERT = "remove or replace it", "convert it to 8 bits a channel first"
 UNKNOWN_WHITE = f"holds signed or 32-bit integers, of which nothing says what is white: {CONVERT}"
 
@@ -43,9 +46,9 @@ class ImageError(DataError):
         super().__init__(f"The image {path} {reason}.")
 
 
-def open_image(path: Path, mode: str) -> Image.Image:
+def open_image(path: Path, mode: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture without transparency in Pillow's ``mode``, ``L`` or ``RGB``. Raises ImageError with the reason."""
-    picture = decode(path)
+    picture = decode(path, max_pixels=max_pixels)
     if "A" in picture.mode and _is_drawn_in_alpha(picture):
         raise ImageError(
             path, "has one colour and is drawn in its transparency, which is left out: fill its background"
@@ -58,14 +61,16 @@ def _is_drawn_in_alpha(picture: Image.Image) -> bool:
     return alpha and not any(colours)
 
 
-def decode(path: Path, deep: bool = True) -> Image.Image:
+def decode(path: Path, deep: bool = True, max_pixels: int = MAX_PIXELS, key: str = "data.max_pixels") -> Image.Image:
     """The picture, upright, as Pillow's ``L``, ``LA``, ``RGB`` or ``RGBA``. Raises ImageError with the reason.
 
-    deep: whether one of more than 8 bits is brought down to them, or refused.
+    deep: whether one of more than 8 bits is brought down to them, or refused. max_pixels: of which one with more, as
+    its header says, is refused before it is decoded; ``key``: what sets that, for the error.
     """
     with _refusing(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures and of damaged EXIF, which both are read
         with Image.open(path) as opened:
+            _refuse_unopened(path, opened, max_pixels, key)
             is_deep = any(map(_is_deep, opened.tile))
             if not deep and (opened.mode.startswith(("I", "F")) or is_deep):
                 raise ImageError(path, f"has more than 8 bits a channel, which would be lost: {CONVERT}")
@@ -87,6 +92,16 @@ def decode(path: Path, deep: bool = True) -> Image.Image:
                 _refuse_dark(path, max(high for _, high in opened.convert("RGB").getextrema()) or 1, 255, " in 8 bits")
             mode = "L" if opened.mode in GREY else "RGB"
             return opened.convert(f"{mode}A" if opened.has_transparency_data else mode)
+
+
+def _refuse_unopened(path: Path, opened: Image.Image, max_pixels: int, key: str) -> None:
+    """ImageError for what is not decoded at all; only the header has been read."""
+    width, height = opened.size
+    if opened.format in OF_PROGRAMS:
+        raise ImageError(path, f"is {opened.format}, which a program would have to draw: convert it to PNG")
+    if width * height > max_pixels:
+        much = f"is {width}x{height}, {width * height / 1e6:.1f} million pixels, and {key}={max_pixels} allows fewer"
+        raise ImageError(path, f"{much}: make it smaller, cut it into parts, or allow more (at most {PILLOWS_MOST})")
 
 
 @contextlib.contextmanager

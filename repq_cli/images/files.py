@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from repq_cli.files import write_atomically
-from repq_cli.images.decode import open_image
+from repq_cli.images.decode import MAX_PIXELS, open_image
 
 
 def pixels_of(image: Image.Image) -> Tensor:
@@ -26,9 +26,9 @@ def channels_first(pixels: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(planes))  # numpy turns bytes around in half of torch's time
 
 
-def read_rgb(path: Path) -> Tensor:
+def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
     """``uint8 [3, H, W]`` of any image: grey ones get three equal channels, transparency is left out."""
-    return pixels_of(open_image(path, "RGB"))
+    return pixels_of(open_image(path, "RGB", max_pixels))
 
 
 def to_image(pixels: Tensor) -> Image.Image:
