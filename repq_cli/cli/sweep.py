@@ -109,6 +109,8 @@ def _expanded(line: CommandLine) -> CommandLine:
         params: Any = content
         for key in ("hydra", "sweeper", "params"):
             params = params.get(key) if isinstance(params, dict) else None
+        if not content:
+            continue  # there is no such file, which is said with the names of those that there are
         if not isinstance(params, dict):
             raise ConfigError(f"sweep={name} names no values of keys, below hydra: sweeper: params: as others have it.")
         chosen = given | ({"experiment"} if "model" in given else set())
@@ -140,8 +142,12 @@ def resume(folder: SweepFolder, changes: Sequence[str], plugins: Sequence[str]) 
         if key in plan.varied:
             raise ConfigError(f"{key} is what this sweep varies: start a new sweep.")
     kept = [text for text in plan.overrides if text.lstrip("+").partition("=")[0] not in changed]
+    typed = [*changes, *(f"plugins={name}" for name in plugins)]
+    if changes:  # which are those of a run, whatever the plan's own are
+        one_run = [text for text in plan.legal[0].overrides if text.lstrip("+").partition("=")[0] not in changed]
+        Checker("train", CommandLine(overrides=[*one_run, *changes], typed=typed)).check()
     line = CommandLine.parse([*kept, *changes, *plan.flags])
-    line.typed = [*changes, *(f"plugins={name}" for name in plugins)]
+    line.typed = typed
     if line.only_shows or not line.multirun:
         raise DataError(f"{folder.plan_file} is no plan of a sweep (flags {' '.join(plan.flags)}): start a new sweep.")
     Checker("train", line).check()
