@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import TINY, results, row_of
+from test_resume import StopAfter
+from test_runner import losses
 from torch import nn
 
 import repq_cli as repq
+from repq_cli.cli import main
+from repq_cli.errors import DataError
 from repq_cli.models.tap import Tap
 from repq_cli.quant.lsq import LSQ, LSQPlus
 from repq_cli.quant.quantizer import Quantizer
@@ -19,6 +29,9 @@ from repq_cli.reparam.block import MakeBlock
 from repq_cli.reparam.orepa import orepa_block
 from repq_cli.reparam.plain import plain_block
 from repq_cli.reparam.repvgg import repvgg_block
+from repq_cli.train import compiled
+
+Run = Callable[..., tuple[int, Path | None]]
 
 BINARY: dict[str, Any] = {"weight_bits": 1, "act_bits": 1, "act_method": "sign"}
 QUANTIZERS: dict[str, dict[str, Any]] = {
@@ -51,10 +64,12 @@ class Chain(nn.Module):
         return frozenset()
 
 
-def prepared(mode: str, make_block: MakeBlock = repvgg_block, quantizer: str = "lsq") -> nn.Module:
-    """In float64, calibrated, in training mode."""
+def prepared(mode: str | None, make_block: MakeBlock = repvgg_block, quantizer: str = "lsq") -> nn.Module:
+    """In float64, calibrated, in training mode; no mode is the FP net."""
     quant = repq.QuantOptions(**QUANTIZERS[quantizer])
     net = Chain(make_block, nn.Hardtanh() if quant.act_method == "sign" else nn.ReLU()).double()
+    if mode is None:
+        return net.train()
     bits = {"weight_bits": quant.weight_bits, "act_bits": quant.act_bits}
     return repq.prepare(net, images(), mode=mode, batches=[images()], quant=quant, **bits).train()
 
@@ -65,12 +80,12 @@ def images(seed: int = 0) -> torch.Tensor:
 
 def step(net: Any, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Outputs and gradients, with the draws of one seed."""
+    module = net.net if isinstance(net, compiled.CompiledForward) else net
+    module.zero_grad()
     torch.manual_seed(0)
     outputs = net(x)
-    net.zero_grad()
     outputs.square().sum().backward()
-    named = getattr(net, "_orig_mod", net).named_parameters()
-    return outputs.detach(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+    return outputs.detach(), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -106,27 +121,31 @@ def test_every_quantizer_in_plain_operations_equals_its_own_backward(
                 torch.testing.assert_close(eager_grads, plain_grads, rtol=1e-11, atol=1e-11)
 
 
-CASES: list[tuple[str, MakeBlock, str]] = [
+CASES: list[tuple[str | None, MakeBlock, str]] = [
+    *((None, block, "lsq") for block in (plain_block, repvgg_block, orepa_block)),  # FP
     *(("plain", plain_block, quantizer) for quantizer in QUANTIZERS),
     *((mode, repvgg_block, "lsq") for mode in ("merged", "repq", "repq_bn", "repq_bnest", "ptq", "branchwise")),
     *((mode, block, "lsq") for mode in ("repq_bn", "repq_bnest") for block in (acnet_block, orepa_block)),
 ]
 
 
-def test_training_compiles_to_one_graph_that_stays_and_that_quantizes(subtests: pytest.Subtests) -> None:
+def test_training_compiles_to_one_graph_that_stays_and_that_quantizes(
+    monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
     """No graph break, no second compilation; outputs, running statistics and gradients are those without a compiler.
 
     A compiler that has folded quantization away would give other outputs, follow no edit of a step and give it no
     gradient.
     """
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
     for mode, make_block, quantizer in CASES:
-        with subtests.test(mode=mode, block=make_block.__name__, quantizer=quantizer):
+        with subtests.test(mode=str(mode), block=make_block.__name__, quantizer=quantizer):
             net = prepared(mode, make_block, quantizer)
             reference = copy.deepcopy(net)
-            compiled = torch.compile(net, backend="eager", fullgraph=True, dynamic=False, isolate_recompiles=True)
+            forward = compiled.CompiledForward(net, "qat")
             with torch._dynamo.config.patch(error_on_recompile=True):
                 for turn in range(2):
-                    outputs, grads = step(compiled, images(turn))
+                    outputs, grads = step(forward, images(turn))
                     expected, wanted = step(reference, images(turn))
                     torch.testing.assert_close(outputs, expected, rtol=1e-9, atol=1e-9)
                     assert grads.keys() == wanted.keys()
@@ -147,3 +166,73 @@ def test_training_compiles_to_one_graph_that_stays_and_that_quantizes(subtests: 
 
 def frozen(quantizer: Quantizer) -> bool:
     return not any(parameter.requires_grad for parameter in quantizer.parameters())
+
+
+def test_a_compiled_run_ships_what_it_trained_and_goes_on_exactly_where_it_was_stopped(
+    finished: Path, run_repq: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a backend that traces as the real one and generates no code; ``finished`` has none."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    keys = ("quant=w4a4", f"fp.checkpoint={finished}", "runtime.log_every=2", "runtime.compile=true")
+    arguments = ["train", *TINY, *keys, "verbosity=normal"]
+    code, unbroken = run_repq(*arguments)
+    assert code == 0
+    assert unbroken is not None
+    assert re.search(r"QAT: its training step was compiled in \d+ s, once\.", capsys.readouterr().out)
+    assert row_of(unbroken)["checks"]["freeze_max_lsb"] == 0
+    # As golden losses: sums have another order.
+    assert losses(unbroken, "qat")[:3] == pytest.approx(losses(finished, "qat")[:3], rel=2e-2)
+    with monkeypatch.context() as patch:
+        patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
+        StopAfter.left = 7
+        code, stopped = run_repq(*arguments)
+    assert code == 130
+    assert stopped is not None
+    assert main(["train", f"resume={stopped}"]) == 0
+    assert results(stopped) == results(unbroken)
+    assert (stopped / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
+
+
+def test_what_cannot_be_compiled_is_refused_with_the_fix(
+    run_repq: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine without a compiler before a run has a folder; a network whose forward asks for values at its start."""
+
+    def without_compiler(*arguments: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(compiled, "BACKEND", without_compiler)
+    compiled.require_compiler.cache_clear()
+    code, folder = run_repq("train", *TINY, "runtime.compile=true")
+    assert (code, folder) == (3, None)
+    said = capsys.readouterr().err
+    assert (
+        "runtime.compile=true, and torch.compile does not work here (RuntimeError: No working C++ compiler found)"
+        in said
+    )
+    assert "use runtime.compile=false." in said
+
+    class Asks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if x.sum() > 0 else x
+
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    with pytest.raises(DataError, match=r"the forward pass of Asks cannot be compiled \(.+\): use runtime\.compile=f"):
+        compiled.CompiledForward(Asks(), "fp")(torch.ones(3))
+
+
+def test_generated_code_quantizes_as_the_layers_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real backend, once: outputs, gradients and running statistics, in training; eval mode stays as it is."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("there is no C++ compiler here")
+    net = prepared("plain", plain_block)
+    reference = copy.deepcopy(net)
+    forward = compiled.CompiledForward(net, "qat")
+    for turn in range(2):
+        (outputs, grads), (expected, wanted) = step(forward, images(turn)), step(reference, images(turn))
+        torch.testing.assert_close(outputs, expected, rtol=1e-9, atol=1e-9)
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, wanted[name], rtol=1e-6, atol=1e-9, msg=name)
+    assert any(name.endswith("raw_step") and grad.any() for name, grad in grads.items())
+    torch.testing.assert_close(dict(net.named_buffers()), dict(reference.named_buffers()))
+    assert torch.equal(net.eval()(images()), reference.load_state_dict(net.state_dict()) and reference.eval()(images()))

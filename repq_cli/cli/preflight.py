@@ -21,6 +21,7 @@ from repq_cli.errors import RepqError
 from repq_cli.modes.compose import layer_bits
 from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.checkpoint import fp_checkpoint
+from repq_cli.train.compiled import require_compiler
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_weights import fp_choice
 
@@ -29,11 +30,19 @@ _prepared: list[Experiment] = []  # what the run of this process was checked wit
 
 def prepare(config: Config) -> None:
     """Read what a run starts from, and keep it for ``taken``. Raises ConfigError or DataError."""
-    Arithmetic(config.runtime, pick_device(config.runtime.device))
+    _check_machine(config)
     experiment = build.experiment(config)
     _check_layers(experiment)
     _check_weights(experiment)
     _prepared[:] = [experiment]
+
+
+def _check_machine(config: Config) -> None:
+    """Whether what ``runtime`` asks for can be done here."""
+    device = pick_device(config.runtime.device)
+    Arithmetic(config.runtime, device)
+    if config.runtime.compile:
+        require_compiler(device)
 
 
 def taken(config: Config) -> Experiment:
@@ -57,6 +66,9 @@ def refusals(configs: Sequence[Config]) -> list[RepqError | None]:
 
 def _refusal(config: Config, loaded: Any, weights: dict[str, RepqError | None]) -> RepqError | None:
     """What is wrong with a run on the data ``loaded``; ``weights``: what is known of files and networks so far."""
+    _, error = _tried(_check_machine, config)
+    if error is not None:
+        return error
 
     def made(config: Config) -> Experiment:
         Arithmetic(config.runtime, pick_device(config.runtime.device))

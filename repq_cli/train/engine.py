@@ -123,6 +123,7 @@ class Update:
 
     penalty: added to the loss that is minimised, not to the one that is told.
     hint: what may help where a loss is not finite.
+    forward: what gives the net's outputs in its place, such as a compiled form of it.
     bounded: the float weights that are clipped after every update; found once, as it takes a walk over all modules.
     """
 
@@ -133,6 +134,7 @@ class Update:
     penalty: Callable[[], Tensor] | None = None
     hint: Callable[[], str] = str
     arithmetic: Arithmetic = FLOAT32
+    forward: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.bounded = bounded_latent_weights(self.net)
@@ -163,7 +165,7 @@ class Update:
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         x, targets = batch
         with self.arithmetic.autocast():
-            outputs = in_float32(self.net(self.arithmetic.images(x)))
+            outputs = in_float32((self.forward or self.net)(self.arithmetic.images(x)))
         loss = self.task.loss(outputs, targets)
         objective = loss if self.penalty is None else loss + self.penalty()
         mean = mean_score(self.task.scores(outputs.detach(), targets))

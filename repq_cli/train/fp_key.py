@@ -1,6 +1,7 @@
 """The identity of an FP stage: everything that determines its result.
 
-What moves rounding alone is no part of it: the device, the number of threads or of decoding processes, the environment.
+What moves rounding alone is no part of it: the device, the number of threads or of decoding processes, a
+compiler of its steps, the environment.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SOURCES = (
     "images",
     "tasks",
     "train/arithmetic.py",
+    "train/compiled.py",
     "train/context.py",
     "train/engine.py",
     "train/experiment.py",

@@ -113,6 +113,8 @@ class RuntimeOptions:
     matmul: of float32's own products in training steps: ``highest`` (float32) or ``high`` (TF32, which needs CUDA).
     channels_last: whether training keeps the channels of a pixel side by side; ``auto``: on CUDA. Sums get another
         order, and nothing else changes.
+    compile: whether torch's compiler makes the training steps; the first of each stage then takes a minute or so. Sums
+        get another order, as on another device, and nothing else changes.
     log_every: training steps between two entries of metrics.jsonl and TensorBoard.
     tile: (super-resolution) pictures of more low-resolution pixels a side are run in tiles; results do not change.
     changed_data: whether a run, or a sweep, goes on with data that is not what it was; its row then says so.
@@ -123,6 +125,7 @@ class RuntimeOptions:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     matmul: Literal["highest", "high"] = "highest"
     channels_last: Annotated[Literal["auto", True, False], Affects.NOTHING] = "auto"
+    compile: Annotated[bool, Affects.NOTHING] = False
     log_every: Annotated[int, Range(1), Affects.NOTHING] = 10
     tensorboard: Annotated[bool, Affects.NOTHING] = True
     tile: Annotated[int, Range(64), Affects.NOTHING] = 1024

@@ -24,6 +24,7 @@ from repq_cli.runs.row import prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.arithmetic import Arithmetic
+from repq_cli.train.compiled import CompiledForward
 from repq_cli.train.context import RunContext, Stage
 from repq_cli.train.divergence import advice, diverged, require_usable_images
 from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, Update, evaluate
@@ -50,6 +51,7 @@ class StageTrainer:
             self._custom_l2 if optim.custom_l2 and repvgg_blocks(net) else None,
             self._advice,
             self.arithmetic,
+            CompiledForward(net, stage.name) if self.experiment.runtime.compile else None,
         )
         self.unseen: list[Tensor] = []  # what steps since the last look have found
         self.last_look = time.perf_counter()
