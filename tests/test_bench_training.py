@@ -18,7 +18,8 @@ from repq_cli.bench.goals import Ratio, goals
 from repq_cli.bench.memory import saved_bytes
 from repq_cli.bench.peers import LSQ_PARTS, rebuilt
 from repq_cli.bench.steps import Asked, Step
-from repq_cli.cli import main
+from repq_cli.cli import bench_asked, main
+from repq_cli.errors import DataError
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
@@ -98,6 +99,7 @@ def test_every_step_runs_and_the_file_holds_all(
     """Compilation is noted here, not carried out: it would take minutes."""
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda what, **options: compiled.append(what) or what)
+    monkeypatch.setattr(bench_asked, "require_compiler", lambda device: None)
     arguments = ["reps=repvgg", "modes=[repq_bn,repq_bnest]", "compiled=[false,true]", "format=markdown"]
     assert main(["bench", *SMALL, *arguments]) == 0
     shown, found = capsys.readouterr().out, json.loads(Path("measured/bench.json").read_text())
@@ -207,6 +209,11 @@ def test_a_step_is_the_projects_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_timed_is_refused_and_nothing_written(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+
+    def no_compiler(device: torch.device) -> None:
+        raise DataError("runtime.compile=true, and torch.compile does not work here: use runtime.compile=false.")
+
+    monkeypatch.setattr(bench_asked, "require_compiler", no_compiler)
     monkeypatch.setitem(sys.modules, "brevitas", None)
     monkeypatch.delitem(sys.modules, "repq_cli.bench.brevitas_parts", raising=False)
     for arguments, code, message in [
@@ -220,13 +227,14 @@ def test_what_cannot_be_timed_is_refused_and_nothing_written(
         (["compiled=maybe"], 2, "compiled=maybe must be true or false"),
         (["batch=[1,32]"], 2, r"batch=\[1, 32\] has to be one number"),
         (["runs=run"], 2, "bench=train has no use for runs"),
-        (["quants=bnn"], 2, "quant.act_method=sign"),
-        (["quants=int8_affine"], 2, "quants=int8_affine is not LSQ at 2 to 8 bits"),
-        (["models=ecbsr", "width=0.5"], 2, "width=0.5 does not go with models=ecbsr"),
+        ([], 3, "repq: compiled=true, and torch.compile does not work here: use compiled=false"),
+        (["quants=bnn", "compiled=false"], 2, "quant.act_method=sign"),
+        (["quants=int8_affine", "compiled=false"], 2, "quants=int8_affine is not LSQ at 2 to 8 bits"),
+        (["models=ecbsr", "width=0.5", "compiled=false"], 2, "width=0.5 does not go with models=ecbsr"),
         (["threads=1", "runtime.threads=2"], 2, "threads=1 is not runtime.threads=2"),
         (["runtime.device=nowhere"], 2, "runtime.device=nowhere is not available"),
         (["against=brevitas"], 3, "which cannot be imported .*: pip install brevitas"),
-        (["out=file/below"], 3, "cannot be made"),
+        (["out=file/below", "compiled=false"], 3, "cannot be made"),
     ]:
         Path("file").write_text("")
         assert main(["bench", "bench=train", *arguments]) == code

@@ -19,6 +19,7 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.block import MakeBlock, merge_first
 from repq_cli.train.arithmetic import Arithmetic
+from repq_cli.train.compiled import CompiledForward
 from repq_cli.train.engine import Task, Update
 from repq_cli.train.optim import leaves_out_steps, make_optimizer
 from repq_cli.train.options import OptimOptions
@@ -102,9 +103,13 @@ def _quantized(step: Step, fp_net: nn.Module, subject: Subject) -> nn.Module:
 def _loop_body(step: Step, net: nn.Module, subject: Subject, arithmetic: Arithmetic) -> Callable[[], object]:
     arithmetic.lay_out(net, training=True)
     optimizer = make_optimizer(net, subject.optim, RATE)
-    if step.compiled:
-        net.compile(isolate_recompiles=True)  # many networks of one class: none may use up another's recompilations
 
-    update = Update(net, subject.task, optimizer, subject.optim.clip_norm, arithmetic=arithmetic)
+    forward = None
+    if step.compiled and step.by == OURS:
+        forward = CompiledForward(net, step.stage)
+    elif step.compiled:  # a peer's graph may break; many networks share code: none may use up another's recompilations
+        net.compile(isolate_recompiles=True)
+    task, clip = subject.task, subject.optim.clip_norm
+    update = Update(net, task, optimizer, clip, arithmetic=arithmetic, forward=forward)
     waits = not (is_waited_for(subject.batch[0].device) and leaves_out_steps(optimizer))  # as a stage decides it
     return lambda: (update.seen if waits else update.unseen)(subject.batch, RATE)

@@ -17,6 +17,7 @@ from repq_cli.library.networks import names
 from repq_cli.modes.catalogue import MODES
 from repq_cli.problems import Problem, error_of
 from repq_cli.quant.options import QuantOptions
+from repq_cli.train.compiled import require_compiler
 from repq_cli.train.options import RuntimeOptions
 from repq_cli.typecheck import nearest
 
@@ -86,7 +87,17 @@ def settings_of(config: dict[str, Any], runtime: RuntimeOptions, device: torch.d
     settings = Settings(batch, config["size"] or SIZE, config["classes"], config["width"], device, runtime)
     for precision in config["precisions"]:
         settings.arithmetic(precision)
+    if True in config["compiled"]:
+        _require_compiler(device)
     return settings
+
+
+def _require_compiler(device: torch.device) -> None:
+    """DataError where nothing can be compiled, with the key that says so here."""
+    try:
+        require_compiler(device)
+    except DataError as error:
+        raise DataError(str(error).replace("runtime.compile=", "compiled=")) from error
 
 
 def threads_of(config: dict[str, Any], runtime: RuntimeOptions) -> int | None:
