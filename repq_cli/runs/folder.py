@@ -166,7 +166,7 @@ def parsed_config(content: bytes) -> Any:
     """
     if any(content.count(sign) > LARGEST_DEPTH for sign in (b"[", b"{", b"- ", b"? ")):
         raise ValueError("nested too deeply for a configuration")
-    tree = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    tree = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     json.dumps(tree, default=str, skipkeys=True)
     return tree
 
