@@ -1,18 +1,21 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, also after a power cut, and reading of those that others may have damaged."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import functools
+import hashlib
 import json
 import os
+import platform
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -21,7 +24,9 @@ from repq_cli.errors import DataError
 
 POLL_SECONDS = 0.2
 OLD_SECONDS = 3600  # no file takes as long to be written
-LEFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial", re.DOTALL)
+LEFT = re.compile(r"(\..+\.|unproven-)(([0-9a-f]{8})-([0-9]+)-)?[0-9a-f]{12}(\.partial)?", re.DOTALL)
+UNPROVEN = "unproven-"
+LARGEST = 1 << 28  # bytes: no file of settings or numbers is that large
 
 
 @contextlib.contextmanager
@@ -30,45 +35,143 @@ def _replacing(path: Path) -> Iterator[Path]:
 
     Raises DataError with the reason (full disk, read-only folder); the old file stays.
     """
-    temporary = path.parent / f".{path.name}.{uuid4().hex[:12]}.partial"  # each process its own
+    temporary = path.parent / f".{path.name}.{own_name()}.partial"  # each process its own
     _remove_left(path.parent)
     try:
         try:
             yield temporary
-            os.replace(temporary, path)
+            move(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
     except OSError as error:
-        fix = "free some space or choose another folder" if error.errno == errno.ENOSPC else "choose another folder"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        fix = "free some space or choose another folder" if full else "choose another folder"
         raise DataError(f"{path} cannot be written ({error.strerror}): {fix}.") from error
+
+
+def move(source: Path, path: Path) -> None:
+    """``source``, whose content is on the disk, takes the place of ``path``, and that is on the disk as well."""
+    os.replace(source, path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk, where its file system can be asked for that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@functools.cache
+def _system() -> str:
+    """Of processes that can see each other: one machine since it was started, and one container of it."""
+    marks = [platform.node()]
+    with contextlib.suppress(OSError):
+        marks += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256("\0".join(marks).encode()).hexdigest()[:8]
+
+
+def own_name() -> str:
+    """A part of a name that no other process gives, and by which others see whether this one still lives."""
+    return f"{_system()}-{os.getpid()}-{uuid4().hex[:12]}"
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a file or folder of work in progress is that of a process which is gone."""
+    named = LEFT.fullmatch(path.name)
+    if named is None or not (named[1] == UNPROVEN or named[5]):
+        return False
+    if named[3] == _system():
+        try:
+            os.kill(int(named[4]), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            pass
+        else:
+            return False
+    try:
+        return time.time() - path.lstat().st_mtime > OLD_SECONDS
+    except OSError:
+        return False
 
 
 @functools.cache
 def _remove_left(folder: Path) -> None:
     """Remove what killed processes left of attempts to write here; once is enough."""
     for left in folder.glob(".*.partial"):
-        with contextlib.suppress(OSError):
-            if LEFT.fullmatch(left.name) and time.time() - left.stat().st_mtime > OLD_SECONDS:
+        if _is_left(left):
+            with contextlib.suppress(OSError):
                 left.unlink()
+
+
+@contextlib.contextmanager
+def unproven_in(folder: Path) -> Iterator[Path]:
+    """A folder in ``folder`` for what is not proven yet, gone afterwards; those of dead processes are gone before."""
+    for left in make_folder(folder).glob(f"{UNPROVEN}*"):
+        if _is_left(left):
+            shutil.rmtree(left, ignore_errors=True)
+    unproven = make_folder(folder / f"{UNPROVEN}{own_name()}")
+    try:
+        yield unproven
+    finally:
+        shutil.rmtree(unproven, ignore_errors=True)
 
 
 def make_folder(folder: Path, fix: str = "choose another folder") -> Path:
     """Make a folder, and those it is in, where there is none yet. Raises DataError with the ``fix``."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"The folder {folder} cannot be made ({error.strerror}): {fix}.") from error
+    for place in missing:
+        _flush_folder(place.parent)
     return folder
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write ``path`` whole or not at all, flushed to the disk. Raises DataError if that cannot be."""
     with _replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_regular(path: Path, largest: int | None = None) -> BinaryIO:
+    """Open a file to read. OSError for a folder, a pipe or a device, which are not opened, and for one that is larger.
+
+    What somebody put in a file's place must neither block its reader nor fill the memory.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if largest is not None and found.st_size > largest:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, far more than any that repq writes", str(path))
+    return path.open("rb")
+
+
+def read_regular(path: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a file. OSError as ``open_regular``."""
+    with open_regular(path, largest) as file:
+        return file.read()
+
+
+def parsed_json(content: bytes) -> dict[str, Any]:
+    """The JSON object that bytes hold. Raises ValueError for whatever else they are."""
+    try:
+        tree = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(tree, dict):
+        raise ValueError("it holds no JSON object")
+    return tree
 
 
 def link(source: Path, path: Path) -> None:

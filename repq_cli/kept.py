@@ -7,7 +7,6 @@ fills it, and freed by the operating system when that dies.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from repq_cli.files import locked
+from repq_cli.files import locked, parsed_json, read_regular, write_json
+from repq_cli.sealed import sealed_json, without_json_seal
 
 ABOUT = "about.json"
 KEY = re.compile("[0-9a-f]{16}")
@@ -45,10 +45,19 @@ class Kept:
     def about(self) -> dict[str, Any] | None:
         """What is known of it; None where it is not whole."""
         try:
-            found = json.loads((self.folder / ABOUT).read_text())
+            found = without_json_seal(parsed_json(read_regular(self.folder / ABOUT)))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and self.is_sound(found) else None
+        return found if self.is_sound(found) else None
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something is said of it that cannot be read, or is not what was written."""
+        return os.path.lexists(self.folder / ABOUT) and self.about() is None
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Say what is known of it, as the last step."""
+        write_json(self.folder / ABOUT, sealed_json(about))
 
     def is_sound(self, about: dict[str, Any]) -> bool:
         """Whether ``about`` has all that is asked of it."""
@@ -75,7 +84,8 @@ class Kept:
     def drop(self) -> None:
         """Forget it. The lock's file stays: a process may be waiting with it open."""
         for path in (self.folder / ABOUT, *self.files(), *self.folder.glob(".*.partial")):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder in a file's place
+                path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it holds something else: that is not ours to remove
             self.folder.rmdir()
 

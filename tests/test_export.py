@@ -231,6 +231,10 @@ def test_another_networks_file_is_not_measured(finished: Path, capsys: pytest.Ca
     next(entry for entry in model.metadata_props if entry.key == "deployed").value = "another"
     onnx.save(model, file)
     assert main(["eval", f"run={finished}", "engine=onnx"]) == 3
+    assert "is damaged" in capsys.readouterr().err  # by its seal
+    del model.metadata_props[-1]
+    onnx.save(model, file)
+    assert main(["eval", f"run={finished}", "engine=onnx"]) == 3
     assert "was not made of this run's network" in capsys.readouterr().err
     file.write_bytes(b"no graph")
     assert main(["eval", f"run={finished}", "engine=onnx"]) == 3

@@ -35,6 +35,7 @@ WITHOUT_EFFECT = {
     "train/options.py": "its defaults are filled into the configuration, which is in the key",
     "files.py": "writes and locks files",
     "kept.py": "places of files that runs share",
+    "sealed.py": "digests of files",
     "text.py": "how numbers are written",
     "runs/": "names, reads and writes a run's files",
     "quant/": "an FP net has no quantizer; what training asks of quantized layers finds none",

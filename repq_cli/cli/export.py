@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +15,13 @@ from repq_cli.config import Config
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.deploy.same import DECIBELS, is_another_psnr, sets_with_too_many
-from repq_cli.errors import CheckError, ConfigError, DataError
+from repq_cli.errors import CheckError, ConfigError
 from repq_cli.extras import extra
-from repq_cli.files import make_folder, write_atomically
+from repq_cli.files import move, read_regular, unproven_in, write_atomically
 from repq_cli.finished_run import FinishedRun
 from repq_cli.runs.quality import UNITS, quality_table, shown
 from repq_cli.runs.row import Row
+from repq_cli.sealed import ONNX_MARK, seal
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
 
@@ -47,7 +44,7 @@ def export_job(config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
     sets = run.tests(run.config)
     task = build.task(run.config)
-    with _unproven(out) as folder:
+    with unproven_in(out) as folder:
         print(run)
         for biases in _attempts(config):
             shipped, names = _written(biases, run, folder, config)
@@ -60,7 +57,7 @@ def export_job(config: dict[str, Any]) -> None:
             print(f"{problem}.")
         ending = ".rejected" if problem else ""
         for name in names:
-            os.replace(folder / name, out / f"{name}{ending}")
+            move(folder / name, out / f"{name}{ending}")
     files = ", ".join(str(out / f"{name}{ending}") for name in names)
     if problem is not None:
         hint = " (biases=float may help)" if biases == "int32" else ""
@@ -87,19 +84,6 @@ def _way_to_integers(deployed: DeployedNet, config: Config) -> str:
     return f"; training with {' '.join(keys)} gives integers" if keys else ""
 
 
-@contextmanager
-def _unproven(out: Path) -> Iterator[Path]:
-    """A folder in ``out`` that is gone afterwards."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="unproven-", dir=make_folder(out)))
-    except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror}): choose another folder.") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _attempts(config: dict[str, Any]) -> Sequence[str | None]:
     """The kinds of biases to try until one agrees."""
     if config["format"] == "packed":
@@ -113,7 +97,7 @@ def _written(biases: str | None, run: FinishedRun, folder: Path, config: dict[st
         file = run.folder.onnx.name
         return _onnx(run.deployed, folder / file, biases, config), [file]
     for name in (TENSORS, GRAPH):
-        write_atomically(folder / name, (run.folder.deploy / name).read_bytes())
+        write_atomically(folder / name, read_regular(run.folder.deploy / name))
     return DeployedNet.load(folder), [TENSORS, GRAPH]
 
 
@@ -122,7 +106,8 @@ def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]
         from repq_cli.deploy.onnx_graph import OPSET, to_onnx
         from repq_cli.deploy.onnx_run import OnnxNet, fast_int8
     model = to_onnx(deployed, biases == "float", config["reduce_range"])
-    write_atomically(path, model.SerializeToString())
+    content = model.SerializeToString()
+    write_atomically(path, content, seal(content, ONNX_MARK))
     widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
     narrow = [str(bits) for bits in widths if bits < 8]
     note = f"; codes of {', '.join(narrow)} bits are those of 8 with a tighter clip" if narrow else ""

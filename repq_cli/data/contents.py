@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 from tqdm import tqdm
 
 from repq_cli.errors import DataError
+from repq_cli.files import open_regular
 
 logger = logging.getLogger("repq")
 
@@ -112,7 +113,7 @@ def _state(path: Path) -> _State:
 
 def _read(path: Path) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             return _hash(file.read())
     except OSError as error:
         raise _unreadable(path, error) from error

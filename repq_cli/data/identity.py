@@ -6,8 +6,10 @@ A run keeps it in a file: names, hashes of contents and labels, some 15 bytes an
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from repq_cli.data.contents import content_hash
 from repq_cli.errors import DataError
-from repq_cli.files import write_atomically
+from repq_cli.files import LARGEST, parsed_json, read_regular, write_atomically
+from repq_cli.sealed import seal, without_seal
 
 NAMED = 3  # images that a message names
 TRAINING = ("train", "val")
@@ -88,18 +91,19 @@ class Identity:
         """Write it as compressed JSON."""
         splits = {name: part and part._asdict() for name, part in self.splits.items()}
         content = {"splits": splits, "stated": self.stated, "changed": self.changed}
-        write_atomically(path, gzip.compress(json.dumps(content).encode(), 3, mtime=0))
+        packed = gzip.compress(json.dumps(content).encode(), 3, mtime=0)
+        write_atomically(path, packed, seal(packed))
 
     @classmethod
     def load(cls, path: Path) -> Identity | None:
         """Read it; None where there is none, DataError if it is damaged."""
         try:
-            content = json.loads(gzip.decompress(path.read_bytes()))
+            content = parsed_json(_unpacked(without_seal(read_regular(path))))
             splits = {name: part and Listing(**part) for name, part in content["splits"].items()}
             return cls(splits, content["stated"], content["changed"])
         except FileNotFoundError:
             return None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is damaged ({error}): restore it, or remove it and go on unchecked.") from error
 
     def changes_since(self, old: Identity) -> list[str]:
@@ -117,6 +121,15 @@ class Identity:
         if old.stated != self.stated:
             found.append(f"what the data set states of itself ({old.stated or 'nothing'} before)")
         return found
+
+
+def _unpacked(content: bytes) -> bytes:
+    """What is compressed, up to a size that no data set of ours comes near: the rest would fill the memory."""
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        unpacked = file.read(4 * LARGEST)
+        if file.read(1):
+            raise ValueError("it is larger than any that repq writes")
+    return unpacked
 
 
 def _substance(split: str, part: Listing | None) -> list[Any] | None:

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from repq_cli.data.contents import content_hash, file_hashes
-from repq_cli.files import write_atomically, write_json
-from repq_cli.kept import ABOUT, Kept, places
+from repq_cli.files import write_atomically
+from repq_cli.kept import Kept, places
 
 logger = logging.getLogger("repq")
 
@@ -88,7 +88,7 @@ class ImageCache(Kept):
         """All images are in ``files``: others, of a process that died, go."""
         for path in set(self.files()) - set(files):
             path.unlink(missing_ok=True)
-        write_json(self.folder / ABOUT, about | {"files": [path.name for path in files]})
+        self.describe(about | {"files": [path.name for path in files]})
 
 
 def stored(root: Path = ROOT) -> list[ImageCache]:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.errors import DataError
+from repq_cli.sealed import ONNX_MARK, has_seal
 
 
 class OnnxNet(nn.Module):
     """Runs a file, or its contents, on the CPU. halo: as ``DeployedNet.halo``. about: the file's metadata.
 
-    Raises DataError for what ONNX Runtime cannot load.
+    Raises DataError for what ONNX Runtime cannot load, and for a file of ours that is not as it was written.
     """
 
     def __init__(self, file: Path | bytes, halo: int, threads: int | None = None) -> None:
@@ -24,6 +25,11 @@ class OnnxNet(nn.Module):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         if not fast_int8():  # products of uint8 and int8 are then formed without the sums that saturate
             options.add_session_config_entry("session.x64quantprecision", "1")
+        if isinstance(file, Path):
+            try:
+                has_seal(file, ONNX_MARK)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{file} is damaged ({error}): make it again by repq export.") from error
         source = file if isinstance(file, bytes) else str(file)
         try:
             self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

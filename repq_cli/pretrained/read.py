@@ -111,7 +111,7 @@ def _archive(path: Path) -> object:
             names = archive.namelist()
             checked = any(entry.CRC for entry in archive.infolist())  # torch may be told to leave checksums out
             spoilt = archive.testzip() if checked else None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
         raise DataError(f"The checkpoint {path} is truncated or damaged: fetch or copy it again.") from error
     if spoilt is not None:  # torch looks at no checksum
         raise DataError(f"The checkpoint {path} is damaged ({spoilt} has another checksum): fetch or copy it again.")

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 import yaml
 
 from repq_cli.errors import DataError
-from repq_cli.files import Taken, link, locked, write_atomically, write_json
+from repq_cli.files import Taken, link, locked, parsed_json, read_regular, write_atomically, write_json
 from repq_cli.runs.row import Row, prune
 
 CONFIG, ROW, LOG, FP_NET, LOCK = "config.yaml", "summary.json", "metrics.jsonl", "fp.pt", ".lock"
@@ -25,6 +25,7 @@ OWN = (LOCK, CONFIG, ROW)  # what identical runs do not share
 DIAGNOSIS = "diagnosis.json"  # in DIAGNOSE, or in a folder that the command line names
 BENCH = "bench.json"  # of several runs, in a folder of its own
 WEIGHTS_FORMAT = 1
+LARGEST_CONFIG = 1 << 22  # bytes of a config.yaml
 LARGEST_DEPTH = 1000  # of nested lists in a config.yaml, far more than any has
 
 
@@ -70,15 +71,15 @@ class RunFolder:
     @property
     def is_used(self) -> bool:
         """Whether a run has begun here."""
-        return self.config_file.exists()
+        return os.path.lexists(self.config_file)
 
     def read_config(self) -> dict[str, Any]:
         """The configuration. Raises DataError if it is missing or damaged."""
         try:
-            config = parsed_config(self.config_file.read_bytes())
+            config = parsed_config(read_regular(self.config_file, LARGEST_CONFIG))
             if not isinstance(config, dict) or not isinstance(config.get("runtime"), dict):
                 raise ValueError("it is no configuration of a run")
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise DataError(f"{self.config_file} cannot be read ({error}): restore it, or start a new run.") from error
         return config
 
@@ -88,34 +89,40 @@ class RunFolder:
 
     def read_row(self) -> Row | None:
         """The row, or None where there is none yet. Raises DataError if it is damaged."""
-        if not self.row_file.exists():
-            return None
         try:
-            row: Row = json.loads(self.row_file.read_text())
+            return parsed_json(read_regular(self.row_file))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.row_file} is not valid JSON: remove it, or the run folder.") from error
-        return row
+            raise DataError(
+                f"{self.row_file} is damaged ({error}): repq train resume={self.path} makes it again."
+            ) from error
 
     def readable_row(self) -> Row:
         """The row, empty where there is none that can be read."""
         try:
-            row = self.read_row()
+            return self.read_row() or {}
         except DataError:
             return {}
-        return row if isinstance(row, dict) else {}
 
     @property
     def status(self) -> str | None:
         """What the row says of how the run ended; None where there is no row that can be read."""
-        return self.readable_row().get("status")
+        status = self.readable_row().get("status")
+        return status if isinstance(status, str) else None
 
     def write_row(self, row: Row) -> None:
         """Write the row; what was not measured (None, or not a finite number) is left out."""
         write_json(self.row_file, prune(row))
 
     def read_env(self) -> dict[str, Any] | None:
-        """What the run was made with, or None where that is not yet known."""
-        return json.loads(self.env_file.read_text()) if self.env_file.exists() else None
+        """What the run was made with, or None where that is not known, or not any more."""
+        try:
+            env = parsed_json(read_regular(self.env_file))
+        except (OSError, ValueError):
+            return None
+        kinds = {"command_line": str, "started": str, "git": dict | None}
+        return env if all(isinstance(env.get(key), kind) for key, kind in kinds.items()) else None
 
     def write_env(self, env: dict[str, Any]) -> None:
         """Write what the run was made with."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from repq_cli.errors import DataError
-from repq_cli.files import locked, write_json
+from repq_cli.files import locked, parsed_json, read_regular, write_json
 from repq_cli.runs.folder import RunFolder
 
 PLAN = "sweep.json"
@@ -89,14 +89,15 @@ class SweepFolder:
     @property
     def is_used(self) -> bool:
         """Whether a sweep has begun here."""
-        return self.plan_file.is_file()
+        return os.path.lexists(self.plan_file)
 
     def read_plan(self) -> Plan:
         """The plan. Raises DataError if it is missing or damaged."""
         try:
-            content = json.loads(self.plan_file.read_text())
-            jobs = [Job(**job) for job in content.pop("jobs")]
-            return Plan(jobs=jobs, **content)
+            content = parsed_json(read_regular(self.plan_file))
+            plan = Plan(jobs=[Job(**job) for job in content.pop("jobs")], **content)
+            _require_kinds(plan)
+            return plan
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{self.plan_file} cannot be read ({error}): start a new sweep.") from error
 
@@ -118,7 +119,8 @@ class SweepFolder:
 
     def clear_marks(self) -> None:
         """Forget what processes that are gone have left."""
-        self.stop_file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.stop_file.unlink(missing_ok=True)
         shutil.rmtree(self._running, ignore_errors=True)
 
     def ask_to_stop(self, signal_number: int) -> None:
@@ -128,7 +130,12 @@ class SweepFolder:
     @property
     def stopped_by(self) -> int | None:
         """The number of the signal by which the jobs are to stop; None where they are not."""
-        return int(self.stop_file.read_text() or signal.SIGTERM) if self.stop_file.exists() else None
+        try:
+            return int(read_regular(self.stop_file))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):  # just made, and still empty
+            return int(signal.SIGTERM)
 
     @contextmanager
     def running(self, number: int) -> Iterator[None]:
@@ -148,6 +155,17 @@ class SweepFolder:
     def once(self, key: str, wait: Callable[[], None]) -> AbstractContextManager[None]:
         """Hold the lock that jobs of one configuration share, as ``files.locked`` does."""
         return locked(self.path / f".{key}.lock", wait)
+
+
+def _require_kinds(plan: Plan) -> None:
+    """Raises ValueError for a plan whose parts are not of their kinds, which somebody has changed."""
+    lists = [plan.overrides, plan.flags, *(job.overrides for job in plan.jobs)]
+    texts = [plan.command, *(text for job in plan.jobs for text in (job.key, job.left_out) if text is not None)]
+    if not all(isinstance(each, list) for each in lists):
+        raise ValueError("overrides and flags are no lists")
+    numbered = [job.number for job in plan.jobs] == list(range(len(plan.jobs)))
+    if not numbered or not all(isinstance(text, str) for text in (*texts, *(text for each in lists for text in each))):
+        raise ValueError("its jobs are not numbered, or not of texts")
 
 
 def same_jobs(first: Plan, second: Plan) -> bool:

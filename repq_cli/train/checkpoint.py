@@ -1,4 +1,4 @@
-"""Checkpoints: tensors, numbers, strings, lists and dicts only, written whole or not at all."""
+"""Checkpoints: tensors, numbers, strings, lists and dicts only, written whole or not at all, with a seal."""
 
 from __future__ import annotations
 
@@ -10,47 +10,77 @@ from typing import Any
 import torch
 
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.files import write_atomically
+from repq_cli.files import link, write_atomically
 from repq_cli.pretrained.read import read
 from repq_cli.runs.folder import FP_NET, RunFolder
+from repq_cli.sealed import has_seal, seal
+from repq_cli.train.log import logger
 
-FORMAT = 1
+FORMAT = 2  # sealed
+FORMAT_WITHOUT_SEAL = 1
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint atomically."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
-    write_atomically(path, buffer.getvalue())
+    written = buffer.getbuffer()
+    write_atomically(path, written, seal(written))
 
 
 def checked(path: Path, content: object) -> dict[str, Any]:
-    """``content`` if it is a checkpoint of ours; DataError otherwise."""
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("net", {}), dict):
+    """``content``, as ``read`` found it in a file, if it is a checkpoint of ours and its seal fits; else DataError."""
+    formats = (FORMAT, FORMAT_WITHOUT_SEAL)
+    if (
+        not isinstance(content, dict)
+        or content.get("format") not in formats
+        or not isinstance(content.get("net", {}), dict)
+    ):
         raise DataError(f"The checkpoint {path} is not one of repq's (format {FORMAT}): use another one.")
+    if not _has_seal(path) and content["format"] == FORMAT:
+        raise _damaged(path, "its seal is gone")
     return content
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours. Raises DataError if it is missing, truncated or something else."""
+    """Read a checkpoint of ours. Raises DataError if it is missing, damaged or something else."""
+    if path.is_file():
+        _has_seal(path)  # before anything makes sense of damaged bytes
     return checked(path, read(path))
 
 
+def _has_seal(path: Path) -> bool:
+    try:
+        return has_seal(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, why: object) -> DataError:
+    return DataError(f"The checkpoint {path} is damaged ({why}): use another one, or restore it.")
+
+
 def save_last(folder: RunFolder, content: dict[str, Any]) -> None:
-    """Write a run's last.pt; the one before becomes previous.pt."""
+    """Write a run's last.pt; the one before becomes previous.pt. At no time is there none."""
     if folder.last.exists():
-        os.replace(folder.last, folder.previous)
+        link(folder.last, folder.previous)
     save(folder.last, content)
 
 
 def load_last(folder: RunFolder) -> dict[str, Any] | None:
-    """The newest checkpoint of a run that can be read, or None where it was stopped before its first."""
-    found = [path for path in (folder.last, folder.previous) if path.exists()]
+    """The newest checkpoint of a run that can be read, or None where it was stopped before its first.
+
+    Where last.pt is damaged, previous.pt takes its place, so that no later one is written over what is whole.
+    """
+    found = [path for path in (folder.last, folder.previous) if os.path.lexists(path)]
     for path in found[:-1]:
         try:
             return load(path)
-        except DataError:
-            continue
+        except DataError as error:
+            content = load(folder.previous)
+            logger.warning("%s Its previous.pt is whole: the run goes on from there.", error)
+            link(folder.previous, folder.last)
+            return content
     return load(found[-1]) if found else None
 
 

@@ -7,16 +7,16 @@ of a process that dies, so that the next one in the line trains instead.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from repq_cli.errors import DataError
-from repq_cli.files import link, write_atomically, write_json
-from repq_cli.kept import ABOUT, Kept, places
+from repq_cli.files import link, read_regular, write_atomically
+from repq_cli.kept import Kept, places
 from repq_cli.runs.folder import FP_NET, LOG
+from repq_cli.sealed import file_digest
 
 ROOT = Path("outputs/cache/fp")
 
@@ -60,12 +60,18 @@ class FPCache(Kept):
         except OSError as error:
             raise DataError(f"{self.folder} cannot be made: {error.strerror}.") from error
         link(weights, self.weights)
-        write_atomically(self.log, log.read_bytes())  # no link: the run goes on writing to its own
-        write_json(self.folder / ABOUT, about | {"sha256": self.digest()})
+        write_atomically(self.log, read_regular(log))  # no link: the run goes on writing to its own
+        self.describe(about | {"sha256": file_digest(self.weights), "log_sha256": file_digest(self.log)})
 
-    def digest(self) -> str:
-        """Of the checkpoint's bytes. Raises OSError if there is none."""
-        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+    def damage(self, about: dict[str, Any]) -> str | None:
+        """Which file is not what was stored, by the digests of ``about``; None where all are."""
+        for path, wanted in ((self.weights, about["sha256"]), (self.log, about.get("log_sha256"))):
+            try:
+                if wanted is not None and file_digest(path) != wanted:  # earlier versions stored none of the log
+                    return f"{path} is not what was stored."
+            except OSError as error:
+                return f"{path} cannot be read ({error.strerror})."
+        return None
 
 
 def stored(root: Path = ROOT) -> list[FPCache]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from repq_cli.errors import DataError
-from repq_cli.files import link
+from repq_cli.files import link, read_regular
 from repq_cli.modes.restated_norms import with_reinserted_norms
 from repq_cli.pretrained.layout import normed
 from repq_cli.reparam.block import merge_first
@@ -114,11 +114,16 @@ class FPStage:
     def _reused(self, cache: FPCache, net: nn.Module) -> bool:
         about, fp = cache.about(), self.context.folder.fp
         if about is None:
+            if cache.is_damaged:
+                logger.warning(
+                    "What %s says of its FP stage is damaged or half written: it is trained again.", cache.folder
+                )
+                cache.drop()
             return False
         try:
-            if cache.digest() != about["sha256"]:
-                raise DataError(f"{cache.weights} is not what was stored.")
-            lines = cache.log.read_bytes()
+            if (damage := cache.damage(about)) is not None:
+                raise DataError(damage)
+            lines = read_regular(cache.log)
             link(cache.weights, fp)
             load_own(net, fp, self.experiment.signature)  # last: where it fails, the net is as it was
         except (DataError, OSError) as error:

@@ -1,0 +1,172 @@
+"""Files are whole or absent, flushed in the right order, sealed; and what stands in their place is never believed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from repq_cli.data.identity import Identity, Listing
+from repq_cli.errors import DataError
+from repq_cli.files import (
+    LARGEST,
+    link,
+    make_folder,
+    own_name,
+    parsed_json,
+    read_regular,
+    unproven_in,
+    write_atomically,
+)
+from repq_cli.runs.folder import RunFolder
+from repq_cli.sealed import ONNX_MARK, has_seal, seal, sealed_json, without_json_seal
+from repq_cli.train import checkpoint
+
+DEAD = 4_194_305  # above the largest process id that Linux gives
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "net.pt"
+    checkpoint.save(file, {"net": {"weight": torch.arange(3.0)}})
+    whole = file.read_bytes()
+    assert torch.load(file, weights_only=True)["net"]["weight"].tolist() == [0, 1, 2]  # by torch alone, too
+    for position in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"net\.pt"):
+            checkpoint.load(file)
+    for length in (0, 1, len(whole) // 2, len(whole) - 75, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"net\.pt"):
+            checkpoint.load(file)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_seal(tmp_path: Path) -> None:
+    torch.save({"format": 1, "net": {"weight": torch.ones(2)}}, tmp_path / "old.pt")
+    assert checkpoint.load(tmp_path / "old.pt")["net"]["weight"].tolist() == [1, 1]
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    make_folder(folder.checkpoints)
+    for step in range(2):
+        checkpoint.save_last(folder, {"step": step})
+    before = folder.previous.read_bytes()
+    folder.last.write_bytes(folder.last.read_bytes()[:-1])
+    found = checkpoint.load_last(folder)
+    assert found is not None and found["step"] == 0 and "previous.pt is whole" in caplog.text
+    assert folder.last.read_bytes() == before  # no damaged file is kept as the previous one
+    checkpoint.save_last(folder, {"step": 1})
+    assert folder.previous.read_bytes() == before
+    folder.last.unlink()
+    folder.last.mkdir()
+    with pytest.raises(DataError, match=r"last\.pt"):
+        checkpoint.load_last(folder)
+
+
+def test_every_flipped_bit_of_what_is_known_of_data_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "data.json.gz"
+    known = Identity({"train": Listing(["a"], ["b"], [1]), "val": None}, "stated")
+    known.save(file)
+    assert Identity.load(file) == known
+    whole = file.read_bytes()
+    for position in range(len(whole) - 75):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(DataError, match=r"data\.json\.gz is damaged"):
+            Identity.load(file)
+
+
+def test_seals_of_other_formats(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"graph" + seal(b"graph", ONNX_MARK))
+    assert has_seal(file, ONNX_MARK) and not has_seal(file)
+    file.write_bytes(b"grapa" + seal(b"graph", ONNX_MARK))
+    with pytest.raises(ValueError, match="not those that were written"):
+        has_seal(file, ONNX_MARK)
+    about = {"time": {"a": 0.1, "b": None}, "run": "é"}
+    assert without_json_seal(sealed_json(about)) == without_json_seal(about) == about
+    with pytest.raises(ValueError, match="not what was written"):
+        without_json_seal(sealed_json(about) | {"run": "e"})
+
+
+def test_content_reaches_the_disk_before_its_name_and_both_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def noted(name: str, told: Callable[..., str]) -> None:
+        real = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            calls.append(told(*args))
+            return real(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    noted("fsync", lambda number: "flush folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "flush file")
+    noted("replace", lambda *_: "rename")
+    noted("link", lambda *_: "link")
+    write_atomically(tmp_path / "a", b"content")
+    assert calls == ["flush file", "rename", "flush folder"]
+    calls.clear()
+    link(tmp_path / "a", tmp_path / "b")
+    assert calls == ["link", "rename", "flush folder"]
+    calls.clear()
+    make_folder(tmp_path / "c/d")
+    assert calls == ["flush folder"] * 2  # of the names c and d
+
+
+def test_what_dead_processes_left_goes_and_what_live_ones_write_stays(tmp_path: Path) -> None:
+    system = own_name().partition("-")[0]
+    dead = f"{system}-{DEAD}-{'0' * 12}"
+    alive = [tmp_path / f".best.pt.{name}-{'0' * 12}.partial" for name in (f"{system}-1", "12345678-1")]
+    left = [tmp_path / f".best.pt.{dead}.partial", tmp_path / f".{'x' * 180}.{dead}.partial"]
+    mine = [tmp_path / name for name in (".partial", ".a.partial", "unproven-mine", "b.partial")]
+    for file in (*alive, *left, *mine):
+        file.touch()
+    unproven = make_folder(tmp_path / f"unproven-{dead}")
+    (unproven / "model.onnx").touch()
+    with unproven_in(tmp_path) as folder:
+        assert folder.is_dir() and not unproven.exists()
+        write_atomically(tmp_path / "best.pt", b"")
+    assert sorted(tmp_path.iterdir()) == sorted([*alive, *mine, tmp_path / "best.pt"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "nothing", "dangling", "large", "loop"])
+def test_special_files_are_not_opened(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "summary.json"
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind in ("device", "dangling", "loop"):
+        file.symlink_to({"device": "/dev/zero", "dangling": "nowhere", "loop": file.name}[kind])
+    elif kind == "large":
+        with file.open("wb") as opened:
+            opened.truncate(LARGEST + 1)
+    with pytest.raises(OSError):  # noqa: PT011
+        read_regular(file)
+    folder = RunFolder(tmp_path)
+    if kind in ("nothing", "dangling"):
+        assert folder.read_row() is None
+    else:
+        with pytest.raises(DataError, match=r"summary\.json"):
+            folder.read_row()
+    assert folder.status is None
+
+
+@pytest.mark.parametrize("content", [b"", b"3", b"[]", b"null", b'{"a": ', b"[" * 10**5, b'{"a":' * 10**5, b"\xff\x00"])
+def test_what_is_no_json_object_is_damage(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        parsed_json(content)
+    RunFolder(tmp_path).row_file.write_bytes(content)
+    with pytest.raises(DataError, match=r"summary\.json is damaged"):
+        RunFolder(tmp_path).read_row()
