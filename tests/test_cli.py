@@ -25,12 +25,19 @@ from repq_cli.schema import KEYS
 Run = Callable[..., tuple[int, Path | None]]
 
 
-def python(code: str, **environment: str) -> str:
+def python(code: str, drop: tuple[str, ...] = (), **environment: str) -> str:
     """Run ``code`` in a new interpreter and return what it prints."""
     command = [sys.executable, "-c", code]
+    kept = {name: value for name, value in os.environ.items() if name not in drop}
     return subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | environment, timeout=120
+        command, capture_output=True, text=True, check=True, env=kept | environment, timeout=120
     ).stdout
+
+
+def test_threads_wait_asleep_unless_the_user_has_said_how() -> None:
+    code = "from repq_cli.cli import main; import os; main(['--version']); print(os.environ.get('OMP_WAIT_POLICY'))"
+    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, "None")):
+        assert python(code, drop=("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), **given).split()[-1] == found
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

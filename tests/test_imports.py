@@ -15,7 +15,19 @@ PACKAGE = Path(repq_cli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room and the rooms of ours that it imports, beside the files that every part may use.
-SHARED = {"batch_norm", "bounds", "devices", "effects", "errors", "files", "kept", "precision", "sealed", "seeds"}
+SHARED = {
+    "batch_norm",
+    "bounds",
+    "devices",
+    "effects",
+    "errors",
+    "files",
+    "kept",
+    "neighbours",
+    "precision",
+    "sealed",
+    "seeds",
+}
 SHARED |= {"text", "typecheck"}
 ALLOWED: dict[str, set[str]] = {
     "reparam": set(),

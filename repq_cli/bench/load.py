@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
 UNEVEN = 0.5  # of a core: what a system does by itself
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def load() -> float | None:
-    """The average number of processes that ran or waited to in the last minute; None where the system has no such."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def hint(others: float | None, threads: int, available: int) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from repq_cli import neighbours
 from repq_cli.bench import load
 from repq_cli.bench.goals import Goal, goals, plain_fp, plain_qat, ratio
 from repq_cli.bench.memory import peak_bytes, saved_bytes
@@ -36,7 +37,7 @@ Sizes = dict[Step, int]
 
 def training(config: dict[str, Any], runtime: RuntimeOptions) -> None:
     """Time the training steps that are asked for; print tables, write bench.json."""
-    others = load.load()
+    others = neighbours.load()
     asked = asked_of(config)
     refuse_lists_of_one(runtime)
     threads = threads_of(config, runtime)
@@ -51,7 +52,7 @@ def training(config: dict[str, Any], runtime: RuntimeOptions) -> None:
     for plan in plans:
         _measure(plan, config, device, found)
         write_json(out / BENCH, prune(found))  # the next model may fail
-    busy = load.hint(others, torch.get_num_threads(), load.cores())
+    busy = load.hint(others, torch.get_num_threads(), neighbours.cores())
     found["notes"] = [*notes_on(plans), *([busy] if busy else [])]
     write_json(out / BENCH, prune(found))
     if config["format"] == "json":

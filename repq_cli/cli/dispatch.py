@@ -11,6 +11,7 @@ from repq_cli import __version__
 from repq_cli.cli.commands import COMMANDS
 from repq_cli.cli.terminal import shown_output
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
+from repq_cli.neighbours import wait_asleep
 from repq_cli.text import columns
 from repq_cli.typecheck import nearest
 
@@ -42,6 +43,7 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``repq`` and return its exit code."""
+    wait_asleep()  # here, where nothing has imported torch yet
     with shown_output():
         return _carried_out(list(sys.argv[1:] if arguments is None else arguments))
 

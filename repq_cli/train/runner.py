@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repq_cli import neighbours
 from repq_cli.data.identity import Identity
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, Interrupted
@@ -66,6 +67,9 @@ def run(
         try:
             device = _prepare(experiment, folder)
             logger.info("%s\n%s", _title(experiment, device), folder)
+            crowded = neighbours.hint(neighbours.load(), torch.get_num_threads(), neighbours.cores())
+            if crowded is not None:
+                logger.info(crowded)
             Run(RunContext(experiment, folder, device, log, stop, experiment.fp_key), row).carry_out(resume)
             for title, picture in figures(folder) if log.tensorboard else ():
                 log.image(title, picture)
