@@ -145,7 +145,7 @@ def test_a_run_of_plugins_goes_on_once_they_are_named(
         "eval": ["eval", f"run={folder}", "verbosity=quiet"],
         "export": ["export", f"run={folder}", "format=packed"],
         "diagnose": ["diagnose", f"run={folder}", "images=8"],
-        "bench": ["bench", f"runs=[{folder}]", "rounds=1"],
+        "bench": ["bench", f"runs=[{folder}]", "rounds=1", "batch=1"],
         "resume": ["train", f"resume={folder}"],
     }
     for name, arguments in commands.items():
@@ -154,7 +154,7 @@ def test_a_run_of_plugins_goes_on_once_they_are_named(
             assert "add plugins=[evil_pkg]." in capsys.readouterr().err
             assert main([*arguments, "plugins=[evil]"]) == 2
             evil()
-    for name in ("eval", "export"):
+    for name in ("eval", "export", "bench"):
         with subtests.test(f"{name}, named"):
             assert main([*commands[name], "plugins=[evil_pkg]"]) == 0, capsys.readouterr().err
     assert build.stored(folder, ["evil_pkg"]).rep.target == "evil_pkg.blocks.block"

@@ -15,7 +15,7 @@ LISTS = ("runs", "models", "reps", "modes", "quants", "precisions", "compiled", 
 OF_TRAINING = {"models", "width", "classes", *LISTS[2:], "clock", "format"}
 # The keys that each kind makes use of.
 USED = {
-    "infer": {"runs", "batch", "size", "rounds", "threads", "out"},
+    "infer": {"runs", "batch", "size", "rounds", "threads", "out", "plugins"},
     "train": {"batch", "size", "rounds", "threads", "out", "runtime"} | OF_TRAINING,
     "xnor": {"batch", "rounds"},
 }
