@@ -30,4 +30,8 @@ class Range:
             return f"{'above' if self.open_low else 'at least'} {self.low:g}"
         if self.open_low and self.open_high:
             return f"between {self.low:g} and {self.high:g}"
-        return f"from {self.low:g} to {self.high:g}" + (" (excluded)" if self.open_high else "")
+        ends = (
+            f"{end:g}{' (excluded)' * is_open}"
+            for end, is_open in ((self.low, self.open_low), (self.high, self.open_high))
+        )
+        return "from " + " to ".join(ends)

@@ -29,6 +29,17 @@ def _misfit(mode: Mode, said: str | None) -> Iterator[Problem]:
         yield Problem("mode", mode.name, said)
 
 
+def _statistics_have_images(options: ModeOptions, data: DataSection) -> Iterator[Problem]:
+    images = options.statistics_images(data.batch_size)
+    if images < 2:
+        yield Problem(
+            "mode.stats_fraction",
+            options.stats_fraction,
+            f"leaves {images} of data.batch_size={data.batch_size} images for statistics, which want two; use "
+            f"{1.5 / data.batch_size:.2g} or more",
+        )
+
+
 def _penalty_fits_block(mode: ModeOptions, rep: RepSection, optim: OptimOptions) -> Iterator[Problem]:
     fits = rep.name == "repvgg" and rep.batch_norm and mode_named(mode.name).uses_branches
     if optim.custom_l2 and not fits:
@@ -149,6 +160,7 @@ def _signs_have_two_values(quant: QuantOptions, model: ModelSection) -> Iterator
 COMBINATIONS: list[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]] = [
     (("mode", "rep"), _mode_fits_block),
     (("mode", "quant"), _mode_fits_quantizer),
+    (("mode", "data"), _statistics_have_images),
     (("quant",), _methods_have_their_bits),
     (("quant",), _quant_keys_have_effect),
     (("quant", "model"), _signs_have_two_values),

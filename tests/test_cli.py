@@ -191,6 +191,11 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("model.blocks=3", "model.blocks=3 must be a list, each item a whole number, from 1 to 1000."),
         ("seed=-1", "seed=-1 must be a whole number, at least 0."),
         ("runtime.tensorboard=maybe", "runtime.tensorboard=maybe must be true or false."),
+        ("mode.stats_fraction=0", "mode.stats_fraction=0 must be a number, from 0 (excluded) to 1."),
+        (
+            "mode.stats_fraction=0.01",
+            "mode.stats_fraction=0.01 leaves 1 of data.batch_size=64 images for statistics, which want two",
+        ),
         ("mode.freeze_bn_after=soon", "mode.freeze_bn_after=soon must be a whole number, at least 0 or null."),
         (
             "optim=adamw optim.betas=[0.9]",

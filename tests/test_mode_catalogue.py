@@ -28,7 +28,7 @@ WORDS_OF_OTHERS = {"merged", "repq"}  # nets and kernels are merged, and repq is
 WEIGHTS = {"pretrained/choose.py", "train/options.py"}  # whose plain weights are those that are no averages
 OTHER_VALUES = {
     "stats_input": "quant", "detach_stats": True, "freeze_bn_after": 0, "estimator": "channel", "bnest_init": "none",
-    "plain_bn": "folded", "merged_bn": "reinsert", "post_bn": True,
+    "plain_bn": "folded", "merged_bn": "reinsert", "post_bn": True, "stats_fraction": 0.5,
 }  # fmt: skip
 COMPANIONS = ({}, {"plain_bn": "folded", "merged_bn": "reinsert"})  # without which others have no effect
 

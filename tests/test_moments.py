@@ -96,7 +96,7 @@ def test_moments_of_half_precision_are_computed_in_float32(dtype: torch.dtype, s
 @pytest.mark.parametrize("mode", ["repq_bnest", "repq_bn"])
 def test_a_branch_kernel_is_one_graph_for_the_compiler(mode: str) -> None:
     """Traced without a break, once for every batch size but the first: kernel, gradients and running averages."""
-    options = ModeOptions(name=mode)
+    options = ModeOptions(name=mode, stats_fraction=0.7)
     for block in (repvgg_block(Geometry(4, 4)), acnet_block(Geometry(4, 6, stride=2))):
         eager = BranchKernel(randomise(block).double(), "estimated" if mode == "repq_bnest" else "batch", options)
         traced = copy.deepcopy(eager)

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from blocks import BLOCKS, CASES
 from conftest import randomise
 
+from repq_cli.modes.kernels import BranchKernel, Source
+from repq_cli.modes.options import ModeOptions
 from repq_cli.reparam.algebra import Geometry, Kernel
 from repq_cli.reparam.block import Block
-from repq_cli.reparam.branch import without_bias
+from repq_cli.reparam.branch import ConvBranch, without_bias
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Moments, RunningStatistics
 
@@ -168,6 +170,28 @@ def test_estimated_running_statistics_move_by_momentum_and_are_unbiased() -> Non
         torch.testing.assert_close(norm.running_mean, 0.9 * old_mean + 0.1 * mean)
         torch.testing.assert_close(norm.running_var, 0.9 * old_var + 0.1 * var * count / (count - 1))
         assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("mode", ["batch", "estimated"])
+def test_a_fraction_of_the_batch_gives_its_own_moments(mode: Source) -> None:
+    """Those of the first ``ceil(0.3 * 5) = 2`` images, by numpy, with as many values in the running variance."""
+    geometry = Geometry(3, 4, stride=2)
+    block = randomise(Block(geometry, {"point": ConvBranch(geometry, (1, 1))})).double()
+    branch = block.branches["point"]
+    x = torch.randn(5, 3, 7, 6, dtype=torch.float64)
+    rows = x[:2, :, ::2, ::2].permute(0, 2, 3, 1).reshape(-1, 3).numpy()
+    weight = branch.conv.weight.detach().flatten(1).numpy()
+    mean, var = (rows @ weight.T).mean(0), (rows @ weight.T).var(0)
+    if mode == "estimated":
+        var = rows.var(0) @ (weight**2).T
+    multiplier = branch.norm.weight.detach().numpy() / (var + branch.norm.eps) ** 0.5
+    running = 0.9 * branch.norm.running_var.numpy() + 0.1 * var * len(rows) / (len(rows) - 1)
+
+    merged = BranchKernel(block, mode, ModeOptions("repq_bn", stats_fraction=0.3))(x, x)
+
+    torch.testing.assert_close(merged.weight[:, :, 1, 1].detach().numpy(), weight * multiplier[:, None])
+    torch.testing.assert_close(merged.bias.detach().numpy(), branch.norm.bias.detach().numpy() - mean * multiplier)
+    torch.testing.assert_close(branch.norm.running_var.numpy(), running)
 
 
 def norms(block: Block) -> list[torch.nn.BatchNorm2d]:

@@ -7,7 +7,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from repq_cli.modes.options import ModeOptions
-from repq_cli.precision import in_float32
 from repq_cli.quant.layers import KernelSource
 from repq_cli.reparam.algebra import Kernel
 from repq_cli.reparam.block import Block
@@ -61,8 +60,10 @@ class BranchKernel(KernelSource):
         return kernel
 
     def _observe(self, x: Tensor) -> BatchStatistics | EstimatedStatistics:
+        if self.options.stats_fraction < 1:
+            x = x[: self.options.statistics_images(x.shape[0])]
         if self.statistics == "batch":
-            return BatchStatistics(in_float32(x), self.detach)
+            return BatchStatistics(x, self.detach)
         return EstimatedStatistics(x, self.options.estimator, self.detach)
 
     def inference(self) -> Kernel:

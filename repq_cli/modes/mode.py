@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 REP_WITHOUT_BRANCHES = frozenset({"batch_norm"})  # what ordinary convolutions have of a block's keys
-STATISTICS_KEYS = frozenset({"stats_input", "detach_stats", "freeze_bn_after"})  # of statistics that change in QAT
+# Of statistics that change in QAT.
+STATISTICS_KEYS = frozenset({"stats_input", "stats_fraction", "detach_stats", "freeze_bn_after"})
 
 
 class Mark(NamedTuple):

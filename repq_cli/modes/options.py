@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,6 +26,8 @@ class ModeOptions:
 
     name: one of ``modes/catalogue``, or ``auto``; which of the other keys it makes use of is said there.
     stats_input: statistics of the tensor before its quantizer (``fp``) or of its codes (``quant``).
+    stats_fraction: the part of the batch that statistics are taken of: its first ``ceil(stats_fraction * batch)``
+        images, whatever is convolved; with less of it a step is cheaper, and the statistics are noisier.
     detach_stats: stop gradients through the statistics; cheaper, but no longer batch norm. ``auto``: where another
         one follows (post_bn), whose gradients go through its own statistics.
     freeze_bn_after: QAT epochs after which running statistics are used and kept; null: never.
@@ -40,6 +43,7 @@ class ModeOptions:
 
     name: ModeName = AUTO
     stats_input: Literal["fp", "quant"] = "fp"
+    stats_fraction: Annotated[float, Range(0, 1, open_low=True)] = 1.0
     detach_stats: Literal["auto", True, False] = "auto"
     freeze_bn_after: Annotated[int, Range(0)] | None = None
     estimator: Literal["offset", "channel"] = "offset"
@@ -57,6 +61,14 @@ class ModeOptions:
                 f"repq_cli.modes.auto.resolve_mode decide."
             )
         return MODES[self.name]
+
+    def statistics_images(self, batch: int) -> int:
+        """How many of so many images statistics are taken of.
+
+        >>> [ModeOptions(stats_fraction=fraction).statistics_images(30) for fraction in (1.0, 0.5, 0.1, 0.01)]
+        [30, 15, 3, 1]
+        """
+        return math.ceil(self.stats_fraction * batch - 1e-6)  # 0.1 * 30 is more than 3
 
     def has_post_bn(self, weight_bits: int) -> bool:
         """Whether a layer with weights of so many bits gets a batch norm behind it."""

@@ -54,7 +54,7 @@ class _Observed:
         if count < 2:
             raise ValueError(
                 f"Batch statistics need more than one value per channel, but the input {tuple(self.x.shape)} gives "
-                f"one: use a larger batch or larger images."
+                f"one: use a larger batch, larger images or a larger mode.stats_fraction."
             )
         self.seen.append((norm, moments))
         self.counts.append(count)
