@@ -75,6 +75,7 @@ def _row_of_finished(folder: RunFolder) -> Row:
             f"run={folder} is not done (status {row.get('status')}): go on with it by repq train resume={folder}."
         )
     whole = all(isinstance(row.get(key), kind) for key, kind in ROW_KINDS.items())
+    whole = whole and all(isinstance(metric, dict) for metric in row["metrics"])
     if not whole or not all(key in row[section] for section, keys in ROW_PARTS.items() for key in keys):
         raise DataError(f"{folder.row_file} lacks what every row has: restore it, or train the run again.")
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from repq_cli.train.options import RuntimeOptions
 from repq_cli.typecheck import bare, legal, mistake, nearest
 
 MISSING = "???"
+NAME = re.compile(r"\w[\w.+-]{0,99}")  # of what a section is, which is part of the names of runs
 
 
 # The keys of each command. ``in``, which no dataclass can have, makes one of them a dictionary.
@@ -131,6 +133,10 @@ def _section(
             wrong = mistake(annotations[key], value)
             if wrong:
                 yield Problem(path, value, wrong)
+            elif prefix and key == "name" and not NAME.fullmatch(value):
+                yield Problem(
+                    path, value, "must be letters, digits, _, -, + and dots between them: folders are called so"
+                )
 
 
 def describe_for_missing(annotation: Any) -> str:

@@ -109,6 +109,7 @@ STORED: list[dict[str, Any]] = [
     {"plugins": ["subprocess"], "rep._target_": "subprocess.call", "rep.popenargs": TOUCH},
     {"plugins": ["evil"]},
     {"hydra.callbacks.x._target_": "evil.call"},
+    *({"model.name": name} for name in ("../../x", "/tmp/x", "a/b", "..", "", "a" * 300, "\x1b[2J", "a\nb", "${x}")),
 ]  # fmt: skip
 
 
