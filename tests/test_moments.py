@@ -16,7 +16,7 @@ from repq_cli.modes.kernels import BranchKernel
 from repq_cli.modes.options import ModeOptions
 from repq_cli.reparam.acnet import acnet_block
 from repq_cli.reparam.algebra import Geometry, Window
-from repq_cli.reparam.moments import Moments, conv_moments, covariance, map_moments, power_sums
+from repq_cli.reparam.moments import Moments, conv_moments, covariance, first_images, map_moments, power_sums
 from repq_cli.reparam.repvgg import repvgg_block
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -56,6 +56,7 @@ def test_moments_of_convolutions_and_gradients_are_those_of_their_outputs(subtes
             check(lambda x, w: covariance(x).moments(w), F.conv2d, activation(layout), weight)
             check(lambda x: covariance(x).moments(None), lambda x: x, activation(layout))
             check(map_moments, lambda x: x, activation(layout))
+            check(lambda x: map_moments(first_images(x, 2)), lambda x: x[:2], activation(layout))
 
 
 def check(moments: Callable[..., Moments], output: Callable[..., Tensor], *inputs: Tensor) -> None:

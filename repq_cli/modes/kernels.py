@@ -11,6 +11,7 @@ from repq_cli.quant.layers import KernelSource
 from repq_cli.reparam.algebra import Kernel
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
+from repq_cli.reparam.moments import first_images
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, RunningStatistics
 
 Source = Literal["running", "batch", "estimated"]
@@ -61,7 +62,7 @@ class BranchKernel(KernelSource):
 
     def _observe(self, x: Tensor) -> BatchStatistics | EstimatedStatistics:
         if self.options.stats_fraction < 1:
-            x = x[: self.options.statistics_images(x.shape[0])]
+            x = first_images(x, self.options.statistics_images(x.shape[0]))
         if self.statistics == "batch":
             return BatchStatistics(x, self.detach)
         return EstimatedStatistics(x, self.options.estimator, self.detach)

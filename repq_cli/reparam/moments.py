@@ -60,6 +60,26 @@ def _summing_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype == torch.float64 else torch.float32
 
 
+class _FirstImages(torch.autograd.Function):
+    """A slice whose gradient has the input's order of memory, where autograd would make a contiguous one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(x)
+        return x[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        to_x = torch.zeros_like(ctx.saved_tensors[0])
+        to_x[: len(grads[0])] = grads[0]
+        return to_x, None
+
+
+def first_images(x: Tensor, count: int) -> Tensor:
+    """``x[:count]``."""
+    return x[:count] if torch.compiler.is_compiling() else _FirstImages.apply(x, count)
+
+
 def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
