@@ -29,7 +29,7 @@ class Arithmetic:
     def __init__(self, options: RuntimeOptions, device: torch.device = CPU) -> None:
         self.device, self.rounds_products = device, options.matmul == "high"
         self.dtype = DTYPES.get(options.precision)
-        self.channels_last = device.type == "cuda" if options.channels_last == "auto" else options.channels_last
+        self.channels_last = device.type in ("cpu", "cuda") if options.channels_last == "auto" else options.channels_last
         _refuse_what_is_not_there(options, device)
         # Gradients of float16 vanish below 6e-8: the loss is scaled up. Without it all its methods pass things on.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -49,7 +49,7 @@ class Arithmetic:
 
     def images(self, x: Tensor) -> Tensor:
         """A batch in the layout of training."""
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold: empty unless gradients are scaled."""

@@ -111,8 +111,8 @@ class RuntimeOptions:
     precision: of the convolutions and products of training steps (autocast); merging, folding, statistics and
         quantizers compute in float32, and so does everything but training. fp16 scales the loss and needs CUDA.
     matmul: of float32's own products in training steps: ``highest`` (float32) or ``high`` (TF32, which needs CUDA).
-    channels_last: whether training keeps the channels of a pixel side by side; ``auto``: on CUDA. Sums get another
-        order, and nothing else changes.
+    channels_last: whether training keeps the channels of a pixel side by side; ``auto``: on CPUs and CUDA. Sums get
+        another order, and nothing else changes.
     compile: whether torch's compiler makes the training steps; the first of each stage then takes a minute or so. Sums
         get another order, as on another device, and nothing else changes.
     log_every: training steps between two entries of metrics.jsonl and TensorBoard.
