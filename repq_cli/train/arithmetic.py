@@ -29,7 +29,8 @@ class Arithmetic:
     def __init__(self, options: RuntimeOptions, device: torch.device = CPU) -> None:
         self.device, self.rounds_products = device, options.matmul == "high"
         self.dtype = DTYPES.get(options.precision)
-        self.channels_last = device.type in ("cpu", "cuda") if options.channels_last == "auto" else options.channels_last
+        asked = options.channels_last
+        self.channels_last = device.type in ("cpu", "cuda") if asked == "auto" else asked
         _refuse_what_is_not_there(options, device)
         # Gradients of float16 vanish below 6e-8: the loss is scaled up. Without it all its methods pass things on.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
