@@ -122,7 +122,7 @@ def test_names_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_text_that_no_encoding_has_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failed(tmp_path / "a", {}, "\ud800 failed")
-    assert "? failed." in overview(capsys, tmp_path)
+    assert "\\\\ud800 failed." in overview(capsys, tmp_path)
 
 
 def test_links_in_a_circle_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
