@@ -36,6 +36,7 @@ WITHOUT_EFFECT = {
     "files.py": "writes and locks files",
     "kept.py": "places of files that runs share",
     "sealed.py": "digests of files",
+    "train/mending.py": "what is made again is as it was",
     "text.py": "how numbers are written",
     "runs/": "names, reads and writes a run's files",
     "quant/": "an FP net has no quantizer; what training asks of quantized layers finds none",

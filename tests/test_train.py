@@ -341,7 +341,7 @@ def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not() -> No
 def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
     log = RunLog(RunFolder(tmp_path), tensorboard=False, quiet=True)
     log.write({"step": 1})
-    offset = log.offset()
+    offset = log.state()["metrics_bytes"]
     log.write({"step": 2})
     log.rewind(offset, step=1)
     log.write({"step": 3})

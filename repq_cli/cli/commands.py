@@ -16,11 +16,13 @@ class App:
 
     job: ``MODULE:FUNCTION`` that is given the configuration. start: where a command does more than check its arguments
     and run its app, the function ``(job, arguments) -> exit code`` for that.
+    leaves_files: what it prints is about files that it leaves, so that it may do without a terminal.
     """
 
     summary: str
     job: str
     start: str | None = None
+    leaves_files: bool = True
 
     def run(self, name: str, arguments: list[str]) -> int:
         """Check the arguments, run the app; the exit code."""
@@ -40,11 +42,12 @@ class App:
 class FileCommand:
     """A command that reads files without Hydra and torch. Arguments are paths and flags.
 
-    module: has ``parser()``, and ``run(options)`` that gives the exit code.
+    module: has ``parser()``, and ``run(options)`` that gives the exit code. leaves_files: as an App's.
     """
 
     summary: str
     module: str
+    leaves_files: bool = False
 
     def parser(self) -> ArgumentParser:
         """Its paths and flags."""
@@ -64,14 +67,16 @@ COMMANDS: dict[str, App | FileCommand] = {
         "repq_cli.cli.jobs:run_job",
         start="repq_cli.cli.train:train",
     ),
-    "eval": App("a finished run on any evaluation set", "repq_cli.cli.evaluate:eval_job"),
+    "eval": App("a finished run on any evaluation set", "repq_cli.cli.evaluate:eval_job", leaves_files=False),
     "export": App("the integer network as a file to ship, proven equal", "repq_cli.cli.export:export_job"),
     "upscale": App("enlarge image files with a super-resolution run", "repq_cli.cli.upscale:upscale_job"),
     "bench": App("what inference and training steps cost, side by side", "repq_cli.cli.bench:bench_job"),
     "diagnose": App("which layer of a finished run hurts, and what to try", "repq_cli.cli.diagnose:diagnose_job"),
-    "info": App("an assembled network, its parameters, and the environment", "repq_cli.cli.info:info_job"),
+    "info": App(
+        "an assembled network, its parameters, and the environment", "repq_cli.cli.info:info_job", leaves_files=False
+    ),
     "table": FileCommand("the papers' tables, made of the rows of runs", "repq_cli.cli.table"),
-    "plot": FileCommand("figures of what a sweep found, as PNG and SVG", "repq_cli.cli.plot"),
-    "report": FileCommand("one HTML page of all that runs found, to send", "repq_cli.cli.report"),
+    "plot": FileCommand("figures of what a sweep found, as PNG and SVG", "repq_cli.cli.plot", leaves_files=True),
+    "report": FileCommand("one HTML page of all that runs found, to send", "repq_cli.cli.report", leaves_files=True),
     "cache": FileCommand("list and prune the FP stages that runs share", "repq_cli.cli.cache"),
 }

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from repq_cli import __version__
 from repq_cli.cli.commands import COMMANDS
+from repq_cli.cli.output import guarded_output
 from repq_cli.cli.terminal import shown_output
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.neighbours import wait_asleep
 from repq_cli.text import columns
+from repq_cli.train.interrupt import interruptible
 from repq_cli.typecheck import nearest
 
 USAGE = """\
@@ -44,25 +46,28 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``repq`` and return its exit code."""
     wait_asleep()  # here, where nothing has imported torch yet
-    with shown_output():
-        return _carried_out(list(sys.argv[1:] if arguments is None else arguments))
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    spared = bool(arguments) and arguments[0] in COMMANDS and COMMANDS[arguments[0]].leaves_files
+    try:
+        with guarded_output(spared), shown_output():
+            return _carried_out(arguments)
+    except RepqError as error:  # of output that is flushed at the end
+        return complain(error, error.exit_code)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        return 0
 
 
 def _carried_out(arguments: list[str]) -> int:
     try:
-        code = dispatch(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a broken pipe is still caught
-        return code
+        with interruptible():
+            return dispatch(arguments)
     except RepqError as error:
         return complain(error, error.exit_code)
-    except Interrupted as interruption:
-        return interruption.exit_code
-    except KeyboardInterrupt:
-        print("repq: stopped; files that were written are whole.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interruption:
+        if arguments[:1] != ["train"] or not isinstance(interruption, Interrupted):  # which has said how it goes on
+            print("repq: stopped; files that were written are whole.", file=sys.stderr)
+        return interruption.exit_code if isinstance(interruption, Interrupted) else 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         said = in_words(error)

@@ -50,7 +50,12 @@ def run(options: argparse.Namespace) -> int:
     page = page_of(runs, notes, pictures, picture_notes, options.title, making)
     content = render(page).encode()
     out = Path(options.out) if options.out is not None else _free_name()
-    write_atomically(out, content)
+    try:
+        write_atomically(out, content)
+    except DataError:
+        if options.out is None:
+            out.unlink(missing_ok=True)  # which reserved the name
+        raise
     figures = f"{len(pictures)} figure{'s' * (len(pictures) != 1)}"
     _say(f"{out} ({file_size(len(content))}): {len(runs)} run{'s' * (len(runs) != 1)}, {figures}")
     for note in page.picture_notes:

@@ -83,10 +83,10 @@ def _newest_like(line: CommandLine) -> RunFolder:
     for path in sorted((OUTPUTS / "train").glob(f"*/{CONFIG}"), reverse=True):
         folder = RunFolder(path.parent)
         try:
-            row, config = folder.read_row(), stored(folder, wanted.plugins)
+            config = stored(folder, wanted.plugins)
         except (ConfigError, DataError):
             continue
-        if (row is None or row.get("status") != "done") and same_run(config, wanted):
+        if folder.status != "done" and same_run(config, wanted):
             return folder
     raise ConfigError(
         f"resume=auto finds no unfinished run of this configuration below {OUTPUTS}: leave resume=auto out."

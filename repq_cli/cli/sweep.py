@@ -25,6 +25,7 @@ from repq_cli.runs.folder import alone_in
 from repq_cli.runs.outputs import OUTPUTS, reserve
 from repq_cli.runs.sweep import PLAN, Job, Plan, SweepFolder, same_jobs
 from repq_cli.train.interrupt import stop_request
+from repq_cli.train.mending import damage
 
 JOB = "repq_cli.cli.sweep_job:sweep_job"  # by name, because it is looked up in a launcher's processes
 
@@ -174,7 +175,7 @@ def _carry_out(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> int:
     started = time.monotonic()
     for line in _opening(folder, plan):
         print(line, flush=True)
-    stopped, failure = (0, None) if folder.is_finished(plan) else _launch(folder, plan, plugins)
+    stopped, failure = (0, None) if _is_whole(folder, plan) else _launch(folder, plan, plugins)
     print("\n".join(_closing(folder, plan, time.monotonic() - started)))
     if stopped:
         print(f"Stopped. Go on with: repq train resume={folder}")
@@ -185,6 +186,11 @@ def _carry_out(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> int:
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0].rstrip(".")
         raise RepqError(f"The launcher broke off ({reason}). Go on with: repq train resume={folder}")
     return 0 if folder.is_finished(plan) else 1
+
+
+def _is_whole(folder: SweepFolder, plan: Plan) -> bool:
+    """Whether every job is done and none of their networks is damaged."""
+    return folder.is_finished(plan) and not any(damage(folder.job(job.number)) for job in plan.legal)
 
 
 def _launch(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> tuple[int, Exception | None]:

@@ -12,10 +12,13 @@ from tqdm import tqdm
 from repq_cli.build import checked, stored
 from repq_cli.cli.jobs import resume_job, run_key, same_data, same_run, train
 from repq_cli.config import Config
+from repq_cli.data.identity import Identity
 from repq_cli.errors import DataError, Interrupted, RepqError
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import deployed_metric, failure
 from repq_cli.runs.sweep import Job, Plan, SweepFolder
+from repq_cli.train.interrupt import interruptible
+from repq_cli.train.mending import damage
 
 
 def sweep_job(tree: dict[str, Any]) -> float | None:
@@ -59,7 +62,8 @@ class SweepJob:
         self._say(config, f"\n[{position}/{len(plan.legal)}] job {self.number}: {plan.label(self.number)}")
         with self.sweep.running(self.number):
             try:
-                return self._run(config, plan)
+                with interruptible(self.sweep.stop_file):
+                    return self._run(config, plan)
             except Interrupted as interruption:
                 if self.alone:
                     raise
@@ -86,12 +90,12 @@ class SweepJob:
 
     def _run(self, config: Config, plan: Plan) -> float:
         twins = plan.twins(self.number)
-        if self.folder.status == "done" and self._is_of(config):
+        if self._is_done(self.number) and self._is_of(config):
             self._say(config, "done before")
         elif twins:
             with self.sweep.once(str(plan.jobs[self.number].key), self._check_stop):
                 self._check_stop()
-                finished = [twin for twin in twins if self.sweep.job(twin).status == "done"]
+                finished = [twin for twin in twins if self._is_done(twin)]
                 if finished:
                     self._say(config, f"the same run as job {finished[0]}: its result is taken")
                     self._adopt(finished[0], config)
@@ -100,6 +104,11 @@ class SweepJob:
         else:
             self._train(config, plan)
         return deployed_metric(self.folder.readable_row())
+
+    def _is_done(self, number: int) -> bool:
+        """Whether a job is done, and none of its networks is damaged."""
+        folder = self.sweep.job(number)
+        return folder.status == "done" and damage(folder) is None
 
     def _train(self, config: Config, plan: Plan) -> None:
         stop = self.sweep.stop_file
@@ -117,7 +126,16 @@ class SweepJob:
         """The first other job that began with the same data, as far as the configuration tells."""
         others = (self.sweep.job(job.number) for job in plan.legal if job.number != self.number)
         begun = (folder for folder in others if folder.is_used and folder.data_file.exists())
-        return next((folder for folder in begun if same_data(stored(folder, config.plugins), config)), None)
+        return next((folder for folder in begun if self._has_data_of(folder, config)), None)
+
+    @staticmethod
+    def _has_data_of(folder: RunFolder, config: Config) -> bool:
+        """Whether another job reads the same data; one whose files are damaged is no measure of that."""
+        try:
+            Identity.load(folder.data_file)
+            return same_data(stored(folder, config.plugins), config)
+        except RepqError:
+            return False
 
     def _is_of(self, config: Config) -> bool:
         """Whether the folder's run is of this configuration; one that lost its config.yaml is taken for it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -12,12 +11,14 @@ import yaml
 from repq_cli.config import DEFAULTS, affected
 from repq_cli.effects import NAMED_DATA, Affects
 from repq_cli.errors import DataError
+from repq_cli.files import parsed_json, read_regular
 from repq_cli.report.runs import Bits, Measured, Metric, Run, Status
 from repq_cli.runs.folder import CONFIG, ROW, RunFolder, folders_with, parsed_config
 from repq_cli.runs.row import Row
 from repq_cli.targets import HAVE_IDENTITY
 
 STATUSES = get_args(Status)
+LARGEST_FILE = 1 << 24  # bytes of a row, a configuration or an environment
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
 
 # Keys that older runs lack, where these are as if at their default.
@@ -61,9 +62,9 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
     shown = _shown(folder)
     notes: list[str] = []
     files = RunFolder(folder)
-    row = _mapping(files.row_file, json.loads, notes)
+    row = _mapping(files.row_file, parsed_json, notes)
     config = _mapping(files.config_file, parsed_config, notes)
-    env = _mapping(files.env_file, json.loads, notes)
+    env = _mapping(files.env_file, parsed_json, notes)
     fields = _Fields(row or {}, config or {}, shown)
     model, rep, mode = (fields.text(key) for key in ("model", "rep", "mode"))
     weight_bits, act_bits = fields.whole("quant.weight_bits"), fields.whole("quant.act_bits")
@@ -170,7 +171,7 @@ class _Fields:
 def _mapping(path: Path, parse: Any, notes: list[str]) -> Row | None:
     """What a file holds if it can be read and is a mapping, else None; a note unless the file is not there."""
     try:
-        content = parse(path.read_bytes())
+        content = parse(read_regular(path, LARGEST_FILE))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

@@ -51,6 +51,7 @@ class RunFolder:
     last         all that is needed to go on; previous: the one before, in case it is lost
     deploy       the network that ships         export        what ``repq export`` writes; onnx: its file
     diagnose     what ``repq diagnose`` writes
+    fp_again     where the FP stage is made once more, after its checkpoint was damaged
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -63,7 +64,7 @@ class RunFolder:
         self.last, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
         self.deploy, self.export, self.crops = path / DEPLOY, path / EXPORT, path / CROPS
         self.onnx, self.diagnose = self.export / "model.onnx", path / DIAGNOSE
-        self.weights_file = path / "weights.json"
+        self.weights_file, self.fp_again = path / "weights.json", path / ".fp-again"
 
     def __str__(self) -> str:
         return str(self.path)

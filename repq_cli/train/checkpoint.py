@@ -57,7 +57,7 @@ def _has_seal(path: Path) -> bool:
 
 
 def _damaged(path: Path, why: object) -> DataError:
-    return DataError(f"The checkpoint {path} is damaged ({why}): use another one, or restore it.")
+    return DataError(f"The checkpoint {path} is damaged ({why}).")
 
 
 def save_last(folder: RunFolder, content: dict[str, Any]) -> None:
@@ -73,15 +73,21 @@ def load_last(folder: RunFolder) -> dict[str, Any] | None:
     Where last.pt is damaged, previous.pt takes its place, so that no later one is written over what is whole.
     """
     found = [path for path in (folder.last, folder.previous) if os.path.lexists(path)]
-    for path in found[:-1]:
+    if not found:
+        return None
+    try:
+        return load(found[0])
+    except DataError as error:
         try:
-            return load(path)
-        except DataError as error:
             content = load(folder.previous)
-            logger.warning("%s Its previous.pt is whole: the run goes on from there.", error)
-            link(folder.previous, folder.last)
-            return content
-    return load(found[-1]) if found else None
+        except DataError:
+            raise DataError(
+                f"{error} No other checkpoint is whole from which the run could go on: restore one, or remove "
+                f"{folder.checkpoints} and the run starts over."
+            ) from error
+        logger.warning("%s Its previous.pt is whole: the run goes on from there.", error)
+        link(folder.previous, folder.last)
+        return content
 
 
 def fp_checkpoint(path: str) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import torch
 from torch import nn
 
 from repq_cli.errors import DataError
-from repq_cli.files import link, read_regular
+from repq_cli.files import link, make_folder, read_regular
 from repq_cli.modes.restated_norms import with_reinserted_norms
 from repq_cli.pretrained.layout import normed
 from repq_cli.reparam.block import merge_first
+from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import now, prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
@@ -21,7 +24,7 @@ from repq_cli.train.checkpoint import fp_checkpoint
 from repq_cli.train.context import RunContext, Stage, first_batches
 from repq_cli.train.fp_cache import FPCache
 from repq_cli.train.fp_weights import load_fp, load_own
-from repq_cli.train.log import logger
+from repq_cli.train.log import RunLog, logger
 from repq_cli.train.optim import patterns_without_match
 from repq_cli.train.stage import train_stage
 
@@ -29,8 +32,9 @@ from repq_cli.train.stage import train_stage
 class FPStage:
     """Makes the FP net, leaves it in checkpoints/fp.pt, and adds the stage's times to ``times``."""
 
-    def __init__(self, context: RunContext, times: dict[str, float | None]) -> None:
-        self.context, self.times = context, times
+    def __init__(self, context: RunContext, times: dict[str, float | None], owner: RunFolder | None = None) -> None:
+        """``owner``: the run that others are told trained it, by default that of the context."""
+        self.context, self.times, self.owner = context, times, owner or context.folder
         self.experiment = experiment = context.experiment
         shared = experiment.fp.reuse and experiment.fp.checkpoint is None
         self.cache = FPCache(context.fp_key) if shared else None
@@ -43,7 +47,7 @@ class FPStage:
         net = experiment.make_net().to(self.context.device)
         merge_first(net, experiment.fp.merged_training is True)
         if saved is not None and saved["stage"] == "qat":
-            load_own(net, self.context.folder.fp, experiment.signature)
+            self._load_kept(net)
             self.times |= saved["earlier"]
         elif experiment.fp.checkpoint is not None:
             self._load(net, experiment.fp.checkpoint)
@@ -52,6 +56,22 @@ class FPStage:
         else:
             self._train(net, saved)
         return net
+
+    def _load_kept(self, net: nn.Module) -> None:
+        """The FP net that the run has made before; where its file is damaged, it is taken or trained once more."""
+        folder = self.context.folder
+        try:
+            load_own(net, folder.fp, self.experiment.signature)
+            return
+        except DataError as error:
+            logger.warning("%s The FP stage is taken or trained once more.", error)
+        again = RunFolder(folder.fp_again)
+        make_folder(again.checkpoints)
+        context = replace(self.context, folder=again, log=RunLog(again, tensorboard=False, quiet=True))
+        FPStage(context, {}, owner=folder).net(checkpoint.load_last(again))
+        link(again.fp, folder.fp)
+        load_own(net, folder.fp, self.experiment.signature)
+        shutil.rmtree(again.path, ignore_errors=True)
 
     def origin(self) -> str | None:
         """The run folder or file whose FP stage this is; None where the run trained its own."""
@@ -139,7 +159,7 @@ class FPStage:
     def _keep(self, cache: FPCache) -> None:
         experiment = self.experiment
         about = {
-            "run": str(self.context.folder),
+            "run": str(self.owner),
             "stored": now(),
             "model": experiment.model,
             "rep": experiment.signature["rep"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,10 @@ from tqdm import tqdm
 
 from repq_cli.devices import in_float64
 from repq_cli.errors import DataError
+from repq_cli.files import parsed_json, read_regular, write_atomically
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import prune
+from repq_cli.sealed import file_digest
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -30,6 +34,54 @@ logger = logging.getLogger("repq")
 SECONDS_BETWEEN_LINES = 10.0
 LARGEST_BIN = 1e19  # TensorBoard's bins end a little below 1e20
 TELLING = {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits"}  # the five that HParams shows at first
+
+
+class _File(logging.FileHandler):
+    """A full disk is an error like any other, and no traceback beside the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        with contextlib.suppress(OSError):
+            self.close()
+        self.setLevel(logging.CRITICAL + 1)  # said once
+        raise DataError(f"{self.baseFilename} cannot be written ({error.strerror}): free some space.") from error
+
+
+def _said_by_tensorboard(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """The hook for errors in threads, but for those of TensorBoard's, which its next call raises in ours as well."""
+
+    def said(args: Any) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            hook(args)
+
+    return said
+
+
+def require_no_special(path: Path) -> None:
+    """Raise DataError for a pipe, a device or a folder where a file is to be written: opening it might never end."""
+    if os.path.lexists(path) and not path.is_file():
+        raise DataError(f"{path} is no regular file: remove it, or choose another folder.")
+
+
+def whole_lines(content: bytes) -> bytes:
+    r"""The lines at the beginning that are each a whole JSON object.
+
+    >>> whole_lines(b'{"a": 1}\n{"a": 2}\n{"a"')
+    b'{"a": 1}\n{"a": 2}\n'
+    """
+    end = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            parsed_json(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+    return content[:end]
 
 
 class _Terminal(logging.Handler):
@@ -46,8 +98,9 @@ class _Terminal(logging.Handler):
 @contextmanager
 def logging_to(path: Path, verbosity: str) -> Iterator[None]:
     """Send the ``repq`` logger to ``path`` (appending) and to the terminal, as loud as ``verbosity`` asks."""
+    require_no_special(path)
     try:
-        file: logging.Handler = logging.FileHandler(path)
+        file: logging.Handler = _File(path)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -84,20 +137,41 @@ class RunLog:
 
     def __init__(self, folder: RunFolder, tensorboard: bool, quiet: bool) -> None:
         self.path, self.tb_dir = folder.log_file, folder.tensorboard
+        require_no_special(self.path)
         self.show_bar = sys.stderr is not None and sys.stderr.isatty() and not quiet
         self.tensorboard = tensorboard
         self._writer: SummaryWriter | None = None
+        self._hook = threading.excepthook
         self._last_line = 0.0
 
-    def offset(self) -> int:
-        """Bytes of metrics.jsonl so far; a checkpoint remembers them."""
-        return self.path.stat().st_size if self.path.exists() else 0
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint remembers of metrics.jsonl, which is on the disk before it: its bytes and their digest."""
+        try:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            return {"metrics_bytes": 0, "metrics_sha256": None}
+        return {"metrics_bytes": self.path.stat().st_size, "metrics_sha256": file_digest(self.path)}
 
-    def rewind(self, offset: int, step: int) -> None:
-        """Forget what was logged after a checkpoint at ``step``, since it will be logged again."""
-        if self.path.exists():
-            os.truncate(self.path, min(offset, self.offset()))
-        self._open_writer(purge_step=step + 1)
+    def rewind(self, offset: int, step: int, digest: str | None = None) -> None:
+        """Forget what was logged after a checkpoint at ``step``, since it will be logged again.
+
+        Of a damaged file the whole lines at its beginning are kept, which is said. ``digest``: of what should be kept.
+        """
+        with _writing(self.path):
+            content = read_regular(self.path)[:offset] if self.path.exists() else b""
+            kept = whole_lines(content)
+            if len(kept) < offset:
+                lines = kept.count(b"\n")
+                logger.warning("%s is damaged: its first %d lines are kept, and others are lost.", self.path, lines)
+            elif digest is not None and hashlib.sha256(kept).hexdigest() != digest:
+                logger.warning("%s is not what was logged: its numbers cannot be relied on.", self.path)
+            if kept != content:
+                write_atomically(self.path, kept)
+            elif self.path.exists():
+                os.truncate(self.path, len(kept))
+        with _writing(self.tb_dir):
+            self._open_writer(purge_step=step + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl; what is not finite, which JSON cannot say, is left out."""
@@ -106,14 +180,14 @@ class RunLog:
 
     def last_loss(self, stage: str) -> float | None:
         """The mean loss of the stage's last epoch; None where it has none."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        entries = [json.loads(line) for line in lines if '"train_loss"' in line]
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        entries = [json.loads(line) for line in lines if b'"train_loss"' in line]
         return next((entry["train_loss"] for entry in reversed(entries) if entry["stage"] == stage), None)
 
     def adopt(self, lines: bytes) -> None:
         """Begin with the log of a stage that another run trained."""
         with _writing(self.path):
-            self.path.write_bytes(lines)
+            write_atomically(self.path, lines)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Scalars for TensorBoard, of finite values."""
@@ -172,14 +246,19 @@ class RunLog:
             self._last_line = now
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Flush TensorBoard, without which a run is whole."""
         if self._writer is not None:
-            with _writing(self.tb_dir):
+            try:
                 self._writer.close()
+            except OSError as error:
+                logger.warning("%s is not complete (%s).", self.tb_dir, error.strerror)
+            finally:
+                threading.excepthook = self._hook
 
     def _open_writer(self, purge_step: int | None = None) -> SummaryWriter | None:
         if self._writer is None and self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
+            threading.excepthook = _said_by_tensorboard(self._hook)
             self._writer = SummaryWriter(str(self.tb_dir), purge_step=purge_step, max_queue=1000)
         return self._writer

@@ -22,7 +22,7 @@ from repq_cli.modes.compose import compose, freeze_statistics, merge_blocks
 from repq_cli.modes.weights import blocks_behind, weight_histograms
 from repq_cli.reparam.block import merge_first
 from repq_cli.runs.quality import ENGINES
-from repq_cli.runs.row import Row, now
+from repq_cli.runs.row import Row, merge_metrics, now
 from repq_cli.seeds import derive_seed
 from repq_cli.train.checkpoint import load_last
 from repq_cli.train.context import RunContext, Stage, first_batches
@@ -32,6 +32,7 @@ from repq_cli.train.evaluation import crops, measure, value_of, write_crops
 from repq_cli.train.fp_key import mixed_key
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
+from repq_cli.train.mending import frozen_again
 from repq_cli.train.options import StageOptions
 from repq_cli.train.outcome import choices, final_metrics
 from repq_cli.train.stage import train_stage
@@ -80,8 +81,16 @@ class Run:
         """Training steps of both stages."""
         return self.fp_steps + self.qat.epochs * self.steps_per_epoch
 
-    def carry_out(self, resume: bool) -> None:
-        """FP, QAT, freeze, check, evaluate."""
+    def freeze_again(self) -> bool:
+        """Make the deployed network of a finished run again from its checkpoints; False where one of them is lost."""
+        net = frozen_again(self.context)
+        if net is not None:
+            self.deploy(net)
+            logger.info("%s is made again from %s.", self.folder.deploy, self.folder.best)
+        return net is not None
+
+    def carry_out(self, resume: bool, earlier: Row | None = None) -> None:
+        """FP, QAT, freeze, check, evaluate. ``earlier``: the row so far of a run that is made again after damage."""
         saved = load_last(self.folder) if resume else None
         if saved is None:
             self.context.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
@@ -94,9 +103,16 @@ class Run:
         fp_stage = FPStage(context, self.time)
         fp_net = fp_stage.net(saved)
         self.row["lineage"]["fp_run"] = fp_stage.origin()
-        self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
-        qat_net = self.qat_stage(fp_net, saved)
-        context.stop.check()
+        with context.stop.at_once():
+            self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
+            qat_net = self.starting_net(fp_net)
+        self.qat_stage(qat_net, saved)
+        with context.stop.at_once():
+            self.finish(fp_net, qat_net, earlier)
+        self.folder.write_row(self.row)  # no stop comes between this and the end
+
+    def finish(self, fp_net: nn.Module, qat_net: nn.Module, earlier: Row | None) -> None:
+        """What comes after training: freeze, check, evaluate."""
         mode, quant = self.experiment.mode.rule, self.experiment.quant
         self.row |= mode.findings(qat_net, quant)
         shipped = mode.shipped_net(qat_net, quant.init)
@@ -106,15 +122,15 @@ class Run:
             "freeze_max_abs": agreement.max_abs,
             f"freeze_{self.experiment.task.agreement_name}": agreement.answers,
         }
-        context.stop.check()
         self.measure(fp_net, qat_net, deployed)
         for warning in self.warnings():
             self.warn(warning)
         blocks = blocks_behind(qat_net if mode.trains else fp_net)
         self.folder.write_weights(weight_histograms(shipped, blocks))
-        context.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
+        self.context.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
+        if earlier is not None:
+            self.row["metrics"] = merge_metrics(earlier["metrics"], self.row["metrics"])
         self.row["lineage"]["finished"] = now()
-        self.folder.write_row(self.row)
 
     def continued_key(self, saved: dict[str, Any]) -> str:
         """The key of the FP stage of ``saved``: that of its beginning, but of none where it goes on as another one."""
@@ -165,8 +181,8 @@ class Run:
         )
         return difference
 
-    def qat_stage(self, fp_net: nn.Module, saved: dict[str, Any] | None) -> nn.Module:
-        """The quantization-aware net: composed, calibrated, trained."""
+    def starting_net(self, fp_net: nn.Module) -> nn.Module:
+        """The quantization-aware net before it is trained: composed and calibrated."""
         experiment = self.experiment
         mode, quant = experiment.mode, experiment.quant
         torch.manual_seed(derive_seed(experiment.seed, "qat"))
@@ -175,17 +191,21 @@ class Run:
         calibrate(net, next(self.first_batches()), quant.init, start)
         steps = "nothing is quantized" if quant.label == "fp32" else f"steps initialised by {quant.init}"
         logger.info("Mode %s at %s: %s", mode.name, quant.label, steps)
+        dead = sees_nothing(net)
+        if dead is not None:
+            self.warn(f"Layer '{dead}' is given the same for every image: the FP net is dead before it.")
+        return net
+
+    def qat_stage(self, net: nn.Module, saved: dict[str, Any] | None) -> None:
+        """Train the quantization-aware net."""
+        mode = self.experiment.mode
 
         def on_epoch(epoch: int) -> None:
             if mode.freeze_bn_after is not None and epoch >= mode.freeze_bn_after:
                 freeze_statistics(net)
 
-        dead = sees_nothing(net)
-        if dead is not None:
-            self.warn(f"Layer '{dead}' is given the same for every image: the FP net is dead before it.")
         stage = Stage("qat", self.qat, self.folder.best, self.fp_steps, on_epoch)
         train_stage(stage, net, self.context, self.time, saved)
-        return net
 
     def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:
         """Freeze to files, read them back, and prove them equal on the validation split."""

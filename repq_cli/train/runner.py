@@ -25,6 +25,7 @@ from repq_cli.train.environment import environment
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.log import RunLog, logger, logging_to
+from repq_cli.train.mending import damage, row_so_far
 from repq_cli.train.pipeline import Run
 from repq_cli.train.same_data import known_data
 
@@ -53,10 +54,15 @@ def run(
             raise ConfigError(
                 f"{folder} holds a run already: go on with it by resume={folder}, or name another folder."
             )
-        done = folder.read_row() if resume else None
-        if done is not None and done["status"] == "done":
-            logger.info("%s is already done:\n%s", folder, closing_table(done))
-            return done
+        done = row_so_far(folder) if resume else None
+        if done is not None and done.get("status") != "done":
+            done = None
+        if done is not None:
+            found = damage(folder, trained=True)
+            if found is None:
+                logger.info("%s is already done:\n%s", folder, closing_table(done))
+                return done
+            logger.warning("%s is done, and then damaged: %s It is made again.", folder, found)
         accept = experiment.runtime.changed_data == "accept"
         identity = known_data(experiment.identity, folder, resume, beside, accept)
         identity.save(folder.data_file)
@@ -70,15 +76,20 @@ def run(
             crowded = neighbours.hint(neighbours.load(), torch.get_num_threads(), neighbours.cores())
             if crowded is not None:
                 logger.info(crowded)
-            Run(RunContext(experiment, folder, device, log, stop, experiment.fp_key), row).carry_out(resume)
+            work = Run(RunContext(experiment, folder, device, log, stop, experiment.fp_key), row)
+            if done is not None and work.freeze_again():
+                return done
+            work.carry_out(resume, done)
             for title, picture in figures(folder) if log.tensorboard else ():
                 log.image(title, picture)
         except Interrupted as interruption:
-            folder.write_row(row | {"status": "interrupted", "error": f"stopped by signal {interruption.args[0]}"})
+            if done is None:
+                folder.write_row(row | {"status": "interrupted", "error": f"stopped by signal {interruption.args[0]}"})
             logger.warning("Stopped. Go on with: repq train resume=%s", folder)
             raise
         except Exception as error:
-            folder.write_row(row | failure(error))
+            if done is None:  # a good row is worth more than the failure of making something again
+                folder.write_row(row | failure(error))
             raise
         finally:
             log.close()

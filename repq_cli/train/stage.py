@@ -29,6 +29,7 @@ from repq_cli.train.context import RunContext, Stage
 from repq_cli.train.divergence import advice, diverged, require_usable_images
 from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, Update, evaluate
 from repq_cli.train.log import logger
+from repq_cli.train.mending import keep_best
 from repq_cli.train.optim import learning_rate, leaves_out_steps, make_optimizer
 
 
@@ -88,7 +89,8 @@ class StageTrainer:
         self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
         self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
         self.timer.waits = list(saved.get("input_seconds", []))
-        self.log.rewind(saved["metrics_bytes"], self.global_step)
+        self.log.rewind(saved["metrics_bytes"], self.global_step, saved.get("metrics_sha256"))
+        keep_best(self.stage, self.context.folder, saved)
 
     def fit(self) -> None:
         """Train to the end, then load the best weights. Raises Interrupted, after a checkpoint, if asked to stop."""
@@ -255,7 +257,7 @@ class StageTrainer:
                 "earlier": self.earlier,
                 "step_seconds": self.timer.seconds,
                 "input_seconds": self.timer.waits,
-                "metrics_bytes": self.log.offset(),
+                **self.log.state(),
                 "signature": self.experiment.signature,
                 "fp_key": self.context.fp_key,
             },

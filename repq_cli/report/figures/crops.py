@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repq_cli.files import LARGEST as LARGEST_FILE
+from repq_cli.files import open_regular
 from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.material import Found, Material
@@ -114,7 +116,7 @@ def _pixels(file: Path) -> Any:
     from PIL import Image
 
     try:
-        with Image.open(file) as picture:
+        with open_regular(file, LARGEST_FILE) as opened, Image.open(opened) as picture:
             return numpy.asarray(picture.convert("RGB")) if max(picture.size) <= LARGEST else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None

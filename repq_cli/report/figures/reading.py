@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from repq_cli.files import LARGEST as LARGEST_FILE
+from repq_cli.files import open_regular, parsed_json, read_regular
 from repq_cli.report.reading import LARGEST
 from repq_cli.runs.folder import BENCH, folders_with
 
@@ -49,7 +51,7 @@ def read_log(file: Path, metric: str) -> Log:
     stages: dict[str, dict[int, Epoch]] = {}
     damaged = 0
     try:
-        with file.open("rb") as lines:
+        with open_regular(file, LARGEST_FILE) as lines:
             for line in lines:
                 if b'"train_loss"' not in line or not line.endswith(b"\n"):
                     damaged += not line.lstrip().startswith(b"{") and bool(line.strip())
@@ -213,10 +215,10 @@ def _shape(value: Any) -> tuple[int, ...]:
 def read_json(file: Path, notes: list[str]) -> dict[str, Any] | None:
     """The mapping in a file, or None and a note, unless the file is not there."""
     try:
-        content = json.loads(file.read_bytes())
+        content = parsed_json(read_regular(file))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
         notes.append(f"{file} cannot be read: it is damaged, or of another format.")

@@ -1,0 +1,380 @@
+"""Accidents by the hundred: damaged files, kills, signals, full disks. No traceback, nothing lost, no other number.
+
+The slow run tries every file, every kind of damage and every command, and prints its figures, which docs/RELIABILITY.md
+gives; the quick one tries some.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+from conftest import FINISHED, TINY, results, row_of
+from processes import Process, wait_until
+
+from repq_cli.cli import main
+from repq_cli.train import stage
+from repq_cli.train.fp_cache import ROOT
+
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
+
+Start = Callable[..., Process]
+SECONDS = 300  # within which a command answers, whatever it reads
+
+
+def _half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+def _large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "gone": lambda path: None,
+    "half": _half,
+    "a bit": _flip,
+    "empty": lambda path: path.write_bytes(b""),
+    "{}": lambda path: path.write_text("{}"),
+    "3": lambda path: path.write_text("3"),
+    "[]": lambda path: path.write_text("[]"),
+    "NaN": lambda path: path.write_text('{"status": NaN}'),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "folder": lambda path: path.mkdir(),
+    "pipe": os.mkfifo,
+    "null": lambda path: path.symlink_to("/dev/null"),
+    "dangling": lambda path: path.symlink_to("nowhere"),
+    "no access": lambda path: path.chmod(0),
+    "large": _large,
+}
+KEPT = ("half", "a bit", "no access")  # which change the file itself
+COMMANDS: dict[str, list[str]] = {
+    "resume": ["train", "resume={run}"],
+    "auto": ["train", *FINISHED, "resume=auto"],
+    "eval": ["eval", "run={run}"],
+    "onnx": ["eval", "run={run}", "engine=onnx"],
+    "export": ["export", "run={run}"],
+    "diagnose": ["diagnose", "run={run}", "images=8"],
+    "table": ["table", "outputs"],
+    "plot": ["plot", "outputs", "--format", "svg", "--figure", "steps,weights"],
+    "report": ["report", "outputs", "--out", "page.html"],
+    "cache": ["cache", "list"],
+}
+QUICK = {"resume", "eval", "table"}
+
+
+def damage(path: Path, kind: str) -> None:
+    """Put something else in the file's place, whose hard links stay as they are."""
+    content = path.read_bytes()
+    path.unlink()
+    if kind in KEPT:
+        path.write_bytes(content)
+    DAMAGES[kind](path)
+
+
+@contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    """A command that waits for a pipe fails."""
+
+    def late(*_: object) -> None:
+        raise AssertionError("The command waits for ever.")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _restored(stored: Path, folder: Path) -> Path:
+    shutil.rmtree(folder.parents[2] / "outputs", ignore_errors=True)
+    return Path(shutil.copytree(stored, folder))
+
+
+class Damages:
+    """Runs commands over damaged copies of a run; gathers what went wrong, and counts."""
+
+    def __init__(self, stored: Path, top: Path, capsys: pytest.CaptureFixture[str], alarm: bool = False) -> None:
+        self.alarm, self.stored, self.folder, self.capsys = alarm, stored, top / "outputs/train/run", capsys
+        self.row = json.loads((stored / "summary.json").read_text()) if (stored / "summary.json").exists() else None
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+
+    def attempt(self, name: str, kind: str, command: str) -> None:
+        folder = _restored(self.stored, self.folder)
+        damage(folder / name, kind)
+        case, code = f"{name}, {kind}, {command}", -1
+        self.capsys.readouterr()
+        try:
+            with _limited(SECONDS) if self.alarm else nullcontext():
+                code = main([text.format(run="outputs/train/run") for text in COMMANDS[command]])
+        except BaseException as error:
+            self.wrong.append(f"{case}: {error!r}")
+        said = "".join(self.capsys.readouterr())
+        self.counts["tried"] += 1
+        self.counts[f"exit {code}"] += 1
+        if "Traceback" in said:
+            self.counts["tracebacks"] += 1
+            self.wrong.append(f"{case}: {said[-1500:]}")
+        elif code not in (0, 2, 3) or (code == 2 and command != "auto" and name != "config.yaml"):
+            self.wrong.append(f"{case}: exit {code}: {said[-500:]}")
+        elif code == 3 and "outputs" not in said:
+            self.wrong.append(f"{case}: names no file: {said[-500:]}")
+        elif self.row is not None and code == 0 and command in ("resume", "eval") and self._differs():
+            self.wrong.append(f"{case}: another row")
+
+    def _differs(self) -> bool:
+        """Whether the row says other numbers than that of the undamaged run; lost ones are no others."""
+        try:
+            row = json.loads((self.folder / "summary.json").read_text())
+            return bool(row["metric"] != self.row["metric"] or row["metrics"] != self.row["metrics"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+@pytest.fixture
+def half_finished(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was killed in the second epoch of QAT."""
+    end_epoch = stage.StageTrainer._end_epoch
+
+    def dying(trainer: stage.StageTrainer, bar: object) -> None:
+        if (trainer.stage.name, trainer.epoch) == ("qat", 1):
+            raise SystemExit(9)  # nothing is written on the way out, as by a signal that cannot be caught
+        end_epoch(trainer, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.StageTrainer, "_end_epoch", dying)
+        assert main(["train", *FINISHED, "qat.epochs=2", "hydra.run.dir=half"]) == 9
+    return in_folder / "half"
+
+
+def test_some_damage_to_a_finished_run_ends_in_a_sentence_or_in_recovery(
+    finished: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damages = Damages(finished, in_folder, capsys)
+    names = ["config.yaml", "summary.json", "env.json", "metrics.jsonl", "checkpoints/best.pt", "deploy/model.json"]
+    kinds = random.Random(24).sample(sorted(DAMAGES), len(names))
+    for name, kind in zip(names, kinds, strict=True):
+        for command in sorted(QUICK):
+            damages.attempt(name, kind, command)
+    assert not damages.wrong, "\n".join(damages.wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("of", ["finished", "half-finished"])
+def test_all_damage(
+    of: str, request: pytest.FixtureRequest, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every file, every kind, every command."""
+    stored: Path = request.getfixturevalue("finished" if of == "finished" else "half_finished")
+    if of == "finished":
+        assert main(["export", f"run={stored}"]) == 0 and main(["diagnose", f"run={stored}", "images=8"]) == 0
+    damages = Damages(stored, in_folder, capsys, alarm=True)
+    commands = COMMANDS if of == "finished" else ("resume", "auto", "eval", "table", "plot", "report")
+    for name, kind, command in itertools.product(_files(stored), DAMAGES, commands):
+        damages.attempt(name, kind, command)
+    with capsys.disabled():
+        print(f"\n{of}: {len(_files(stored))} files, {dict(damages.counts)}, wrong: {len(damages.wrong)}")
+    assert not damages.wrong, "\n".join(damages.wrong)
+
+
+def _killed(process: Process, seconds: float) -> None:
+    """Kill a process after a while, unless it has ended."""
+    time.sleep(seconds)
+    process.send(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+def test_kills_at_any_time(start_repq: Start, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs, sweeps, waiting for a shared stage, and exports, killed anywhere, go on to the same bytes."""
+    draw, counts = random.Random(24), Counter[str]()
+    names = ("deploy/model.safetensors", "deploy/model.json", "metrics.jsonl", "weights.json")
+    long = [*TINY, "fp.epochs=2", "qat.epochs=2", "quant=w4a4"]
+
+    def bytes_of(folder: str) -> list[bytes]:
+        return [Path(folder, name).read_bytes() for name in names]
+
+    started = time.monotonic()
+    assert start_repq("train", *long, "hydra.run.dir=whole").wait(600) == 0
+    seconds = time.monotonic() - started
+    expected = bytes_of("whole")
+    for number in range(30):
+        folder = f"run{number}"
+        _killed(start_repq("train", *long, f"hydra.run.dir={folder}"), draw.uniform(0, seconds))
+        again = [f"resume={folder}"] if Path(folder, "config.yaml").exists() else [*long, f"hydra.run.dir={folder}"]
+        assert start_repq("train", *again).wait(600) == 0
+        assert bytes_of(folder) == expected
+        counts["training"] += 1
+    sweep = ["train", "-m", *TINY, "quant=w4a4,w2a2", "fp.reuse=true"]
+    started = time.monotonic()
+    assert start_repq(*sweep, "hydra.sweep.dir=sweep").wait(600) == 0
+    seconds = time.monotonic() - started
+    of_sweep = [bytes_of(f"sweep/{job}") for job in (0, 1)]
+    for number in range(10):
+        shutil.rmtree(ROOT, ignore_errors=True)
+        folder = f"sweep{number}"
+        _killed(start_repq(*sweep, f"hydra.sweep.dir={folder}"), draw.uniform(0, seconds))
+        again = (
+            ["train", f"resume={folder}"]
+            if Path(folder, "sweep.json").exists()
+            else [*sweep, f"hydra.sweep.dir={folder}"]
+        )
+        assert start_repq(*again).wait(600) == 0
+        assert [bytes_of(f"{folder}/{job}") for job in (0, 1)] == of_sweep
+        counts["sweeps"] += 1
+    for number in range(6):  # of two that want one stage, the one that trains it
+        shutil.rmtree(ROOT, ignore_errors=True)
+        shared = [*long, "fp.reuse=true"]
+        trainer = start_repq("train", *shared, f"hydra.run.dir=first{number}")
+        wait_until(lambda: any(ROOT.glob("*.lock")))
+        other = start_repq("train", *shared, f"hydra.run.dir=second{number}")
+        _killed(trainer, draw.uniform(0, 3))
+        assert other.wait(600) == 0 and bytes_of(f"second{number}") == expected
+        counts["cache locks"] += 1
+    assert main(["export", "run=whole"]) == 0
+    exported = Path("whole/export/model.onnx").read_bytes()
+    for number in range(8):
+        out = Path(f"export{number}")
+        _killed(start_repq("export", "run=whole", f"out={out}"), draw.uniform(0, 4))
+        assert not (out / "model.onnx").exists() or (out / "model.onnx").read_bytes() == exported
+        assert start_repq("export", "run=whole", f"out={out}").wait(600) == 0
+        assert [path.name for path in out.iterdir()] == ["model.onnx"]
+        assert (out / "model.onnx").read_bytes() == exported
+        counts["exports"] += 1
+    with capsys.disabled():
+        print(f"\nkills: {dict(counts)}, {sum(counts.values())} in all")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["export", pytest.param("eval", marks=pytest.mark.slow), pytest.param("diagnose", marks=pytest.mark.slow)],
+)
+def test_sigterm_leaves_nothing_half_done(command: str, finished: Path, start_repq: Start) -> None:
+    before = {name: (finished / name).read_bytes() for name in _files(finished)}
+    process = start_repq(command, f"run={finished}")
+    time.sleep(0.5)
+    process.send(signal.SIGTERM)
+    code = process.wait()
+    assert code in (0, 143) and "Traceback" not in Path("log").read_text()
+    if code == 143:
+        names = _files(finished)
+        assert not [name for name in names if "unproven" in name or "partial" in name]
+        assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.slow
+def test_a_sweep_of_several_processes_stops_soon(start_repq: Start) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep = [
+        "train",
+        "-m",
+        *TINY,
+        "fp.epochs=400",
+        "quant=w4a4,w2a2",
+        "hydra.sweep.dir=sweep",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
+    process = start_repq(*sweep)
+    wait_until(lambda: len(list(Path("sweep").glob("*/config.yaml"))) == 2)
+    asked = time.monotonic()
+    process.send(signal.SIGTERM)
+    assert process.wait() == 143
+    assert not [path for path in Path("sweep").rglob("*") if "partial" in path.name]
+    print(f"stopped within {time.monotonic() - asked:.1f} s")
+
+
+@contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    """Processes that begin inside the block cannot write more to a file, as on a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [40_000, *(pytest.param(size, marks=pytest.mark.slow) for size in (0, 300, 2_000, 10_000, 20_000, 80_000, 10**6))],
+)
+def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(size: int, finished: Path, start_repq: Start) -> None:
+    arguments = ["train", *FINISHED, "hydra.run.dir=run"]
+    with _largest_file(size):
+        process = start_repq(*arguments, log=None)
+    code = process.wait()
+    assert code in (0, 3)
+    assert not [path for path in Path("run").rglob("*") if "partial" in path.name]
+    if code:
+        again = ["resume=run"] if Path("run/config.yaml").exists() else arguments[1:]
+        assert main(["train", *again]) == 0
+    assert results(Path("run")) == results(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [50, 200, 500, 900])
+def test_a_full_file_system(kilobytes: int, finished: Path, start_repq: Start, in_folder: Path) -> None:
+    place = in_folder / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        process = start_repq("train", *FINISHED, "hydra.run.dir=small/run")
+        assert process.wait() in (0, 3) and "Traceback" not in Path("log").read_text()
+        assert not [path for path in place.rglob("*") if "partial" in path.name]
+        for name in ("config.yaml", "summary.json"):
+            assert not (place / "run" / name).exists() or (place / "run" / name).stat().st_size
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert row_of(finished)["status"] == "done"
+
+
+def test_output_that_cannot_be_written(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What only prints has failed; what leaves files has not."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full here")
+    with pytest.MonkeyPatch.context() as patch:
+        for arguments, expected in (
+            (["table", str(finished)], 3),
+            (["report", str(finished), "--out", "page.html"], 0),
+        ):
+            with full.open("w") as stream:
+                patch.setattr("sys.stdout", stream)
+                assert main(arguments) == expected
+            assert "Standard output" in capsys.readouterr().err
+            patch.setattr("sys.stdout", None)
+            assert main(arguments) == expected
+            assert "Standard output" in capsys.readouterr().err
+    assert Path("page.html").read_bytes()

@@ -1,0 +1,161 @@
+"""What a run has lost is made again of what is whole, to the same bytes; a good row outlives whatever fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FINISHED, TINY, results, row_of
+
+from repq_cli.cli import main
+from repq_cli.files import link
+from repq_cli.runs.folder import RunFolder
+from repq_cli.train import stage
+from repq_cli.train.mending import damage
+
+pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
+
+Run = Callable[..., tuple[int, Path | None]]
+
+
+def flip(path: Path) -> None:
+    """Change one bit, in a file of its own, which may have been a hard link."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+def cut(path: Path, count: int) -> None:
+    """Lose the last bytes."""
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What has to be equal where a run was made again."""
+    names = ("deploy/model.safetensors", "deploy/model.json", "metrics.jsonl", "weights.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_a_finished_run_is_made_whole_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+) -> None:
+    """Its deployed net from best.pt, best.pt from last.pt, fp.pt and the row by the steps that made them."""
+    expected, row = files_of(finished), row_of(finished)
+
+    def damaged(do: Callable[[RunFolder], object]) -> Path:
+        copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+        do(RunFolder(copy))
+        return copy
+
+    mended: dict[str, Callable[[RunFolder], object]] = {
+        "no deploy": lambda run: shutil.rmtree(run.deploy),
+        "deploy": lambda run: flip(run.deploy / "model.safetensors"),
+        "deploy.json": lambda run: (run.deploy / "model.json").write_text("{}"),
+        "best": lambda run: flip(run.best),
+        "best and deploy": lambda run: [run.best.unlink(), shutil.rmtree(run.deploy)],
+        "best and last": lambda run: [flip(run.best), flip(run.last), link(run.checkpoints / "kept", run.previous)],
+        "fp": lambda run: flip(run.fp),
+        "row": lambda run: run.row_file.write_text('{"status": "done"}'),
+        "half a row": lambda run: run.row_file.write_bytes(run.row_file.read_bytes()[:99]),
+        "row and metrics": lambda run: [run.row_file.unlink(), cut(run.log_file, 9)],
+    }  # fmt: skip
+    os.link(finished / "checkpoints/last.pt", finished / "checkpoints/kept")
+    for name, do in mended.items():
+        with subtests.test(name):
+            copy = damaged(do)
+            assert main(["train", f"resume={copy}"]) == 0
+            printed = capsys.readouterr().out
+            assert str(copy) in printed
+            found = files_of(copy)
+            if name == "row and metrics":
+                assert "its first" in printed and "lines are kept" in printed
+                assert expected["metrics.jsonl"].startswith(found["metrics.jsonl"])
+                del found["metrics.jsonl"]
+            assert found.items() <= expected.items()
+            assert results(copy) == {key: row[key] for key in results(copy)}
+            assert damage(RunFolder(copy), trained=True) is None
+            shutil.rmtree(copy)
+    lost: dict[str, Callable[[RunFolder], object]] = {
+        "best": lambda run: [flip(run.best), run.last.unlink(), run.previous.unlink()],
+        "all": lambda run: [shutil.rmtree(run.checkpoints), shutil.rmtree(run.deploy)],
+        "row": lambda run: [run.row_file.write_text("[]"), run.last.unlink(), run.previous.unlink()],
+    }
+    for name, do in lost.items():
+        with subtests.test(f"lost {name}"):
+            copy = damaged(do)
+            before = (copy / "summary.json").read_bytes()
+            assert main(["train", f"resume={copy}"]) == 3
+            assert str(copy) in capsys.readouterr().err
+            assert (copy / "summary.json").read_bytes() == before
+            shutil.rmtree(copy)
+
+
+def test_a_damaged_net_is_not_measured(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The row keeps what was measured on the whole one."""
+    before = (finished / "summary.json").read_bytes()
+    for name in ("best", "fp"):
+        file = finished / f"checkpoints/{name}.pt"
+        whole = file.read_bytes()
+        flip(file)
+        for command in ("eval", "diagnose"):
+            assert main([command, f"run={finished}"]) == 3
+            assert f"{name}.pt is damaged" in capsys.readouterr().err
+        file.write_bytes(whole)
+    assert (finished / "summary.json").read_bytes() == before
+
+
+def test_a_half_finished_run_goes_on_from_what_is_whole(
+    run_repq: Run, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    """Killed behind the first epoch of QAT, and then damaged: the same result as that of a run that had no accident."""
+    end_epoch = stage.StageTrainer._end_epoch
+
+    def dying(trainer: stage.StageTrainer, bar: object) -> None:
+        if (trainer.stage.name, trainer.epoch) == ("qat", 1):
+            raise SystemExit(9)  # nothing is written on the way out, as by a signal that cannot be caught
+        end_epoch(trainer, bar)
+
+    arguments = ["train", *TINY, "quant=w4a4", "qat.epochs=2", "runtime.log_every=2"]
+    whole = run_repq(*arguments)[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.StageTrainer, "_end_epoch", dying)
+        run_repq(*arguments, "hydra.run.dir=killed")
+    assert whole is not None
+    expected = files_of(whole)
+    damages: dict[str, Callable[[RunFolder], object]] = {
+        "last": lambda run: flip(run.last),
+        "best": lambda run: flip(run.best),
+        "fp and env": lambda run: [flip(run.fp), run.env_file.write_text("3")],
+        "log": lambda run: run.log_file.write_bytes(run.log_file.read_bytes()[:-1] + b"\0"),
+    }
+    for name, do in damages.items():
+        with subtests.test(name):
+            run = RunFolder(shutil.copytree("killed", "copy"))
+            do(run)
+            assert main(["train", "resume=copy"]) == 0
+            assert results(run.path) == results(whole)
+            found = files_of(run.path)
+            if name == "log":
+                del found["metrics.jsonl"]
+            assert found.items() <= expected.items() and not run.fp_again.exists()
+            shutil.rmtree(run.path)
+
+
+def test_a_sweep_that_is_done_makes_again_what_was_damaged(in_folder: Path) -> None:
+    arguments = [text for text in FINISHED if text != "quant=w4a4"]
+    assert main(["train", "-m", *arguments, "quant=w4a4,w2a2", "fp.reuse=true", "hydra.sweep.dir=sweep"]) == 0
+    expected = files_of(Path("sweep/1"))
+    assert main(["train", "resume=sweep"]) == 0
+    flip(Path("sweep/1/deploy/model.safetensors"))
+    assert main(["train", "resume=sweep"]) == 0
+    assert files_of(Path("sweep/1")) == expected
+    row = json.loads(Path("sweep/0/summary.json").read_text())
+    flip(Path("sweep/0/data.json.gz"))  # a neighbour is no measure of the data then, and is no matter to the other job
+    shutil.rmtree("sweep/1/deploy")
+    assert main(["train", "resume=sweep"]) == 0 and files_of(Path("sweep/1")) == expected
+    assert row_of(Path("sweep/0")) == row
