@@ -44,13 +44,14 @@ def exhaustive(values: Tensor, codes: IntegerRange) -> float:
     )
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize("name", list(tensors()))
-def test_min_error_is_within_one_percent_of_the_optimum(name: str, bits: int) -> None:
+def test_min_error_is_within_one_percent_of_the_optimum(name: str, subtests: pytest.Subtests) -> None:
     values = tensors()[name]
-    codes = integer_range(bits, signed=bool((values < 0).any()))
-    step = min_error_step(values.unsqueeze(0), codes)
-    assert squared_error(values, step, codes) <= 1.01 * exhaustive(values, codes)
+    for bits in (2, 3, 4, 6, 8):
+        with subtests.test(bits=bits):
+            codes = integer_range(bits, signed=bool((values < 0).any()))
+            step = min_error_step(values.unsqueeze(0), codes)
+            assert squared_error(values, step, codes) <= 1.01 * exhaustive(values, codes)
 
 
 def short_rows(count: int) -> Tensor:
@@ -77,17 +78,20 @@ def least_error(values: np.ndarray, low: int, high: int) -> float:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("count", [1, 2, 3, 9, 72, 144])
-def test_min_error_of_short_rows_is_the_least_there_is(count: int, bits: int) -> None:
+def test_min_error_of_short_rows_is_the_least_there_is(bits: int, subtests: pytest.Subtests) -> None:
     """Single values decide it, so that a grid of steps misses it: by 11 times for 72 values of which 7 are not zero."""
-    torch.manual_seed(count)
-    ranges = [integer_range(bits, False)] + [integer_range(bits, True, narrow) for narrow in (False, True) if bits > 1]
-    for codes in ranges:
-        rows = short_rows(count) if codes.low else short_rows(count).abs()
-        for row, step in zip(rows, min_error_step(rows, codes), strict=True):
-            rounding = 1e-12 * row.double().square().sum().item()
-            error = squared_error(row.double(), step.double(), codes)
-            assert error <= 1.001 * least_error(row.double().numpy(), *codes) + rounding
+    for count in (1, 2, 3, 9, 72, 144):
+        with subtests.test(count=count):
+            torch.manual_seed(count)
+            ranges = [integer_range(bits, False)] + [
+                integer_range(bits, True, narrow) for narrow in (False, True) if bits > 1
+            ]
+            for codes in ranges:
+                rows = short_rows(count) if codes.low else short_rows(count).abs()
+                for row, step in zip(rows, min_error_step(rows, codes), strict=True):
+                    rounding = 1e-12 * row.double().square().sum().item()
+                    error = squared_error(row.double(), step.double(), codes)
+                    assert error <= 1.001 * least_error(row.double().numpy(), *codes) + rounding
 
 
 @pytest.mark.parametrize("bits", [2, 3])

@@ -116,11 +116,12 @@ BENCHES: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", BENCHES)
-def test_measurements_of_any_kind_do_no_harm(rows: Any, tmp_path: Path) -> None:
-    write_bench(tmp_path / "a", rows)
-    drawn, _ = drawings([tmp_path])
-    assert all(drawing.png(40) for drawing in drawn)
+def test_measurements_of_any_kind_do_no_harm(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for index, rows in enumerate(BENCHES):
+        with subtests.test(rows=str(rows)[:80]):
+            write_bench(tmp_path / str(index), rows)
+            drawn, _ = drawings([tmp_path / str(index)])
+            assert all(drawing.png(40) for drawing in drawn)
 
 
 STEP = step_rows()[0]
@@ -151,12 +152,13 @@ LAYERS: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("layers", LAYERS)
-def test_histograms_of_any_kind_do_no_harm(layers: Any, tmp_path: Path) -> None:
-    write_weights(done(tmp_path / "a", mode_and_bits("repq_bn", 4, 4), 92.0, 90.0), layers)
-    drawn, notes = drawings([tmp_path], ["weights"])
-    assert drawn or [note for note in notes if "weights" in note]
-    assert all(drawing.png(40) for drawing in drawn)
+def test_histograms_of_any_kind_do_no_harm(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for index, layers in enumerate(LAYERS):
+        with subtests.test(layers=str(layers)[:80]):
+            run = done(tmp_path / str(index), mode_and_bits("repq_bn", 4, 4), 92.0, 90.0)
+            drawn, notes = drawings([write_weights(run, layers)], ["weights"])
+            assert drawn or [note for note in notes if "weights" in note]
+            assert all(drawing.png(40) for drawing in drawn)
 
 
 @pytest.mark.parametrize("spoil", [

@@ -411,13 +411,13 @@ KINDS: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_files_of_other_kinds_are_called_what_they_are(name: str, tmp_path: Path) -> None:
-    content, sentence = KINDS[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        load(own_net(), tmp_path / name)
-    assert sentence in str(caught.value) and caught.value.exit_code == 3
+def test_files_of_other_kinds_are_called_what_they_are(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for name, (content, sentence) in KINDS.items():
+        with subtests.test(name=name):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(DataError) as caught:
+                load(own_net(), tmp_path / name)
+            assert sentence in str(caught.value) and caught.value.exit_code == 3
 
 
 def test_folders_and_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
