@@ -21,6 +21,7 @@ from repq_cli.modes.compose import compose, compose_block, freeze_statistics
 from repq_cli.modes.kernels import BranchKernel
 from repq_cli.modes.options import ModeOptions
 from repq_cli.modes.restated_norms import to_estimated_statistics, with_reinserted_norms
+from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.layers import QuantConv, QuantLayer
 from repq_cli.quant.lsq import LSQ
 from repq_cli.quant.options import QuantOptions
@@ -157,6 +158,8 @@ def test_quantized_training_and_inference_agree_where_statistics_do(mode: str) -
 def test_every_trained_tensor_gets_a_gradient(mode: str) -> None:
     composed = compose(net_for(mode), ModeOptions(mode), W4A4)
     calibrate(composed, images(dtype=torch.float32), "min_error")
+    with torch.no_grad():  # means of codes lie on the grid of least error, whose step has no gradient then
+        composed.classifier_tap.raw_step.mul_(1.1)
     composed.train()(images(dtype=torch.float32)).square().sum().backward()
     without = [name for name, p in composed.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
@@ -166,7 +169,7 @@ def test_a_block_costs_one_convolution_in_eval_and_merges_once() -> None:
     composed = compose(net_for("repq_bn"), ModeOptions("repq_bn"), W4A4).eval()
     blocks = sum(isinstance(module, QuantConv) for module in composed.modules())
     x = images(dtype=torch.float32)
-    with torch.no_grad(), mock.patch.object(F, "conv2d", wraps=F.conv2d) as conv2d:
+    with torch.no_grad(), frozen_layers(composed), mock.patch.object(F, "conv2d", wraps=F.conv2d) as conv2d:
         composed(x)
         assert conv2d.call_count == blocks
         with mock.patch.object(Block, "merged", side_effect=AssertionError("merged again")):

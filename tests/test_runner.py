@@ -155,7 +155,7 @@ def test_qat_starts_from_a_body_for_other_images(run_repq: Run, in_folder: Path)
 def test_a_merged_file_gets_batch_norms_with_the_datas_statistics(
     finished: Path, run_repq: Run, in_folder: Path
 ) -> None:
-    config = build.stored(RunFolder(finished))
+    config = build.stored(RunFolder(finished), [])
     net = build.network_maker(config, build.data_inputs(config))()
     net.load_state_dict(torch.load(finished / "checkpoints/fp.pt", weights_only=True)["net"])
     merged = {f"linear.{key}": value for key, value in net.classifier.state_dict().items()}
@@ -233,7 +233,8 @@ def test_a_run_leaves_the_folder_of_the_contract(finished: Path) -> None:
         *("checks", "size", "cost", "time", "lineage"),
     }
     assert row["size"]["bytes_packed"] == sum(path.stat().st_size for path in (folder / "deploy").iterdir())
-    assert set(row["time"]) == {"fp_seconds", "fp_step_ms", "qat_seconds", "qat_step_ms", "peak_memory_bytes"}
+    of_stages = {f"{stage}_{what}" for stage in ("fp", "qat") for what in ("seconds", "step_ms", "input_share")}
+    assert set(row["time"]) == {*of_stages, "peak_memory_bytes"}
     assert {entry["engine"] for entry in row["metrics"]} == {"fp", "fake", "deployed"}
     assert {"fp_cache", "torch_version", "started", "finished"} <= set(row["lineage"])
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -327,9 +328,9 @@ def test_a_net_that_stops_being_finite_ends_with_exit_4_and_keeps_its_checkpoint
 def test_rates_beyond_reason_end_with_exit_4_and_the_key_to_change(
     run_repq: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of all sizes, those that float32 cannot hold included, and with TensorBoard's histograms on."""
+    """Of all sizes that the configuration takes, and with TensorBoard's histograms on."""
     for optim in ("sgd", "adam"):
-        for rate in ("1e10", "1e25", "1e300"):
+        for rate in ("1e10", "1e12"):
             arguments = [*TINY, "runtime.tensorboard=true", "quant=w4a4", f"optim={optim}", f"qat.lr={rate}"]
             code, folder = run_repq("train", *arguments, "data.size=16")
             assert code == 4

@@ -257,7 +257,7 @@ def test_checkpoints_are_whole_or_refused(tmp_path: Path) -> None:
     checkpoint.save(path, {"net": {"w": torch.ones(3)}, "epoch": 2})
     assert checkpoint.load(path)["epoch"] == 2
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(DataError, match=r"a\.pt is truncated or damaged"):
+    with pytest.raises(DataError, match=r"a\.pt is damaged"):
         checkpoint.load(path)
     with pytest.raises(DataError, match="There is no checkpoint"):
         checkpoint.load(tmp_path / "b.pt")

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from repq_cli.bench.steps import NO_REP, OURS, PEERS, PLAIN, Step
 from repq_cli.bench.timing import ratio_of_minima, speedup
+from repq_cli.modes.catalogue.repq import RepQBN, RepQBNEst
 
 EAGER, COMPILED = "eager", "compiled"
 
@@ -89,10 +90,10 @@ RULES = [
         "FP plain fp32 eager",
         {"bf16 compiled": 0.65},
     ),
-    _Rule(lambda step: step.rep != NO_REP and step.mode not in ("", "repq_bnest"), plain_qat, "Plain QAT"),
-    _Rule(_is("repq_bnest"), plain_qat, "Plain QAT", {EAGER: 1.2, COMPILED: 1.15}),
-    _Rule(_is("repq_bnest"), lambda step: step.of(mode="repq_bn"), "RepQ-BN", {EAGER: 0.6, COMPILED: 0.6}),
-    _Rule(_is("repq_bn"), convolutions, "its convolutions alone", {EAGER: 1.25, COMPILED: 1.15}),
+    _Rule(lambda step: step.rep != NO_REP and step.mode not in ("", RepQBNEst.name), plain_qat, "Plain QAT"),
+    _Rule(_is(RepQBNEst.name), plain_qat, "Plain QAT", {EAGER: 1.2, COMPILED: 1.15}),
+    _Rule(_is(RepQBNEst.name), lambda step: step.of(mode=RepQBN.name), "RepQ-BN", {EAGER: 0.6, COMPILED: 0.6}),
+    _Rule(_is(RepQBN.name), convolutions, "its convolutions alone", {EAGER: 1.25, COMPILED: 1.15}),
     _Rule(_is(PLAIN), plain_fp, "FP plain, bytes kept for backward", {EAGER: 1.3, COMPILED: 1.2}, "kept"),
     _Rule(_is(PLAIN), plain_fp, "FP plain, bytes at the peak", of="peaks"),
 ]

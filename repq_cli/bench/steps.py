@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from repq_cli.modes.catalogue import mode_named
+from repq_cli.modes.catalogue.plain import Plain
+from repq_cli.modes.catalogue.repq import RepQBN, RepQBNEst
 
 Stage = Literal["fp", "qat", "convolutions"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Peer = Literal["lsq", "brevitas"]
 
-NO_REP, PLAIN, OURS = "none", "plain", "repq"
-OF_OTHER_PRECISIONS = ("repq_bnest",)  # modes that are timed in other precisions than the first, beside Plain
+NO_REP, PLAIN, OURS = "none", Plain.name, "repq"
+OF_OTHER_PRECISIONS = (RepQBNEst.name,)  # modes that are timed in other precisions than the first, beside Plain
 PEERS: dict[Peer, str] = {"lsq": "textbook LSQ", "brevitas": "Brevitas"}
 
 
@@ -94,5 +96,5 @@ class Asked:
                 for mode in self.modes:
                     if (full or mode in OF_OTHER_PRECISIONS) and fits(rep, mode, quant):
                         yield qat.of(rep=rep, mode=mode)
-                        if full and mode == "repq_bn":
+                        if full and mode == RepQBN.name:
                             yield plain.of(stage="convolutions", rep=rep, compiled=False)

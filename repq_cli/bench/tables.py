@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repq_cli.modes.catalogue import MODES
+from repq_cli.modes.catalogue.merged import Merged
+from repq_cli.modes.catalogue.plain import Plain
+from repq_cli.modes.catalogue.repq import RepQ, RepQBN, RepQBNEst
 from repq_cli.report.cells import NONE, Cell
 from repq_cli.report.document import Chapter, Document
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
 from repq_cli.text import milliseconds, relative
 
-PAPER = ("plain", "merged", "repq", "repq_bn", "repq_bnest")  # modes in the order of arXiv 2311.05317
+PAPER = tuple(mode.name for mode in (Plain, Merged, RepQ, RepQBN, RepQBNEst))  # modes in the order of arXiv 2311.05317
 CLAIM = "arXiv 2311.05317 reports 25 % saved (ResNet-18, two V100)."
 CLOCKS = {"wall": "wall clock", "cpu": "the process' own time"}
 
@@ -82,9 +85,9 @@ def _paper(rows: Sequence[Row]) -> Table:
 
 def _saving(own: Mapping[str, Row]) -> Cell:
     """What RepQ-BNEst saves of RepQ-BN's time, in percent of the medians."""
-    if not {"repq_bn", "repq_bnest"} <= own.keys():
+    if not {RepQBN.name, RepQBNEst.name} <= own.keys():
         return NONE
-    return _cell(100 * (1 - own["repq_bnest"]["median_ms"] / own["repq_bn"]["median_ms"]))
+    return _cell(100 * (1 - own[RepQBNEst.name]["median_ms"] / own[RepQBN.name]["median_ms"]))
 
 
 def _goals(goals: Sequence[Row], columns: Sequence[str]) -> Table:

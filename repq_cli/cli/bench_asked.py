@@ -15,6 +15,7 @@ from repq_cli.bench.training import Subject
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.library.networks import names
 from repq_cli.modes.catalogue import MODES
+from repq_cli.modes.catalogue.merged import PTQ
 from repq_cli.problems import Problem, error_of
 from repq_cli.quant.options import QuantOptions
 from repq_cli.train.compiled import require_compiler
@@ -22,7 +23,7 @@ from repq_cli.train.options import RuntimeOptions
 from repq_cli.typecheck import nearest
 
 SIZE = 32  # of images, by default
-ALWAYS = {NO_REP: "is Plain, which is always timed", PLAIN: "is always timed", "ptq": "trains nothing"}
+ALWAYS = {NO_REP: "is Plain, which is always timed", PLAIN: "is always timed", PTQ.name: "trains nothing"}
 OF_THE_BENCHMARK = {"precision": "precisions=[…]", "compile": "compiled=[…]"}  # runtime keys that are lists here
 
 

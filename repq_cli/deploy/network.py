@@ -269,7 +269,8 @@ def _no_number(text: str) -> float:
 def _run_without_numbers(net: DeployedNet) -> None:
     """Sizes alone, so that what does not fit is said before there is an image. Raises what torch raises."""
     sizes = {name: tensor.to("meta") for name, tensor in net.named_buffers()}
-    x = torch.empty(1, *net.graph["input_shape"], device="meta")
+    dtype = next((tensor.dtype for tensor in sizes.values() if tensor.is_floating_point()), torch.float32)
+    x = torch.empty(1, *net.graph["input_shape"], device="meta", dtype=dtype)
     functional_call(net, sizes, (x,))
 
 
