@@ -22,7 +22,11 @@ LARGEST_FILE = 1 << 24  # bytes of a row, a configuration or an environment
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
 
 # Keys that older runs lack, where these are as if at their default.
-LATER = ("fp.weights", "fp.head", "fp.input", "quant.layers", "runtime.precision", "runtime.matmul")
+LATER = {
+    **{key: DEFAULTS[key] for key in ("fp.weights", "fp.head", "fp.input", "quant.layers", "mode.stats_fraction")},
+    **{key: DEFAULTS[key] for key in ("runtime.precision", "runtime.matmul")},
+    "data.train_resize": None,
+}
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -210,7 +214,7 @@ def _options(config: Row) -> dict[str, Any]:
     kept = {key: value for key, value in flat.items() if _counts(key, named) and key not in columns}
     if kept.get("rep.name") in HAVE_IDENTITY and kept.get("rep.identity") is True:
         del kept["rep.identity"]  # as it was before it could be anything else
-    return {key: value for key, value in kept.items() if key not in LATER or value != DEFAULTS[key]}
+    return {key: value for key, value in kept.items() if key not in LATER or value != LATER[key]}
 
 
 def _options_of_row(row: Row) -> dict[str, Any]:
