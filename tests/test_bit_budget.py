@@ -76,14 +76,14 @@ def test_the_override_that_it_prints_is_one(
     in_folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spent = row_of(finished)["cost"]["bops"] / 1e9
-    assert main(["diagnose", f"run={finished}", "images=60", f"budget={spent}"]) == 0
+    assert main(["diagnose", f"run={finished}", "images=16", f"budget={spent}"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("quant.weight_bits="))
     found = json.loads((finished / "diagnose" / "diagnosis.json").read_text())["budget"]
     assert found["chosen"]["gbops"] <= spent
     assert found["chosen"]["noise_db"] >= found["same_bits"]["4"]["noise_db"]
     assert main(["train", *TINY, "qat.epochs=0", "hydra.run.dir=new", *shlex.split(line)]) == 0
     assert row_of(in_folder / "new")["cost"]["bops"] == pytest.approx(found["chosen"]["gbops"] * 1e9)
-    assert main(["diagnose", f"run={finished}", "images=60", "budget=1e-6"]) == 2
+    assert main(["diagnose", f"run={finished}", "images=16", "budget=1e-6"]) == 2
     assert "is less than the" in capsys.readouterr().err
 
 

@@ -47,13 +47,14 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
 
 
 class Chain(nn.Module):
-    """Two blocks with a tap before each: the least that has every kind of layer's neighbour."""
+    """Blocks with a tap before each; two are the least that have every kind of layer's neighbour."""
 
-    def __init__(self, make_block: MakeBlock, activation: nn.Module) -> None:
+    def __init__(self, make_block: MakeBlock, activation: nn.Module, blocks: int) -> None:
         super().__init__()
-        geometries = (Geometry(3, 4), Geometry(4, 4, stride=2))
+        geometries = (Geometry(3, 4), Geometry(4, 4, stride=2))[:blocks]
+        signed = [index == 0 or isinstance(activation, nn.Hardtanh) for index in range(blocks)]
         self.blocks = nn.ModuleList(make_block(geometry, activation) for geometry in geometries)
-        self.taps = nn.ModuleList(Tap(signed=index == 0 or isinstance(activation, nn.Hardtanh)) for index in range(2))
+        self.taps = nn.ModuleList(map(Tap, signed))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for tap, block in zip(self.taps, self.blocks, strict=True):
@@ -64,10 +65,12 @@ class Chain(nn.Module):
         return frozenset()
 
 
-def prepared(mode: str | None, make_block: MakeBlock = repvgg_block, quantizer: str = "lsq") -> nn.Module:
+def prepared(
+    mode: str | None, make_block: MakeBlock = repvgg_block, quantizer: str = "lsq", blocks: int = 2
+) -> nn.Module:
     """In float64, calibrated, in training mode; no mode is the FP net."""
     quant = repq.QuantOptions(**QUANTIZERS[quantizer])
-    net = Chain(make_block, nn.Hardtanh() if quant.act_method == "sign" else nn.ReLU()).double()
+    net = Chain(make_block, nn.Hardtanh() if quant.act_method == "sign" else nn.ReLU(), blocks).double()
     if mode is None:
         return net.train()
     bits = {"weight_bits": quant.weight_bits, "act_bits": quant.act_bits}
@@ -121,16 +124,29 @@ def test_every_quantizer_in_plain_operations_equals_its_own_backward(
                 torch.testing.assert_close(eager_grads, plain_grads, rtol=1e-11, atol=1e-11)
 
 
-CASES: list[tuple[str | None, MakeBlock, str]] = [
+Cases = list[tuple[str | None, MakeBlock, str]]
+CASES: Cases = [
     *((None, block, "lsq") for block in (plain_block, repvgg_block, orepa_block)),  # FP
     *(("plain", plain_block, quantizer) for quantizer in QUANTIZERS),
     *((mode, repvgg_block, "lsq") for mode in ("merged", "repq", "repq_bn", "repq_bnest", "ptq", "branchwise")),
     *((mode, block, "lsq") for mode in ("repq_bn", "repq_bnest") for block in (acnet_block, orepa_block)),
 ]
+# Every mode, quantizer and block once.
+FEW_CASES: Cases = [
+    (None, repvgg_block, "lsq"),
+    *(("plain", plain_block, quantizer) for quantizer in ("lsqplus", "affine, delayed", "xnor", "bnn")),
+    ("merged", repvgg_block, "lsq, 1 bit"),
+    ("repq", plain_block, "twn"),
+    ("repq_bn", orepa_block, "lsq"),
+    ("repq_bnest", acnet_block, "lsq"),
+    ("ptq", plain_block, "affine"),
+    ("branchwise", repvgg_block, "lsq"),
+]
 
 
+@pytest.mark.parametrize("cases", [FEW_CASES, pytest.param(CASES, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_training_compiles_to_one_graph_that_stays_and_that_quantizes(
-    monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+    cases: Cases, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
     """No graph break, no second compilation; outputs, running statistics and gradients are those without a compiler.
 
@@ -138,7 +154,7 @@ def test_training_compiles_to_one_graph_that_stays_and_that_quantizes(
     gradient.
     """
     monkeypatch.setattr(compiled, "BACKEND", "eager")
-    for mode, make_block, quantizer in CASES:
+    for mode, make_block, quantizer in cases:
         with subtests.test(mode=str(mode), block=make_block.__name__, quantizer=quantizer):
             net = prepared(mode, make_block, quantizer)
             reference = copy.deepcopy(net)
@@ -169,12 +185,14 @@ def frozen(quantizer: Quantizer) -> bool:
 
 
 def test_a_compiled_run_ships_what_it_trained_and_goes_on_exactly_where_it_was_stopped(
-    finished: Path, run_repq: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_repq: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By a backend that traces as the real one and generates no code; ``finished`` has none."""
+    """By a backend that traces as the real one and generates no code; QAT alone, of one block a stage."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")
-    keys = ("quant=w4a4", f"fp.checkpoint={finished}", "runtime.log_every=2", "runtime.compile=true")
-    arguments = ["train", *TINY, *keys, "verbosity=normal"]
+    eager = ["train", *TINY, "rep=none", "mode=plain", "quant=w4a4", "runtime.log_every=2"]
+    _, finished = run_repq(*eager)
+    assert finished is not None
+    arguments = [*eager, f"fp.checkpoint={finished}", "runtime.compile=true", "verbosity=normal"]
     code, unbroken = run_repq(*arguments)
     assert code == 0
     assert unbroken is not None
@@ -225,7 +243,7 @@ def test_generated_code_quantizes_as_the_layers_do(monkeypatch: pytest.MonkeyPat
     """The real backend, once: outputs, gradients and running statistics, in training; eval mode stays as it is."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("there is no C++ compiler here")
-    net = prepared("plain", plain_block)
+    net = prepared("plain", plain_block, blocks=1)
     reference = copy.deepcopy(net)
     forward = compiled.CompiledForward(net, "qat")
     for turn in range(2):

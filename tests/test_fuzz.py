@@ -83,7 +83,7 @@ def lines(generator: random.Random, count: int) -> Iterator[list[str]]:
         yield [command, *words]
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("count", [10, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_wrong_command_lines_end_in_a_sentence(
     count: int, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

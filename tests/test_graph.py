@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import os
@@ -80,10 +79,9 @@ def mutations(graph: Graph) -> Iterator[tuple[str, Graph]]:
     for number, node in enumerate(graph["nodes"]):
         for key in [*node, "weight", "slope", "inputs", "__class__"]:
             for value in ["(left out)", *STRANGE]:
-                other = copy.deepcopy(graph)
-                own = other["nodes"][number]
-                own.pop(key, None) if value == "(left out)" else own.update({key: value})
-                yield f"{node['name']}.{key}={str(value)[:30]}", other
+                own = {name: kept for name, kept in node.items() if name != key}
+                own |= {} if value == "(left out)" else {key: value}
+                yield f"{node['name']}.{key}={str(value)[:30]}", with_nodes(graph, number, [own])
         for op in OPERATIONS:
             yield f"{node['name']}: {op}", with_nodes(graph, number, [node | {"op": op}])
         yield f"{node['name']} left out", with_nodes(graph, number, [])

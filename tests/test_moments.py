@@ -94,12 +94,24 @@ def test_moments_of_half_precision_are_computed_in_float32(dtype: torch.dtype, s
                 torch.testing.assert_close(grad, wanted_grad.to(dtype), atol=0, rtol=0.01)
 
 
-@pytest.mark.parametrize("mode", ["repq_bnest", "repq_bn"])
-def test_a_branch_kernel_is_one_graph_for_the_compiler(mode: str) -> None:
+BLOCKS = {"repvgg": lambda: repvgg_block(Geometry(4, 4)), "acnet": lambda: acnet_block(Geometry(4, 6, stride=2))}
+
+
+@pytest.mark.parametrize(
+    ("mode", "blocks"),
+    [
+        ("repq_bnest", ["repvgg", "acnet"]),
+        ("repq_bn", ["repvgg"]),
+        pytest.param("repq_bn", ["acnet"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_branch_kernel_is_one_graph_for_the_compiler(mode: str, blocks: list[str]) -> None:
     """Traced without a break, once for every batch size but the first: kernel, gradients and running averages."""
     options = ModeOptions(name=mode, stats_fraction=0.7)
-    for block in (repvgg_block(Geometry(4, 4)), acnet_block(Geometry(4, 6, stride=2))):
-        eager = BranchKernel(randomise(block).double(), "estimated" if mode == "repq_bnest" else "batch", options)
+    for name in blocks:
+        eager = BranchKernel(
+            randomise(BLOCKS[name]()).double(), "estimated" if mode == "repq_bnest" else "batch", options
+        )
         traced = copy.deepcopy(eager)
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(traced, fullgraph=True, backend=counter)

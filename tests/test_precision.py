@@ -194,7 +194,7 @@ def test_a_scaled_loss_makes_the_same_update_and_is_part_of_a_checkpoint() -> No
 def test_a_run_in_bf16_ships_exactly_and_resumes_exactly(run_repq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_resume import StopAfter
 
-    asked = ["train", *TINY, "quant=w4a4", "mode=repq_bnest", "rep=repvgg", "runtime.precision=bf16"]
+    asked = ["train", *TINY, "quant=w4a4", "mode=plain", "rep=none", "runtime.precision=bf16"]
     asked += ["runtime.channels_last=true"]
     _, unbroken = run_repq(*asked)
     assert row_of(unbroken)["checks"]["freeze_max_abs"] == 0

@@ -155,7 +155,7 @@ def test_a_failing_job_is_told_and_tried_again(
     blocked = Path("mine/2/checkpoints")  # a file where the run wants a folder
     blocked.parent.mkdir(parents=True)
     blocked.touch()
-    arguments = ["train", "-m", *SMALL, "quant=w8a8,w4a4", "seed=0,1", "hydra.sweep.dir=mine"]
+    arguments = ["train", "-m", *SMALL, "qat.epochs=0", "quant=w8a8,w4a4", "seed=0,1", "hydra.sweep.dir=mine"]
     assert main(arguments) == 1
     assert [row["status"] for row in rows(Path("mine")).values()] == ["done", "failed", "failed", "failed"]
     captured = capsys.readouterr()
