@@ -28,8 +28,12 @@ class CheckError(RepqError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after a checkpoint. Not an ``Exception``: it has to end a whole sweep, not one job of it."""
+    """Ctrl-C or SIGTERM, after a checkpoint. Not an ``Exception``: it has to end a whole sweep, not one job of it.
+
+    told: whether it has been said how to go on.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.exit_code = 128 + signal_number
+        self.told = False

@@ -64,7 +64,7 @@ def _carried_out(arguments: list[str]) -> int:
     except RepqError as error:
         return complain(error, error.exit_code)
     except KeyboardInterrupt as interruption:
-        if arguments[:1] != ["train"] or not isinstance(interruption, Interrupted):  # which has said how it goes on
+        if not (isinstance(interruption, Interrupted) and interruption.told):
             print("repq: stopped; files that were written are whole.", file=sys.stderr)
         return interruption.exit_code if isinstance(interruption, Interrupted) else 130
     except BrokenPipeError:  # the reader, such as head, has seen enough

@@ -86,6 +86,7 @@ def run(
             if done is None:
                 folder.write_row(row | {"status": "interrupted", "error": f"stopped by signal {interruption.args[0]}"})
             logger.warning("Stopped. Go on with: repq train resume=%s", folder)
+            interruption.told = True
             raise
         except Exception as error:
             if done is None:  # a good row is worth more than the failure of making something again
