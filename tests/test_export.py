@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from test_integer import CASES, NETS, QUANTS, frozen
+from test_integer import CASES, FEW_CASES, NETS, QUANTS, frozen
 from torch import Tensor, nn
 
 from repq_cli.cli import evaluate, export, main
@@ -40,11 +40,7 @@ def in_runtime(deployed: DeployedNet, folder: Path, float_biases: bool) -> OnnxN
 @pytest.mark.no_cover  # many cases of lines that the tests below cover as well
 @pytest.mark.parametrize(
     ("net", "quant"),
-    # Every network, every quantizer; each pair where minutes do not count.
-    [
-        case if case[0] == "resnet18 acnet" or case[1] == "w4a4" else pytest.param(*case, marks=pytest.mark.slow)
-        for case in CASES
-    ],
+    [case if case in FEW_CASES else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
 )
 def test_with_float_biases_the_graph_is_the_deployed_network(net: str, quant: str, tmp_path: Path) -> None:
     """Every operation, kernel, padding and quantizer; what differs is the order of float32 sums."""

@@ -111,6 +111,8 @@ QUANTS = {
     "bnn": [],
 }
 CASES = [(net, quant) for net in NETS for quant in QUANTS if not ("ecbsr" in net and quant in ("twn", "bnn"))]
+# Every network, every quantizer; each pair where minutes do not count.
+FEW_CASES = [case for case in CASES if case[0] == "resnet18 acnet" or case[1] == "w4a4"]
 
 
 def frozen(*overrides: str, size: int = 16) -> tuple[DeployedNet, Tensor]:
@@ -134,10 +136,12 @@ def frozen(*overrides: str, size: int = 16) -> tuple[DeployedNet, Tensor]:
 
 
 @pytest.mark.no_cover  # many cases of lines that other tests cover as well
-@pytest.mark.parametrize("quant", QUANTS)
-def test_every_layer_is_within_one_step_of_the_reference(quant: str, subtests: pytest.Subtests) -> None:
-    for net in (net for net, other in CASES if other == quant):
-        with subtests.test(net=net):
+@pytest.mark.parametrize("cases", [FEW_CASES, pytest.param(CASES, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_every_layer_is_within_one_step_of_the_reference(
+    cases: list[tuple[str, str]], subtests: pytest.Subtests
+) -> None:
+    for net, quant in cases:
+        with subtests.test(net=net, quant=quant):
             deployed, x = frozen(*NETS[net], f"quant={quant}", *QUANTS[quant])
             integers = IntegerNet(deployed)
             reference = deployed.run(x)

@@ -180,7 +180,7 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not_stopped(
     start_repq: Callable[..., Process], in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C, then a process that is killed, then to the end: results as of a sweep that ran through."""
-    arguments = ["-m", *SMALL, "qat.epochs=5", "mode=merged,repq", "verbosity=normal"]
+    arguments = ["-m", *SMALL, "qat.epochs=3", "mode=merged,repq", "verbosity=normal"]
     first = start_repq("train", *arguments)
     wait_until(lambda: any("QAT epoch" in log.read_text() for log in Path().glob("outputs/sweep/*/0/train.log")))
     first.send(signal.SIGINT)
