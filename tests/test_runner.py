@@ -32,8 +32,9 @@ MODES = ["plain", "merged", "repq", "repq_bn", "repq_bnest"]
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 @pytest.mark.parametrize("mode", [*MODES, "merged mode.merged_bn=reinsert", "plain mode.plain_bn=folded"])
-def test_every_mode_runs_to_the_end(mode: str, run_repq: Run) -> None:
-    code, folder = run_repq("train", *TINY, "quant=w4a4", *f"mode={mode}".split())
+def test_every_mode_runs_to_the_end(mode: str, finished: Path, run_repq: Run) -> None:
+    started = [] if mode.startswith("plain") else [f"fp.checkpoint={finished}"]  # Plain's FP net has no branches
+    code, folder = run_repq("train", *TINY, "quant=w4a4", *f"mode={mode}".split(), *started)
     assert code == 0
     row = row_of(folder)
     assert row["status"] == "done"
@@ -69,7 +70,8 @@ def test_ptq_calibrates_and_trains_nothing(run_repq: Run) -> None:
 def test_branchwise_reports_the_bits_that_merging_needs(
     finished: Path, run_repq: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, folder = run_repq("train", *TINY, "quant=w4a4", "mode=branchwise", "verbosity=normal")
+    branchwise = ["mode=branchwise", f"fp.checkpoint={finished}", "verbosity=normal"]
+    code, folder = run_repq("train", *TINY, "quant=w4a4", *branchwise)
     assert code == 0
     row = row_of(folder)
     assert row["checks"]["freeze_max_abs"] == 0
