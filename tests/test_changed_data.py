@@ -139,19 +139,18 @@ def test_data_that_does_not_tell_what_it_holds_is_said_to_go_unchecked(
     assert "does not tell all that it consists of: whether it has changed cannot be checked" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:resource_tracker")
 def test_the_runs_of_a_sweep_have_one_data_set(images: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Those that are stopped and those that have not begun are refused before anything is trained."""
-    sweep = ["-m", *ARGUMENTS, "qat.epochs=0", "seed=0,1,2", "hydra.sweep.dir=sweep"]
+    arguments = [text for text in ARGUMENTS if text != "fp.epochs=2"]  # TINY's is 1
+    sweep = ["-m", *arguments, "qat.epochs=0", "seed=0,1,2", "hydra.sweep.dir=sweep"]
     assert main(["train", *sweep]) == 0
     Path("sweep/1/summary.json").unlink()
     shutil.rmtree("sweep/2")
     shutil.copytree(images, "kept")
     redraw(images)
     before = files_of(Path("sweep"))
-    for launcher in ([], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]):
-        assert main(["train", "resume=sweep", *launcher]) == 3
-        assert "1 removed (train: cat/03.bmp)" in capfd.readouterr().err
+    assert main(["train", "resume=sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]) == 3
+    assert "1 removed (train: cat/03.bmp)" in capfd.readouterr().err
     after = files_of(Path("sweep"))
     assert all(after[path] == content for path, content in before.items() if path.parent.name in "012")
     assert not {path.name for path in after if "2" in path.parts} - {".lock", "train.log"}
