@@ -6,16 +6,18 @@ import os
 
 # What a user may have set to say how OpenMP's threads wait; the second is that of GCC's library, which torch brings.
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+SPINS = "10000"
 
 
-def wait_asleep() -> None:
-    """Have threads that wait for each other sleep, unless the user has said how. Has to come before torch is imported.
+def wait_briefly() -> None:
+    """Have threads that wait for each other soon sleep, unless the user has said how. Has to come before torch does.
 
     By default they spin, and where another process has the core that the last of them needs, all others spin on: beside
-    other work a step of training takes several times as long (docs/PERFORMANCE.md).
+    other work a step of training takes several times as long. To sleep at once costs as much again on an idle machine,
+    where a network of many small operations wakes its threads all the time (docs/PERFORMANCE.md).
     """
-    if SPIN_COUNT not in os.environ:
-        os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+    if not {WAIT_POLICY, SPIN_COUNT} & os.environ.keys():
+        os.environ |= {WAIT_POLICY: "PASSIVE", SPIN_COUNT: SPINS}  # the first counts where the library is not GCC's
 
 
 def cores() -> int:

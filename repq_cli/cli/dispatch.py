@@ -12,7 +12,7 @@ from repq_cli.cli.commands import COMMANDS
 from repq_cli.cli.output import guarded_output
 from repq_cli.cli.terminal import shown_output
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
-from repq_cli.neighbours import wait_asleep
+from repq_cli.neighbours import wait_briefly
 from repq_cli.text import columns
 from repq_cli.train.interrupt import interruptible
 from repq_cli.typecheck import nearest
@@ -45,7 +45,7 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``repq`` and return its exit code."""
-    wait_asleep()  # here, where nothing has imported torch yet
+    wait_briefly()  # here, where nothing has imported torch yet
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     spared = bool(arguments) and arguments[0] in COMMANDS and COMMANDS[arguments[0]].leaves_files
     try:
