@@ -69,12 +69,7 @@ def _refusal(config: Config, loaded: Any, weights: dict[str, RepqError | None]) 
     _, error = _tried(_check_machine, config)
     if error is not None:
         return error
-
-    def made(config: Config) -> Experiment:
-        Arithmetic(config.runtime, pick_device(config.runtime.device))
-        return build.experiment(config, loaded)
-
-    experiment, error = _tried(made, config)
+    experiment, error = _tried(lambda config: build.experiment(config, loaded), config)
     if experiment is None:
         return error
     _, error = _tried(_check_layers, experiment)
