@@ -21,6 +21,7 @@ from torchvision.transforms import CenterCrop, Compose, RandomHorizontalFlip, Ra
 from repq_cli.data import digits, image_folder, imagenet, torchvision_sets
 from repq_cli.data.augment import Augmentation, flip, shift
 from repq_cli.data.base import DataInfo, InMemory, Split, stratified_split
+from repq_cli.data.image_files import TASK, Files
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.finished_run import fitting
 
@@ -201,6 +202,15 @@ def test_images_too_large_for_memory_are_decoded_as_needed(tmp_path: Path, worke
     for a, b in zip(cached.train.training_batches(4, 1), lazy.train.training_batches(4, 1), strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
+
+
+def test_images_in_memory_are_those_of_the_files_beyond_one_task(tmp_path: Path) -> None:
+    """Whether a bar is shown, as in a terminal, or not."""
+    paths = [tmp_path / f"{index}.png" for index in range(TASK + 2)]
+    for index, path in enumerate(paths):
+        Image.new("RGB", (2, 2), (index, 0, 255 - index)).save(path)
+    images = Files(paths, image_folder.Decoder((2, 2), grey=False), workers=0).all()
+    assert images[:, 0, 0, 0].tolist() == list(range(TASK + 2))
 
 
 def test_broken_image_folders_are_named(tmp_path: Path) -> None:

@@ -95,13 +95,15 @@ class Files:
         self._look()
         tasks = [[(index, None) for index in part.tolist()] for part in torch.arange(len(self)).split(TASK)]
         images: Tensor | None = None
+        done = 0  # a bar that is not shown does not count
         bar = tqdm(
             total=len(self), desc="decoding", unit="image", leave=False, disable=not sys.stderr.isatty(), delay=2
         )
         with bar:
             for batch in _worked(_Images(self), tasks, _stacked, self.workers if len(self) > FEW else 0):
                 images = batch.new_empty(len(self), *batch.shape[1:]) if images is None else images
-                images[bar.n : bar.n + len(batch)] = batch
+                images[done : done + len(batch)] = batch
+                done += len(batch)
                 bar.update(len(batch))
         assert images is not None
         return images
