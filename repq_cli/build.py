@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repq_cli.data.base import Data, Evaluation, Info, Inputs
+    from repq_cli.data.image_files import Reader
     from repq_cli.data.pictures import Upscaling
     from repq_cli.reparam.block import MakeBlock
     from repq_cli.train.engine import Task
@@ -243,6 +244,15 @@ def data_tests(config: Config) -> Mapping[str, Evaluation]:
         return sets() if sets else data(config).tests
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def image_reader(config: Config, inputs: Inputs, max_pixels: int) -> Reader:
+    """How an image file of any size becomes a network's input: as the data says, else scaled and cut to its size."""
+    from repq_cli.data.image_folder import Decoder
+
+    own = _beside(config, "image_reader")
+    channels, *size = inputs.shape
+    return own(max_pixels=max_pixels) if own else Decoder((size[0], size[1]), channels == 1, max_pixels, resize=True)
 
 
 def task(config: Config) -> Task:

@@ -22,6 +22,7 @@ from repq_cli.typecheck import annotations_of, bare
 S = TypeVar("S")
 
 Verbosity = Literal["quiet", "normal", "debug"]
+Engine = Literal["fp", "fake", "deployed", "integer", "onnx", "xnor"]  # which of a finished run's networks
 ImageShape = tuple[Annotated[int, Range(1)], Annotated[int, Range(1)], Annotated[int, Range(1)]]
 NO_KEYS = {"arguments", "given"}  # fields that are none of a section's keys
 
@@ -111,7 +112,7 @@ class EvalConfig:
     run: str
     data: DataSection | None = None
     runtime: RuntimeOptions
-    engine: Literal["fp", "fake", "deployed", "integer", "onnx", "xnor"] | None = None
+    engine: Engine | None = None
     psnr_rounding: bool | None = None
     verbosity: Verbosity = "normal"
     plugins: list[str] = field(default_factory=list)

@@ -13,6 +13,7 @@ from repq_cli.config import Config
 from repq_cli.data.base import Evaluation, Info, Inputs, Split
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import DataError
+from repq_cli.images.listing import some
 from repq_cli.runs.folder import ROW, RunFolder
 from repq_cli.runs.row import Row
 from repq_cli.train.reload import trained_nets
@@ -82,23 +83,33 @@ def _row_of_finished(folder: RunFolder) -> Row:
 
 
 def fitting(name: str, split: Evaluation, net: DeployedNet) -> Evaluation:
-    """The set as this network reads it: normalised as its training images were. DataError where it cannot be."""
+    """The set as this network reads it: in its colours, and normalised as its training images were.
+
+    A set of some of the classes is labelled by their names, one of as many others in their order. DataError where it
+    cannot be read.
+    """
     if not isinstance(split, Split):
         return split
-    shape, classes = tuple(net.graph["input_shape"]), net.graph["classes"]
-    if split.info.shape != shape:
+    shape, classes = tuple(net.graph["input_shape"]), tuple(net.graph["classes"])
+    if split.info.shape[1:] != shape[1:]:
         raise DataError(
             f"The images of {split.info.name}/{name} are {_size(split.info.shape)} and the network was trained on "
             f"{_size(shape)}: scale them (data.size), or choose other data."
         )
-    if len(split.info.classes) != len(classes):
+    if split.info.shape != shape:
+        split = split.in_channels(shape[0])
+    if set(split.info.classes) < set(classes):
+        missing = [name for name in classes if name not in split.info.classes]
+        print(f"{split.info.name}/{name} has no images of the network's classes {some(missing)}.")
+    elif len(split.info.classes) != len(classes):
         raise DataError(
             f"{split.info.name} has {len(split.info.classes)} classes and the network was trained on {len(classes)}: "
             f"choose data with the same classes."
         )
-    if split.info.classes != tuple(classes):
+    elif set(split.info.classes) != set(classes):
         print(f"The classes of {split.info.name} have other names than those of training; they are taken in order.")
-    return split.normalised_by(net.graph["mean"], net.graph["std"])
+        return split.normalised_by(net.graph["mean"], net.graph["std"])
+    return split.labelled_as(classes).normalised_by(net.graph["mean"], net.graph["std"])
 
 
 def _size(shape: tuple[int, ...]) -> str:

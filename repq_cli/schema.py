@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from repq_cli.bench.steps import Peer, Precision
 from repq_cli.bounds import Range
 from repq_cli.combinations import COMBINATIONS
-from repq_cli.config import DEFAULTS, Config, EvalConfig, Verbosity, keys_of, parsed, required, section_type
+from repq_cli.config import DEFAULTS, Config, Engine, EvalConfig, Verbosity, keys_of, parsed, required, section_type
 from repq_cli.errors import ConfigError
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.problems import Problem
@@ -65,6 +65,18 @@ KEYS: dict[str, dict[str, Any]] = {
         "out": str | None,
         "device": str,
         "threads": Annotated[int, Range(1, 1024)] | None,
+        "verbosity": Verbosity,
+        "plugins": list[str],
+    },
+    "predict": {
+        "run": str,
+        "in": str | list[str],
+        "out": str,
+        "engine": Engine,
+        "overwrite": bool,
+        "device": str,
+        "threads": Annotated[int, Range(1, 1024)] | None,
+        "max_pixels": Annotated[int, Range(1, 178_956_970)],  # as many as Pillow opens
         "verbosity": Verbosity,
         "plugins": list[str],
     },

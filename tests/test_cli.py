@@ -57,7 +57,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert "There is no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
     assert main(["zzz"]) == 2
-    assert "the commands are train, eval, export, upscale, bench, diagnose, info" in capsys.readouterr().err
+    assert "the commands are train, eval, predict, export, upscale, bench, diagnose, info" in capsys.readouterr().err
 
 
 def test_every_command_has_what_its_kind_needs() -> None:

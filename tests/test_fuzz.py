@@ -48,7 +48,7 @@ FLAGS = [
     "-",
 ]
 PREFIXES = ["", "", "", "", "+", "++", "~"]
-OTHERS = ["eval", "export", "upscale", "bench", "diagnose", "table", "plot", "report", "cache"]
+OTHERS = ["eval", "predict", "export", "upscale", "bench", "diagnose", "table", "plot", "report", "cache"]
 # What was found first, so that it is tried each time.
 FOUND = [
     ["train", "+model=repvgg_a0", "~model"],

@@ -68,6 +68,7 @@ COMMANDS: dict[str, App | FileCommand] = {
         start="repq_cli.cli.train:train",
     ),
     "eval": App("a finished run on any evaluation set", "repq_cli.cli.evaluate:eval_job", leaves_files=False),
+    "predict": App("the classes of image files by a finished run, as CSV or JSON", "repq_cli.cli.predict:predict_job"),
     "export": App("the integer network as a file to ship, proven equal", "repq_cli.cli.export:export_job"),
     "upscale": App("enlarge image files with a super-resolution run", "repq_cli.cli.upscale:upscale_job"),
     "bench": App("what inference and training steps cost, side by side", "repq_cli.cli.bench:bench_job"),

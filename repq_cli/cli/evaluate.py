@@ -7,19 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from repq_cli import build
+from repq_cli.cli.engines import networks
 from repq_cli.config import DEFAULTS, Config, EvalConfig, keys_of, section_of
 from repq_cli.data.base import Evaluation, listings_of
 from repq_cli.data.identity import Identity
 from repq_cli.deploy.check import compare_integers
-from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.same import sets_with_too_many
 from repq_cli.devices import use_device
-from repq_cli.errors import ConfigError, DataError
-from repq_cli.extras import extra
+from repq_cli.errors import ConfigError
 from repq_cli.finished_run import FinishedRun
 from repq_cli.runs.folder import RunFolder, alone_in
 from repq_cli.runs.quality import quality_table
@@ -37,19 +35,11 @@ def eval_job(tree: dict[str, Any]) -> None:
         torch.set_num_threads(runtime.threads)
     device = use_device(runtime.device)
 
-    asked = _with_data(run.config, options, tree.get("task", DEFAULTS["task"]))
+    asked = _with_data(run, options, tree.get("task", DEFAULTS["task"]))
     sets = run.tests(asked)
     task = build.task(asked)
-    nets = {**task.baselines(), **run.trained(run.inputs), "deployed": deployed}
-    if engine == "integer":
-        nets["integer"] = _integer_net(deployed, device)
-    elif engine == "onnx":
-        nets["onnx"] = _onnx_net(run.folder, deployed, runtime.threads)
-    elif engine == "xnor":
-        nets["xnor"] = _xnor_net(deployed, device)
-    if engine is not None:
-        nets = {name: net for name, net in nets.items() if name in (*task.baselines(), engine)}
-    nets = {name: net.to(device) for name, net in nets.items()}
+    nets = {name: net.to(device) for name, net in task.baselines().items()}
+    nets |= networks(run, engine, device, runtime.threads)
     show_bar = sys.stderr.isatty() and options.verbosity != "quiet"
     rows = measure(nets, sets, task, asked.data.name, device, runtime.tile, show_bar)
     print(f"{run}\n{quality_table(rows)}", flush=True)
@@ -58,35 +48,6 @@ def eval_job(tree: dict[str, Any]) -> None:
     names = asked.data.name, run.config.data.name
     own = {name: split for name, split in sets.items() if len({str(task.set_keys(data, name)) for data in names}) == 1}
     _keep(run.folder, rows, _other_rules(asked, run.config) or _other_images(run.folder, own))
-
-
-def _integer_net(deployed: DeployedNet, device: torch.device) -> nn.Module:
-    _require_cpu("integer", device)
-    return IntegerNet(deployed)
-
-
-def _xnor_net(deployed: DeployedNet, device: torch.device) -> nn.Module:
-    _require_cpu("xnor", device)
-    with extra("xnor"):
-        from repq_cli.deploy.xnor_net import XnorNet
-    return XnorNet(deployed)
-
-
-def _require_cpu(engine: str, device: torch.device) -> None:
-    if device.type != "cpu":
-        raise ConfigError(f"engine={engine} runs on the CPU, and runtime.device is {device}: set runtime.device=cpu.")
-
-
-def _onnx_net(folder: RunFolder, deployed: DeployedNet, threads: int | None) -> nn.Module:
-    with extra("export"):
-        from repq_cli.deploy.onnx_run import OnnxNet
-    path = folder.onnx
-    if not path.is_file():
-        raise DataError(f"There is no {path}: make it by repq export run={folder}.")
-    net = OnnxNet(path, deployed.halo, threads)
-    if net.about.get("deployed") != deployed.digest():
-        raise DataError(f"{path} was not made of this run's network: make it again by repq export.")
-    return net
 
 
 def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Evaluation], task: Any) -> str:
@@ -111,11 +72,15 @@ def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Eval
     )
 
 
-def _with_data(config: Config, options: EvalConfig, task: str) -> Config:
-    """The run's configuration with the data, of a task, and the rounding that were asked for."""
+def _with_data(run: FinishedRun, options: EvalConfig, task: str) -> Config:
+    """The run's configuration with the data, of a task, and the rounding that were asked for.
+
+    Files are read in the network's colours, and in its size where none is asked for.
+    """
+    config = run.config
     changes: dict[str, Any] = {"plugins": list(dict.fromkeys([*config.plugins, *options.plugins]))}
     if options.data is not None:
-        changes["data"] = options.data.keys()
+        changes["data"] = options.data.keys() | _reading(options.data.arguments, run.inputs.shape)
         if task != config.task:
             raise ConfigError(
                 f"data={options.data.name} is for task={task}, and the run is one of {config.task}: "
@@ -124,6 +89,13 @@ def _with_data(config: Config, options: EvalConfig, task: str) -> Config:
     if options.psnr_rounding is not None:
         changes["psnr_rounding"] = options.psnr_rounding
     return build.checked(config.as_dict() | changes)
+
+
+def _reading(arguments: Mapping[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Of data whose images may have any colours or size, as the network's input."""
+    channels, height, width = shape
+    colours = {"grey": channels == 1} if "grey" in arguments else {}
+    return colours | ({"size": height} if "size" in arguments and arguments["size"] is None and height == width else {})
 
 
 def _other_rules(asked: Config, run_config: Config) -> str:

@@ -13,6 +13,7 @@ from repq_cli.data.contents import content_hash
 from repq_cli.data.identity import Identity, Listed, Listing
 from repq_cli.devices import CPU, to_device
 from repq_cli.errors import ConfigError
+from repq_cli.images.colour import in_channels
 from repq_cli.seeds import derive_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -131,6 +132,24 @@ class InMemory:
         return [], [content_hash(pixels[index]) for index in indices.tolist()]
 
 
+class InChannels:
+    """Grey images in three equal channels, or coloured ones in grey."""
+
+    def __init__(self, images: Images, channels: int) -> None:
+        self.images, self.channels = images, channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, batches: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
+        """The images of each batch of indices, in order."""
+        return (in_channels(images, self.channels) for images in self.images.read(batches, seed))
+
+    def marks(self, indices: Tensor) -> Marks | None:
+        """Those of the images as they are stored."""
+        return marks_of(self.images, indices)
+
+
 class Training(Protocol):
     """What a stage of training reads."""
 
@@ -209,6 +228,16 @@ class Split:
     def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Split:
         """The same images for a network that was trained with other statistics."""
         return Split(self.images, self.labels, replace(self.info, mean=tuple(mean), std=tuple(std)), self.augment)
+
+    def in_channels(self, channels: int) -> Split:
+        """The same images for a network that reads grey, or colours."""
+        info = replace(self.info, shape=(channels, *self.info.shape[1:]))
+        return Split(InChannels(self.images, channels), self.labels, info, self.augment)
+
+    def labelled_as(self, classes: Sequence[str]) -> Split:
+        """The same images, with the labels that their classes have among ``classes``."""
+        numbers = torch.tensor([classes.index(name) for name in self.info.classes])
+        return Split(self.images, numbers[self.labels], replace(self.info, classes=tuple(classes)), self.augment)
 
     def _normalise(self, images: Tensor, device: torch.device) -> Tensor:
         """Bytes travel to the device; floats are made there."""

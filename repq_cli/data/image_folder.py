@@ -81,12 +81,59 @@ def load(
     return Data(info, train, split("val") if held is None else split("train", held), tests)
 
 
-class Decoder(Reader):
-    """Reads one image file as ``uint8 [C, H, W]``."""
+def evaluation_sets(
+    root: str,
+    size: Annotated[int, Range(1)] | None = None,
+    grey: bool = False,
+    cache_mib: Annotated[int, Range(0)] = 4096,
+    disk_cache: bool = False,
+    workers: Annotated[int, Range(0, 256)] = 2,
+    max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
+) -> dict[str, Split]:
+    """What ``load`` has for ``test``, without a look at training images: of ``root/test``, else of ``root/val``.
 
-    def __init__(self, size: int | tuple[int, int], grey: bool, max_pixels: int = MAX_PIXELS) -> None:
+    Without either, and without ``root/train``, the class folders may lie in ``root`` itself. Any number of classes may
+    be there. Raises DataError as ``load`` does.
+    """
+    folder = _measured_folder(Path(root))
+    classes = class_names(folder, least=1)
+    listed = list_images(folder, classes)
+    read_image = Decoder(size or _only_size({"train": listed}, max_pixels), grey, max_pixels)
+    channels = 1 if grey else 3
+    files = Files([path for path, _ in listed], read_image, workers, keep=disk_cache)
+    info = DataInfo(
+        Path(root).name, (channels, *read_image.size), classes, (0.0,) * channels, (1.0,) * channels, "the user's own"
+    )
+    labels = torch.tensor([label for _, label in listed])
+    return {"test": Split(_images(files, channels, read_image.size, cache_mib), labels, info)}
+
+
+def _measured_folder(top: Path) -> Path:
+    """Where the class folders lie that a network is measured on."""
+    folders = {entry.name for entry in entries(top) if entry.is_dir()} if top.is_dir() else set()
+    found = next((top / name for name in ("test", "val") if name in folders), None)
+    if found is None and "train" in folders:
+        raise DataError(
+            f"data.root={top} has neither 'test' nor 'val' beside 'train': name data.root={top / 'train'} to measure "
+            f"on the training images."
+        )
+    if not folders:
+        raise DataError(f"data.root={top} has no folders: it takes test/CLASS/IMAGE, or CLASS/IMAGE.")
+    return found or top
+
+
+class Decoder(Reader):
+    """Reads one image file as ``uint8 [C, H, W]``. resize: to that size; by default where it is one number."""
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        grey: bool,
+        max_pixels: int = MAX_PIXELS,
+        resize: bool = False,
+    ) -> None:
         self.max_pixels = max_pixels
-        self.resize = isinstance(size, int)
+        self.resize = resize or isinstance(size, int)
         self.size = (size, size) if isinstance(size, int) else size
         self.grey = grey
 
@@ -118,14 +165,15 @@ class Decoder(Reader):
         return image.crop((left, top, left + width, top + height))
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
-    """The class folders in ``folder``, in order; DataError if there are fewer than two."""
+def class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
+    """The class folders in ``folder``, in order; DataError if there are fewer than ``least``."""
     found = entries(folder)
     classes = tuple(entry.name for entry in found if entry.is_dir())
-    if len(classes) < 2:
+    if len(classes) < least:
         alone = [entry.name for entry in found if entry.is_file() and is_image(Path(entry.name))]
         beside = f", beside images that lie in none ({some(alone)})" if alone else ""
-        raise DataError(f"{folder} needs at least two class folders, and has {len(classes)}{beside}.")
+        wanted = "two class folders" if least == 2 else "one class folder"
+        raise DataError(f"{folder} needs at least {wanted}, and has {len(classes)}{beside}.")
     return classes
 
 

@@ -58,8 +58,7 @@ def load(
     outputs/cache/images. Images of more than ``max_pixels`` are not decoded.
     Raises DataError for a missing folder, a class without images, a broken image.
     """
-    if resize < size:
-        raise ValueError(f"data.resize={resize} is smaller than the square of data.size={size} that is cut out of it.")
+    look = image_reader(size, resize, max_pixels)
     if scale[0] > scale[1]:
         raise ValueError(f"data.scale={list(scale)} takes the smaller share first: use [{scale[1]}, {scale[0]}].")
     top = Path(root)
@@ -83,9 +82,38 @@ def load(
         files = Files(paths[name], reader, workers, keep=some if disk_cache else False)
         return Split(Subset(files, some), labels[name][some], info)
 
-    look = CentreCut(size, resize, max_pixels)
     train = split("train", RandomCrop(size, scale, train_resize, max_pixels), kept)
     return Data(info, train, split("train", look, held), {"test": split("val", look, torch.arange(len(paths["val"])))})
+
+
+def evaluation_sets(
+    root: str = "data/imagenet",
+    size: Annotated[int, Range(8)] = 224,
+    resize: Annotated[int, Range(8)] = 256,
+    disk_cache: bool = False,
+    workers: Annotated[int, Range(0, 256)] = 8,
+    max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
+) -> dict[str, Split]:
+    """What ``load`` has for ``test``, of ``root/val`` alone."""
+    folder = Path(root) / "val"
+    if not folder.is_dir():
+        raise DataError(f"data.root={root} has no folder 'val': it takes val/CLASS/IMAGE.")
+    classes = class_names(folder, least=1)
+    listed = list_images(folder, classes)
+    files = Files([path for path, _ in listed], image_reader(size, resize, max_pixels), workers, keep=disk_cache)
+    info = DataInfo("imagenet", (3, size, size), classes, MEAN, STD, "research only (image-net.org)")
+    return {"test": Split(files, torch.tensor([label for _, label in listed]), info)}
+
+
+def image_reader(
+    size: Annotated[int, Range(8)] = 224,
+    resize: Annotated[int, Range(8)] = 256,
+    max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
+) -> Reader:
+    """How images are read that a network of this data is asked about."""
+    if resize < size:
+        raise ValueError(f"data.resize={resize} is smaller than the square of data.size={size} that is cut out of it.")
+    return CentreCut(size, resize, max_pixels)
 
 
 class RandomCrop(Reader):

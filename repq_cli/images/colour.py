@@ -13,6 +13,8 @@ MATRIX = (
     (112.0 / 255, -93.786 / 255, -18.214 / 255),
 )
 
+GREY = (19595, 38470, 7471)  # 65536 times BT.601's weights of full swing
+
 
 def luma(rgb: Tensor) -> Tensor:
     """``Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255`` of ``[..., 3, H, W]`` in 0..255: float32 ``[..., 1, H, W]``.
@@ -22,6 +24,22 @@ def luma(rgb: Tensor) -> Tensor:
     """
     weights = torch.tensor(MATRIX[0], dtype=torch.float32, device=rgb.device).view(3, 1, 1)
     return (rgb.float() * weights).sum(-3, keepdim=True) + OFFSETS[0]
+
+
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """``uint8 [..., C, H, W]`` of one or three channels with as many as asked for.
+
+    Grey is ``(19595 R + 38470 G + 7471 B) / 65536``, rounded, as Pillow makes it; of grey come three equal channels.
+
+    >>> in_channels(torch.tensor([[[255]], [[0]], [[0]]], dtype=torch.uint8), 1).item()
+    76
+    """
+    if images.shape[-3] == channels:
+        return images
+    if channels == 3:
+        return images.repeat_interleave(3, -3)
+    weights = torch.tensor(GREY, dtype=torch.int32, device=images.device).view(3, 1, 1)
+    return ((images.int() * weights).sum(-3, keepdim=True, dtype=torch.int32) + (1 << 15) >> 16).to(torch.uint8)
 
 
 def to_ycbcr(rgb: Tensor) -> Tensor:
