@@ -23,9 +23,10 @@ from repq_cli.cli import evaluate, export, main
 from repq_cli.cli.jobs import compose_plain
 from repq_cli.deploy import onnx_graph
 from repq_cli.deploy.check import Agreement
-from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_graph import OPSET, to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
+from repq_cli.deploy.operations.base import Node
 from repq_cli.errors import ConfigError
 from repq_cli.runs.row import Row
 from repq_cli.tasks.classification import Classification

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from repq_cli.deploy.cost import cost
 from repq_cli.deploy.freeze import freeze
-from repq_cli.deploy.graph import OPERATIONS
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.errors import RepqError
 from repq_cli.models.ecbsr import ecbsr
 from repq_cli.models.resnet import resnet

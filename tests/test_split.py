@@ -16,9 +16,10 @@ from repq_cli.deploy.check import compare, compare_integers
 from repq_cli.deploy.cost import cost, layer_bytes, layer_costs
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.integer import IntegerNet
-from repq_cli.deploy.network import FORMAT, FORMAT_WITHOUT_IDENTITY, DeployedNet
+from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
+from repq_cli.deploy.operations.base import FORMAT, FORMAT_WITH_IDENTITIES
 from repq_cli.errors import ConfigError
 from repq_cli.models.repvgg import repvgg
 from repq_cli.modes.calibrate import calibrate
@@ -141,7 +142,7 @@ def test_every_shipped_form_gives_the_answers_of_training(tmp_path: Path, subtes
             frozen = freeze(qat.eval(), ABOUT)
             frozen.save(tmp_path / name / str(bits))
             read = DeployedNet.load(tmp_path / name / str(bits))
-            assert read.graph["format"] == FORMAT
+            assert read.graph["format"] == FORMAT_WITH_IDENTITIES
             wide = [read.codes(node) for node in read.nodes if node.get("identity")]
             assert len(wide) == len(layers) and any(codes.abs().max() > 2 ** (bits - 1) for codes in wide)
             same = compare(qat, read, [images()], agreement)
@@ -161,7 +162,7 @@ def test_it_costs_a_product_of_eight_bits_and_a_byte_an_output_channel() -> None
         return freeze(qat.eval(), ABOUT)
 
     split, whole = shipped(SPLIT["repvgg"]), shipped(partial(repvgg_block))
-    assert (split.graph["format"], whole.graph["format"]) == (FORMAT, FORMAT_WITHOUT_IDENTITY)
+    assert (split.graph["format"], whole.graph["format"]) == (FORMAT_WITH_IDENTITIES, FORMAT)
     costs, compared = layer_costs(split), 0
     for node, other in zip(split.nodes, whole.nodes, strict=True):
         if node.get("identity"):

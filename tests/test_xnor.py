@@ -13,6 +13,7 @@ from test_integer import NETS, frozen
 from torch import Tensor
 
 from repq_cli.deploy.integer import IntegerNet
+from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.xnor import BinaryConv, pack, products
 from repq_cli.deploy.xnor_net import XnorNet
 from repq_cli.errors import ConfigError
@@ -102,8 +103,8 @@ def test_integers_of_bnn_are_the_kernels() -> None:
     constants, codes = integers.constants[node["name"]], values[node["inputs"][0]]
     turned = torch.where(constants["weight"].flatten(1)[:, 0] == deployed.codes(node).flatten(1)[:, 0], 1, -1)
     sums = fast.binary[node["name"]](codes.float(), 0.0) * turned.view(-1, 1, 1)
-    own = integers._conv(
-        node | {"activation": "none"}, constants | {"bias": None, "left": constants["left"] * 0}, codes
+    own = OPERATIONS["conv"].integers(
+        integers, node | {"activation": "none"}, constants | {"bias": None, "left": constants["left"] * 0}, codes
     )
     assert torch.equal(own, sums.to(torch.int32))
 

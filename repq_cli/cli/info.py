@@ -13,7 +13,8 @@ from repq_cli.config import Config
 from repq_cli.data.base import Inputs
 from repq_cli.deploy.cost import cost, layer_bytes, layer_costs, layer_parameters, parameter_count
 from repq_cli.deploy.freeze import freeze
-from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.operations.base import Node
 from repq_cli.errors import DataError
 from repq_cli.modes.compose import compose
 from repq_cli.quant.layers import quantizers_in_layers

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.operations.base import Node
 from repq_cli.quant.split import WIDE_BITS
 
 
@@ -47,7 +48,7 @@ def layer_costs(net: DeployedNet) -> dict[str, LayerCost]:
     layers = {}
     for node in net.nodes:
         with FlopCounterMode(display=False) as counter:  # it counts two operations per multiply-accumulate
-            values[node["name"]] = getattr(net, f"_{node['op']}")(node, *net.inputs(node, values))
+            values[node["name"]] = net.compute(node, *net.inputs(node, values))
         bits_of[node["name"]] = node["bits"] if node["op"] == "quantize" else 32
         if "weight" in node:
             macs = counter.get_total_flops() // 2

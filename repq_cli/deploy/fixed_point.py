@@ -73,3 +73,24 @@ def rescale(x: Tensor, multiplier: Multiplier) -> Tensor:
         return small
     exact = rounding_shift(x.long() * mantissa, (31 + shift).clamp(0, 31))
     return torch.where(shift < 0, exact, small)
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """``[C]`` or ``[1]`` in a shape that broadcasts against ``[N, C, ...]``."""
+    return values.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def rescaled(x: Tensor, multiplier: Multiplier) -> Tensor:
+    """``rescale`` with one multiplier per channel, the second dimension."""
+    return rescale(x, Multiplier(*(per_channel(part, x) for part in multiplier)))
+
+
+def saturated(x: Tensor) -> Tensor:
+    """To int32, of 64 bits: addends may be larger than their sum may. What saturates is behind every next last code."""
+    return x.clamp(-INT32_MAX, INT32_MAX).to(torch.int32)
+
+
+def with_bias(sums: Tensor, left: Tensor, bias: Tensor | None) -> Tensor:
+    """The sums of a layer, shifted to the left as far as an int32 allows, plus its bias, which is that much finer."""
+    y = sums << per_channel(left, sums)
+    return y if bias is None else y + per_channel(bias, y)

@@ -8,15 +8,15 @@ sum becomes codes is decided once, when the network is made; so is whether an in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repq_cli.deploy.fixed_point import INT32_MAX, Multiplier, rescale
-from repq_cli.deploy.integer_scales import Scaled, prepare, refuse_raw_shortcuts
-from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.integer_scales import Scaled
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.operations import OPERATIONS
+from repq_cli.deploy.operations.base import Constants, Node
+from repq_cli.errors import ConfigError
 
 
 class IntegerNet(nn.Module):
@@ -30,14 +30,21 @@ class IntegerNet(nn.Module):
         super().__init__()
         self.deployed = deployed
         self.graph, self.nodes = deployed.graph, deployed.nodes
-        self.constants: dict[str, dict[str, Any]] = {}
-        refuse_raw_shortcuts(self.nodes)
-        known: dict[str, Scaled | None] = {self.graph["input"]: None}  # None: still floating point
+        self.constants: dict[str, Constants] = {}
+        _refuse_raw_shortcuts(self.nodes)
+        self.known: dict[str, Scaled | None] = {self.graph["input"]: None}  # None: still floating point
         for node in self.nodes:
-            constants, out = prepare(node, [known[name] for name in node["inputs"]], deployed, self.next_steps)
-            self.constants[node["name"]] = constants
-            known[node["name"]] = out
-        self.known = known
+            self.constants[node["name"]], self.known[node["name"]] = self._prepared(node)
+
+    def _prepared(self, node: Node) -> tuple[Constants, Scaled]:
+        """A node's integer constants and what is known of its output."""
+        inputs = [self.known[name] for name in node["inputs"]]
+        known = [given for given in inputs if given is not None]
+        if len(known) < len(inputs) and node["op"] != "quantize":
+            why = "activations are not quantized" if "weight" in node else "shortcuts read them with quant.residual=fp"
+            fix = "quantize them" if "weight" in node else "train with quant.residual=int"
+            raise ConfigError(f"The layer {node['name']} reads floating-point numbers, since {why}: {fix}.")
+        return OPERATIONS[node["op"]].scales(node, known, self)
 
     def next_steps(self, name: str) -> list[float]:
         """The steps of the quantizers that a node's output reaches; none for an answer, or where only signs matter."""
@@ -76,87 +83,24 @@ class IntegerNet(nn.Module):
         for node in self.nodes:
             name = node["name"]
             inputs = [fed[source] for source in node["inputs"]]
-            values[name] = getattr(self, f"_{node['op']}")(node, self.constants[name], *inputs)
+            values[name] = self._computed(node, inputs)
             fed[name] = values[name]
             if reference is not None and node["op"] == "quantize":
                 fed[name] = reference[name].to(torch.int32)
         return values
 
-    def _quantize(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        if x.is_floating_point():  # the image: the first codes
-            return self.deployed._quantize(node, x).to(torch.int32)
-        if node["by_sign"]:
-            return torch.where(x >= 0, node["high"], node["low"]).to(torch.int32)
-        codes = _rescaled(x, constants["multiplier"]) + constants["zero_point"]
-        return (codes.clamp(node["low"], node["high"]) - constants["zero_point"]).to(torch.int32)
-
-    def _conv(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        padding = node["padding"]
-        if constants["pad"] and padding:
-            x, padding = F.pad(x, [padding] * 4, value=constants["pad"]), 0
-        sums = F.conv2d(x, constants["weight"], None, node["stride"], padding, 1, node["groups"])
-        y = _with_bias(sums, constants)
-        return y if node["activation"] == "none" else getattr(self, f"_{node['activation']}")(node, constants, y)
-
-    def _linear(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        return _with_bias(x @ constants["weight"].T, constants)
-
-    def _add(self, node: Node, constants: dict[str, Any], x: Tensor, y: Tensor) -> Tensor:
-        first, second = constants["multipliers"]
-        return _saturated(_rescaled(x, first) + _rescaled(y, second))
-
-    def _global_average_pool(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        total = x.long().sum((2, 3), keepdim=True) << constants["left"]
-        count = x.shape[2] * x.shape[3]
-        rounded = torch.div(2 * total + count * total.sign(), 2 * count, rounding_mode="trunc")
-        return rounded.to(torch.int32)
-
-    def _max_pool(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        # Padding never wins: it is below every integer.
-        padded = F.pad(x, [node["padding"]] * 4, value=-INT32_MAX)
-        windows = padded.unfold(2, node["size"], node["stride"]).unfold(3, node["size"], node["stride"])
-        return windows.amax((-1, -2))
-
-    def _relu(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        return x.clamp(min=0)
-
-    def _relu6(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        return x.clamp(min=0).minimum(constants["limit"].view(1, -1, 1, 1))
-
-    def _hardtanh(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        limit = constants["limit"].view(1, -1, 1, 1)
-        return x.minimum(limit).maximum(-limit)
-
-    def _prelu(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        slope: Multiplier = constants["slope"]
-        below = _rescaled(x, slope).to(torch.int32)
-        # What a positive slope rounds to zero stays negative, since signs may be taken of it.
-        below = torch.where(slope.mantissa.view(-1, 1, 1) > 0, below.clamp(max=-1), below)
-        return torch.where(x < 0, below, x)
-
-    def _pixel_shuffle(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        return F.pixel_shuffle(_saturated(_rescaled(x, constants["multiplier"])), node["scale"])
-
-    def _nearest_upsample(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        return x.repeat_interleave(node["scale"], 2).repeat_interleave(node["scale"], 3)
-
-    def _flatten(self, node: Node, constants: dict[str, Any], x: Tensor) -> Tensor:
-        return torch.flatten(x, 1)
+    def _computed(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        if inputs[0].is_floating_point():  # the image: the first codes
+            return self.deployed.compute(node, *inputs).to(torch.int32)
+        return OPERATIONS[node["op"]].integers(self, node, self.constants[node["name"]], *inputs)
 
 
-def _saturated(x: Tensor) -> Tensor:
-    """To int32, of 64 bits: addends may be larger than their sum may. What saturates is behind every next last code."""
-    return x.clamp(-INT32_MAX, INT32_MAX).to(torch.int32)
-
-
-def _with_bias(sums: Tensor, constants: dict[str, Any]) -> Tensor:
-    """The sums of a layer, shifted to the left as far as an int32 allows, plus its bias, which is that much finer."""
-    shape = (1, -1, *[1] * (sums.dim() - 2))
-    y = sums << constants["left"].view(shape)
-    return y if constants["bias"] is None else y + constants["bias"].view(shape)
-
-
-def _rescaled(x: Tensor, multiplier: Multiplier) -> Tensor:
-    """``rescale`` with one multiplier per channel, the second dimension."""
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    return rescale(x, Multiplier(*(part.view(shape) for part in multiplier)))
+def _refuse_raw_shortcuts(nodes: list[Node]) -> None:
+    """ConfigError where something reads a tensor before its quantizer."""
+    quantized = {node["inputs"][0] for node in nodes if node["op"] == "quantize"}
+    for node in nodes:
+        if node["op"] == "add" and quantized & set(node["inputs"]):
+            raise ConfigError(
+                f"{node['name']} adds a tensor before its quantizer, as quant.residual=fp trains it: that sum has no "
+                f"integers; train with quant.residual=int."
+            )

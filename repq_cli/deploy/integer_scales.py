@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from repq_cli.deploy.fixed_point import INT32_MAX, quantize_multiplier
-from repq_cli.deploy.network import DeployedNet, Node
 from repq_cli.errors import CheckError, ConfigError
+
+if TYPE_CHECKING:
+    from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.operations.base import Node
 
 FRACTION_BITS = 16  # of sums of several tensors, below the next step; more where an int32 has room for them
 CODE_BITS = 9  # of codes, one more than they have
-SCALING = ("quantize", "conv", "linear", "add", "pixel_shuffle", "global_average_pool")
-KEEPING_SCALE = ("relu", "relu6", "hardtanh", "max_pool", "nearest_upsample", "flatten")
-ACTIVATIONS = ("none", "relu", "relu6", "hardtanh", "prelu")  # of a convolution
-
-NextSteps = Callable[[str], list[float]]
 
 
-@dataclass(frozen=True)
-class Scaled:
+class Scaled(NamedTuple):
     """What is known of a tensor beforehand: ``value = integer * scale``, ``|integer| <= bound``.
 
     Both are ``float64`` and ``[C]``, or ``[1]`` where all channels have the same. codes: whether it is a quantizer's
@@ -35,72 +30,7 @@ class Scaled:
     codes: bool = False
 
 
-def refuse_raw_shortcuts(nodes: list[Node]) -> None:
-    """ConfigError where something reads a tensor before its quantizer."""
-    quantized = {node["inputs"][0] for node in nodes if node["op"] == "quantize"}
-    for node in nodes:
-        if node["op"] == "add" and quantized & set(node["inputs"]):
-            raise ConfigError(
-                f"{node['name']} adds a tensor before its quantizer, as quant.residual=fp trains it: that sum has no "
-                f"integers; train with quant.residual=int."
-            )
-
-
-def prepare(
-    node: Node, inputs: list[Scaled | None], deployed: DeployedNet, next_steps: NextSteps
-) -> tuple[dict[str, Any], Scaled]:
-    """A node's integer constants and what is known of its output.
-
-    next_steps: the steps of the quantizers that a node's output reaches, by the node's name.
-    """
-    stored = deployed.stored
-    if node["op"] == "quantize":
-        return _prepare_quantizer(node, inputs[0], stored)
-    known = [given for given in inputs if given is not None]
-    if len(known) < len(inputs):
-        why = "activations are not quantized" if "weight" in node else "shortcuts read them with quant.residual=fp"
-        fix = "quantize them" if "weight" in node else "train with quant.residual=int"
-        raise ConfigError(f"The layer {node['name']} reads floating-point numbers, since {why}: {fix}.")
-    if "weight" in node:
-        return _prepare_layer(node, known, deployed)
-    given = known[0]
-    if node["op"] == "add":
-        return _prepare_sum(known, next_steps(node["name"]))
-    if node["op"] == "pixel_shuffle":
-        return _prepare_shuffle(given, next_steps(node["name"]))
-    if node["op"] == "global_average_pool":
-        left = int((INT32_MAX / given.bound.max()).log2().floor())
-        return {"left": left}, Scaled(given.scale * 2.0**-left, given.bound * 2.0**left)
-    if node["op"] not in KEEPING_SCALE:
-        raise ConfigError(_unknown(node, node["op"]))
-    return _limits(node["op"], given.scale), Scaled(given.scale, given.bound, given.codes)
-
-
-def _unknown(node: Node, op: str) -> str:
-    return (
-        f"The operation {op} of {node['name']} has no integers, which {', '.join((*SCALING, *KEEPING_SCALE))} have: "
-        f"run this network with engine=deployed."
-    )
-
-
-def _limits(op: str, scale: Tensor) -> dict[str, Any]:
-    """The integers at which ReLU6 and hard tanh cut."""
-    top = {"relu6": 6.0, "hardtanh": 1.0}.get(op)
-    return {} if top is None else {"limit": (top / scale).round().clamp(max=INT32_MAX).to(torch.int32)}
-
-
-def _prepare_quantizer(node: Node, given: Scaled | None, stored: Mapping[str, Tensor]) -> tuple[dict[str, Any], Scaled]:
-    step = stored[node["step"]].double().view(1)
-    zero_point = int(stored[node["zero_point"]]) if node["zero_point"] else 0
-    largest = max(abs(node["low"] - zero_point), abs(node["high"] - zero_point))
-    out = Scaled(step, torch.tensor([float(largest)], dtype=torch.float64), codes=True)
-    constants: dict[str, Any] = {"zero_point": zero_point}
-    if given is not None and not node["by_sign"]:
-        constants["multiplier"] = quantize_multiplier(given.scale / step)
-    return constants, out
-
-
-def _prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tuple[dict[str, Any], Scaled]:
+def prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tuple[dict[str, Any], Scaled]:
     """Integer weights and biases; the sums' scale is the product of the steps (and of a batch norm's multiplier)."""
     name, stored, given = node["name"], deployed.stored, known[0]
     if len(known) > 1:
@@ -111,9 +41,6 @@ def _prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tu
         raise ConfigError(f"The layer {name} has float weights: there are no integers for them (quant.first_last=8).")
     if not given.codes:
         raise ConfigError(f"The layer {name} reads floating-point numbers: quantize activations for integers.")
-    activation = node.get("activation", "none")
-    if activation not in ACTIVATIONS:
-        raise ConfigError(_unknown(node, activation))
     weight = deployed.codes(node).long()
     if node["weight_zero_point"]:
         weight = weight - stored[node["weight_zero_point"]].long()
@@ -149,7 +76,6 @@ def _prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tu
         "bias": codes.to(torch.int32) if node["bias"] else None,
         "pad": round(node["pad_value"] / given.scale.item()) if node.get("pad_value") else 0,
         "slope": None if slope is None else quantize_multiplier(slope),
-        **_limits(activation, scale),
     }
     return constants, Scaled(scale, bound)
 
@@ -182,32 +108,16 @@ def _with_its_signs(codes: Tensor, finer: Tensor, reach: Tensor, factor: Tensor,
     return codes.clamp(lowest, highest)
 
 
-def _prepare_sum(known: list[Scaled], steps: list[float]) -> tuple[dict[str, Any], Scaled]:
-    bound = sum((given.scale * given.bound).max().item() for given in known)
-    scale = torch.tensor([_fine_scale(bound, steps)], dtype=torch.float64)
-    multipliers = [quantize_multiplier(given.scale / scale) for given in known]
-    largest = (torch.tensor([bound], dtype=torch.float64) / scale).clamp(max=INT32_MAX)
-    return {"multipliers": multipliers}, Scaled(scale, largest)
-
-
-def _prepare_shuffle(given: Scaled, steps: list[float]) -> tuple[dict[str, Any], Scaled]:
-    """Channels become pixels, and so have to have one scale."""
-    bound = (given.scale * given.bound).max()
-    scale = torch.tensor([_fine_scale(bound.item(), steps)], dtype=torch.float64)
-    largest = (bound.view(1) / scale).clamp(max=INT32_MAX)
-    return {"multiplier": quantize_multiplier(given.scale / scale)}, Scaled(scale, largest)
-
-
-def _fine_scale(bound: float, steps: list[float]) -> float:
+def fine_scale(bound: float, steps: list[float]) -> float:
     """The finest that half of int32's range allows; ``FRACTION_BITS`` below the next step where that is finer still.
 
     Only in the second case can sums saturate, far behind the last code of every next step.
 
-    >>> _fine_scale(2.0**10, [2.0**-2]) == 2.0**-20  # 18 bits below the step: no sum saturates
+    >>> fine_scale(2.0**10, [2.0**-2]) == 2.0**-20  # 18 bits below the step: no sum saturates
     True
-    >>> _fine_scale(2.0**20, [2.0**-2]) == 2.0**-18  # 16 bits
+    >>> fine_scale(2.0**20, [2.0**-2]) == 2.0**-18  # 16 bits
     True
-    >>> _fine_scale(2.0**20, [2.0**-2, 2.0**6]) == 2.0**-15  # beyond, codes of the second step would saturate
+    >>> fine_scale(2.0**20, [2.0**-2, 2.0**6]) == 2.0**-15  # beyond, codes of the second step would saturate
     True
     """
     finest = bound / 2**30

@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from repq_cli.deploy.graph import check
+from repq_cli.deploy.operations import OPERATIONS
+from repq_cli.deploy.operations.base import FORMATS, Node
 from repq_cli.deploy.packing import unpack
 from repq_cli.errors import CheckError, DataError
 from repq_cli.files import make_folder, write_atomically, write_json
 
 TENSORS, GRAPH = "model.safetensors", "model.json"
-FORMAT = 3  # of nets with identities that have codes of their own; earlier versions read all others
-FORMAT_WITHOUT_IDENTITY = 2
-
-Node = dict[str, Any]
 
 
 class DeployedNet(nn.Module):
@@ -43,42 +40,15 @@ class DeployedNet(nn.Module):
             node["name"] for node in self.nodes if node.get("weight_step") and node["inputs"][0] in self.quantizers
         }
         for node in self.nodes:
-            for key in ("step", "zero_point", "slope"):
-                if node.get(key):
-                    self._hold(node, key, stored[node[key]])
-            if "weight" in node:
-                self._hold_layer(node)
-
-    def _hold_layer(self, node: Node) -> None:
-        """What a layer computes with: ``sums(x, weight, summed_bias) * factor + bias``, each where there is one."""
-        if node["bits"] == 32:
-            weight = self.stored[node["weight"]]
-        else:
-            weight = self.codes(node).to(self.stored[node["weight_step"]].dtype)
-        if node.get("weight_zero_point"):
-            weight -= self.stored[node["weight_zero_point"]]
-        factor = self.stored[node["multiplier"]] if node["multiplier"] else None
-        summed = factor is None
-        if node["name"] in self.on_codes:
-            step = self.stored[self.quantizers[node["inputs"][0]]["step"]]
-            worth = self.stored[node["weight_step"]].flatten() * step
-            factor, summed = worth if factor is None else worth * factor, bool(node["bias_step"])
-        elif node.get("weight_step"):
-            weight *= self.stored[node["weight_step"]]
-        summed &= not node.get("input_scale")
-        bias = self.stored[node["bias"]].to(weight.dtype) if node["bias"] else None
-        if bias is not None and node["bias_step"] and not summed:
-            bias = bias * self.stored[node["bias_step"]]
-        for key, tensor in (("weight", weight), ("factor", factor), ("summed_bias" if summed else "bias", bias)):
-            if tensor is not None:
-                self._hold(node, key, tensor)
+            OPERATIONS[node["op"]].hold(self, node)
 
     @property
     def halo(self) -> int:
         """How many input pixels away an output pixel looks, for a chain of convolutions of stride 1."""
         return sum(node["shape"][2] // 2 for node in self.nodes if node["op"] == "conv")
 
-    def _hold(self, node: Node, key: str, tensor: Tensor) -> None:
+    def hold(self, node: Node, key: str, tensor: Tensor) -> None:
+        """Keep a tensor that a node computes with."""
         self.register_buffer(f"{node['name']}__{key}", tensor, persistent=False)
 
     def held(self, node: Node, key: str) -> Tensor | None:
@@ -109,8 +79,12 @@ class DeployedNet(nn.Module):
         """Every node's output by name, codes counted from zero."""
         outputs = {self.graph["input"]: x}
         for node in self.nodes:
-            outputs[node["name"]] = getattr(self, f"_{node['op']}")(node, *self.inputs(node, outputs))
+            outputs[node["name"]] = self.compute(node, *self.inputs(node, outputs))
         return outputs
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        """One node."""
+        return OPERATIONS[node["op"]].compute(self, node, *inputs)
 
     def inputs(self, node: Node, outputs: Mapping[str, Tensor]) -> list[Tensor]:
         """What a node reads: codes where it sums them, otherwise what they are worth."""
@@ -123,90 +97,9 @@ class DeployedNet(nn.Module):
         step = self.held(self.quantizers[name], "step") if name in self.quantizers else None
         return outputs[name] if step is None else outputs[name] * step
 
-    def _quantize(self, node: Node, x: Tensor) -> Tensor:
-        step, zero_point = self.held(node, "step"), self.held(node, "zero_point")
-        assert step is not None
-        if node["by_sign"]:
-            return torch.where(x >= 0, node["high"], node["low"]).to(x.dtype)
-        codes = (x / step).round()
-        if zero_point is None:
-            return codes.clamp(node["low"], node["high"])
-        return (codes + zero_point).clamp(node["low"], node["high"]) - zero_point
-
-    def _conv(self, node: Node, x: Tensor, raw: Tensor | None = None) -> Tensor:
-        scale = None if raw is None else self._input_scale(node, raw)
-        y = self._scaled(node, self._sums(node, x), scale)
-        return y if node["activation"] == "none" else getattr(self, f"_{node['activation']}")(node, y)
-
-    def _linear(self, node: Node, x: Tensor) -> Tensor:
-        return self._scaled(node, self._sums(node, x))
-
-    def _sums(self, node: Node, x: Tensor) -> Tensor:
-        weight, bias = self.held(node, "weight"), self.held(node, "summed_bias")
-        assert weight is not None
-        if node["op"] == "linear":
-            sums = F.linear(x, weight, bias)
-        else:
-            padding = node["padding"]
-            if node["pad_value"] and padding:
-                x, padding = F.pad(x, [padding] * 4, value=self.pad_code(node)), 0
-            sums = F.conv2d(x, weight, bias, node["stride"], padding, 1, node["groups"])
-        # A GPU may multiply by the fractions of Winograd's transform, and be off by 1e-5.
-        return sums.round_() if sums.is_cuda and node["name"] in self.on_codes else sums
-
     def pad_code(self, node: Node) -> int:
         """The code of a layer's padding."""
         return round(node["pad_value"] / self.stored[self.quantizers[node["inputs"][0]]["step"]].item())
-
-    def _scaled(self, node: Node, sums: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Sums times what they are worth, plus the bias. scale: XNOR-Net's K in between."""
-        factor, bias = self.held(node, "factor"), self.held(node, "bias")
-        shape = (-1, *[1] * (sums.dim() - 2))
-        y = sums if factor is None else self._multiplied(sums, factor.view(shape))
-        y = y if scale is None else y.mul_(scale)
-        return y if bias is None else y.add_(bias.view(shape))
-
-    def _multiplied(self, sums: Tensor, factor: Tensor) -> Tensor:
-        return sums.mul_(factor)
-
-    def _input_scale(self, node: Node, raw: Tensor) -> Tensor:
-        """The mean magnitude of what each position saw, per group of channels."""
-        outputs, inputs, size, _ = node["shape"]
-        magnitude = raw.abs().unflatten(1, (node["groups"], inputs)).mean(2)
-        scale = F.avg_pool2d(magnitude, size, node["stride"], node["padding"])
-        return scale if node["groups"] == 1 else scale.repeat_interleave(outputs // node["groups"], 1)
-
-    def _global_average_pool(self, node: Node, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(x, 1)
-
-    def _max_pool(self, node: Node, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, node["size"], node["stride"], node["padding"])
-
-    def _relu(self, node: Node, x: Tensor) -> Tensor:
-        return F.relu(x)
-
-    def _relu6(self, node: Node, x: Tensor) -> Tensor:
-        return F.relu6(x)
-
-    def _hardtanh(self, node: Node, x: Tensor) -> Tensor:
-        return F.hardtanh(x)
-
-    def _prelu(self, node: Node, x: Tensor) -> Tensor:
-        slope = self.held(node, "slope")
-        assert slope is not None
-        return F.prelu(x, slope)
-
-    def _pixel_shuffle(self, node: Node, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(x, node["scale"])
-
-    def _nearest_upsample(self, node: Node, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=float(node["scale"]), mode="nearest")
-
-    def _add(self, node: Node, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
-
-    def _flatten(self, node: Node, x: Tensor) -> Tensor:
-        return torch.flatten(x, 1)
 
     def digest(self) -> str:
         """A checksum of all that it is, which files made of it carry."""
@@ -229,10 +122,10 @@ class DeployedNet(nn.Module):
             raise DataError(f"{folder / GRAPH} is no JSON ({error}): freeze the run again.") from error
         if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
             raise DataError(f"{folder / GRAPH} describes no network: freeze the run again.")
-        if graph.get("format") not in (FORMAT, FORMAT_WITHOUT_IDENTITY):
+        if graph.get("format") not in FORMATS:
             raise DataError(
                 f"{folder / GRAPH} has format {str(graph.get('format'))[:50]}, and this version of repq reads "
-                f"{FORMAT_WITHOUT_IDENTITY} and {FORMAT}: use the "
+                f"{', '.join(map(str, FORMATS[:-1]))} and {FORMATS[-1]}: use the "
                 f"version that wrote it (env.json of its run names it), or train the run again."
             )
         if graph.pop("sha256", None) != _digest(graph, tensors):  # before anything is made of them

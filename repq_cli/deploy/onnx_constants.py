@@ -10,7 +10,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.operations.base import Node
 
 
 class Constants:

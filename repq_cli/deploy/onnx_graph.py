@@ -11,7 +11,6 @@ Needs the extra ``export``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,18 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_constants import Constants
 from repq_cli.deploy.onnx_stem import group_pixels
+from repq_cli.deploy.operations import OPERATIONS
+from repq_cli.deploy.operations.base import Node
+from repq_cli.deploy.operations.unary import ACTIVATIONS, Activation
 from repq_cli.deploy.signs import sums_before_signs
 from repq_cli.errors import ConfigError
 
 OPSET = 17
 IR_VERSION = 10  # of the file; newer ones are not read by every runtime in use
 INT8, UINT8 = (-128, 127), (0, 255)
-LIMITS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0)}
 HALF = (-64, 64)  # of weights whose products with uint8 can be summed in pairs in 16 bits: 2 * 255 * 64 < 2**15
 
 
@@ -41,9 +42,9 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
     The metadata say so, and as ``float_layers`` which layers have float biases all the same, being slow in integers.
     Raises ConfigError for XNOR-Net's K, which has no place in QDQ form.
     """
-    graph = _Graph(net, float_biases, HALF if reduce_range else INT8)
+    graph = OnnxGraph(net, float_biases, HALF if reduce_range else INT8)
     for node in net.nodes:
-        getattr(graph, f"{node['op']}")(node)
+        OPERATIONS[node["op"]].onnx(graph, node)
     channels, rows, columns = net.graph["input_shape"]
     sizes = ["rows", "columns"] if net.graph["task"] == "super_resolution" else [rows, columns]
     source = helper.make_tensor_value_info(net.graph["input"], TensorProto.FLOAT, ["images", channels, *sizes])
@@ -72,8 +73,8 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
 Arithmetic = tuple[list[str], list[tuple[str, Tensor]]]
 
 
-class _Graph(Constants):
-    """One method for each operation of a deployed network, called with its node."""
+class OnnxGraph(Constants):
+    """What operations write themselves to: nodes, constants, and who reads what."""
 
     def __init__(self, net: DeployedNet, float_biases: bool, weights: tuple[int, int]) -> None:
         super().__init__(net, weights)
@@ -90,7 +91,7 @@ class _Graph(Constants):
         node, readers = self.by_name.get(name, {}), self.readers.get(name, ())
         if not readers or any(reader["op"] != "quantize" or reader["by_sign"] for reader in readers):
             return None
-        return LIMITS.get(str(node.get("activation", node.get("op"))))
+        return OPERATIONS[node["op"]].limits(node) if node else None
 
     def source(self, node: Node) -> str:
         """What a node's first input is called; an activation function that quantizers apply has no node."""
@@ -98,7 +99,7 @@ class _Graph(Constants):
         if node["name"] in self.on_integers:
             return f"{name}.integers"
         before = self.by_name.get(name, {})
-        return self.source(before) if before.get("op") in LIMITS and self.clipped(name) else name
+        return self.source(before) if before and "weight" not in before and self.clipped(name) else name
 
     def quantize(self, node: Node) -> None:
         """Quantize, clip where codes are fewer than the type's, dequantize."""
@@ -151,17 +152,14 @@ class _Graph(Constants):
             "pads": [padding] * 4,
             "group": node["groups"],
         }
-        applied = node["activation"] == "none" or self.clipped(name)
-        activation = None if applied else getattr(self, f"{node['activation']}")
+        activation = None if self.clipped(name) else ACTIVATIONS[node["activation"]]
         self._layer(node, "Conv", source, activation, geometry)
 
     def linear(self, node: Node) -> None:
         """A classifier."""
         self._layer(node, "Gemm", self.source(node), None, {"transB": 1})
 
-    def _layer(
-        self, node: Node, op: str, source: str, activation: Callable[[Node, str], None] | None, attributes: Any
-    ) -> None:
+    def _layer(self, node: Node, op: str, source: str, activation: Activation | None, attributes: Any) -> None:
         name = node["name"]
         inputs, behind = self._on_integers(node) if name in self.on_integers else self._on_values(node)
         last = name if activation is None else f"{name}.linear"
@@ -172,7 +170,7 @@ class _Graph(Constants):
             target = last if index == len(behind) - 1 else f"{name}.scaled"
             output = self.add_node(kind, [output, factor], target)
         if activation is not None:
-            activation(node, output)
+            activation.onnx_of(self, node, output)
 
     def _on_values(self, node: Node) -> Arithmetic:
         """Weights and biases of a layer whose sums runtimes may form of codes and scale in one kernel."""
@@ -203,58 +201,6 @@ class _Graph(Constants):
         zero_points = self.stored(node, "weight_zero_point")
         mixed = zero_points is not None and zero_points.unique().numel() > 1
         return mixed and node.get("groups", 1) == node["shape"][0] > 1
-
-    def relu(self, node: Node, source: str | None = None) -> None:
-        """``max(x, 0)``."""
-        if source or not self.clipped(node["name"]):
-            self.add_node("Relu", [source or node["inputs"][0]], node["name"])
-
-    def relu6(self, node: Node, source: str | None = None) -> None:
-        """Between 0 and 6."""
-        self._clip(node, source, *LIMITS["relu6"])
-
-    def hardtanh(self, node: Node, source: str | None = None) -> None:
-        """Between -1 and 1."""
-        self._clip(node, source, *LIMITS["hardtanh"])
-
-    def _clip(self, node: Node, source: str | None, low: float, high: float) -> None:
-        if not source and self.clipped(node["name"]):
-            return
-        ends = [self.constant(f"{node['name']}.least", low), self.constant(f"{node['name']}.most", high)]
-        self.add_node("Clip", [source or node["inputs"][0], *ends], node["name"])
-
-    def prelu(self, node: Node, source: str) -> None:
-        """A slope per channel below zero."""
-        slope = self.constant(f"{node['name']}.slope", self.net.stored[node["slope"]].view(-1, 1, 1))
-        self.add_node("PRelu", [source, slope], node["name"])
-
-    def add(self, node: Node) -> None:
-        """A sum."""
-        self.add_node("Add", node["inputs"], node["name"])
-
-    def flatten(self, node: Node) -> None:
-        """To ``[N, C]``; not by Flatten, across which runtimes do not move a quantizer to the pool in front."""
-        shape = self.constant(f"{node['name']}.shape", [0, -1], np.int64)
-        self.add_node("Reshape", [node["inputs"][0], shape], node["name"])
-
-    def global_average_pool(self, node: Node) -> None:
-        """To ``[N, C, 1, 1]``."""
-        self.add_node("GlobalAveragePool", node["inputs"], node["name"])
-
-    def max_pool(self, node: Node) -> None:
-        """Square windows."""
-        geometry = {"kernel_shape": [node["size"]] * 2, "strides": [node["stride"]] * 2, "pads": [node["padding"]] * 4}
-        self.add_node("MaxPool", node["inputs"], node["name"], **geometry)
-
-    def pixel_shuffle(self, node: Node) -> None:
-        """Channels to pixels, in torch's order."""
-        self.add_node("DepthToSpace", node["inputs"], node["name"], blocksize=node["scale"], mode="CRD")
-
-    def nearest_upsample(self, node: Node) -> None:
-        """Each pixel ``scale`` times in both directions."""
-        scales = self.constant(f"{node['name']}.scales", [1, 1, node["scale"], node["scale"]])
-        where = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        self.add_node("Resize", [node["inputs"][0], "", scales], node["name"], **where)
 
 
 def _moved(low: int, high: int) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repq_cli.deploy.network import DeployedNet, Node
+from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.operations.base import Node
+from repq_cli.deploy.operations.layers import behind
 from repq_cli.deploy.xnor import BinaryConv
 from repq_cli.errors import ConfigError
 
@@ -44,19 +46,17 @@ class XnorNet(DeployedNet):
         self.binary[name] = BinaryConv(self.codes(node), codes, node["stride"], node["padding"], pad)
         self.thresholds[name] = sum(codes) / 2
 
-    def _quantize(self, node: Node, x: Tensor) -> Tensor:
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         """Where only signs are read, whoever reads them takes them when packing."""
-        return x if node["name"] in self.packed_by_readers else super()._quantize(node, x)
-
-    def _sums(self, node: Node, x: Tensor) -> Tensor:
+        if node["name"] in self.packed_by_readers:
+            return inputs[0]
         if node["name"] not in self.binary:
-            return super()._sums(node, x)
+            return super().compute(node, *inputs)
+        x, *raw = inputs
         sums, bias = self.binary[node["name"]](x, self.thresholds[node["name"]]), self.held(node, "summed_bias")
-        return sums if bias is None else sums.add_(bias.to(torch.int32).view(-1, 1, 1))
-
-    def _multiplied(self, sums: Tensor, factor: Tensor) -> Tensor:
-        """In place, also where sums are int32: fresh memory would cost as much again."""
-        return torch.mul(sums, factor, out=sums.view(torch.float32))
+        if bias is not None:
+            sums.add_(bias.to(torch.int32).view(-1, 1, 1))
+        return behind(self, node, sums, *raw)
 
 
 def _is_binary(node: Node, source: Node) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from repq_cli.deploy.freeze import operation
+from repq_cli.deploy.tracing import Conversion
 from repq_cli.library.quantize import mode_options, quant_options, require_blocks, require_fit, unblocked_layers
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.modes.compose import compose
@@ -79,10 +78,10 @@ def explain(net: nn.Module, example: Tensor, weight_bits: int = 8, act_bits: int
     mode = mode_options(net, AUTO, quant)
     composed = compose(mode.rule.shaped_net(net, [example], mode), mode, quant).eval()
     left, reads = unblocked_layers(net), input_quantizers(composed)
-    return Explanation(
-        mode.name,
-        tuple(_layer(node, net, composed, left, reads) for node in traced(composed).nodes if _computes(node, composed)),
-    )
+    graph = traced(composed)
+    found = Conversion(composed, graph, example.shape[1:])
+    steps = [node for node in graph.nodes if _computes(node, composed)]
+    return Explanation(mode.name, tuple(_layer(node, net, found, left, reads) for node in steps))
 
 
 def _computes(node: fx.Node, net: nn.Module) -> bool:
@@ -92,24 +91,20 @@ def _computes(node: fx.Node, net: nn.Module) -> bool:
     return not isinstance(net.get_submodule(str(node.target)), Quantizer | nn.Identity)
 
 
-def _layer(node: fx.Node, net: nn.Module, composed: nn.Module, left: list[str], reads: dict[str, str]) -> Layer:
+def _layer(node: fx.Node, net: nn.Module, found: Conversion, left: list[str], reads: dict[str, str]) -> Layer:
+    becomes = " + ".join(found.became[node]) or None
     if node.op != "call_module":
-        known = node.target is operator.add
-        word = getattr(node.target, "__name__", str(node.target))
-        refusal = None if known else f"{word} has no deployed form: use a module of torch's that has one."
-        return Layer(node.name, "", 0, None, None, "add" if known else None, refusal)
+        refusal = next((refusal.reason for refusal in found.refusals if refusal.name == node.name), None)
+        return Layer(node.name, "", 0, None, None, becomes, refusal)
     name = str(node.target)
-    module, before = composed.get_submodule(name), net.get_submodule(name)
+    module, before = found.net.get_submodule(name), net.get_submodule(name)
     if name in left:
         refusal = f"{name} is a {type(before).__name__} outside a block: make a block of it, or name it in keep_float."
         return Layer(name, type(before).__name__, 0, 32, 32, None, refusal)
-    try:
-        becomes, refusal = str(operation(name, module, {})["op"]), None
-    except ValueError as error:
-        becomes, refusal = None, str(error)
+    refusal = next((refusal.reason for refusal in found.refusals if refusal.name == name), None)
     if not isinstance(module, QuantLayer):
         return Layer(name, type(module).__name__, 0, None, None, becomes, refusal)
-    quantizer = composed.get_submodule(reads[name]) if name in reads else None
+    quantizer = found.net.get_submodule(reads[name]) if name in reads else None
     act_bits = quantizer.bits if isinstance(quantizer, Quantizer) else 32
     kind, branches = (before.kind, len(before.branches)) if isinstance(before, Block) else ("linear", 1)
     return Layer(name, kind, branches, module.quantizer.bits, act_bits, becomes, refusal)

@@ -1,0 +1,91 @@
+"""What is known of one operation of deployed networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from torch import Tensor
+
+from repq_cli.bounds import Range
+
+if TYPE_CHECKING:
+    from repq_cli.deploy.integer import IntegerNet
+    from repq_cli.deploy.integer_scales import Scaled
+    from repq_cli.deploy.network import DeployedNet
+    from repq_cli.deploy.onnx_graph import OnnxGraph
+
+Node = dict[str, Any]
+Constants = dict[str, Any]
+
+Bits = Annotated[int, Range(1, 8)]
+Code = Annotated[int, Range(-256, 256)]
+Size = Annotated[int, Range(1, 2**20)]
+Place = Annotated[int, Range(0, 256)]
+Step = Annotated[int, Range(1, 256)]
+Window = Place | tuple[Place, Place]
+Optional = str | None
+
+# Of files: the first; with codes of their own for split identities. Older versions of repq refuse what is newer.
+FORMATS = FORMAT, FORMAT_WITH_IDENTITIES = 2, 3
+
+
+def schema(*others: Mapping[str, Any], **keys: Any) -> Mapping[str, Any]:
+    """The annotations of a node's keys: those of others, and more."""
+    return {name: annotation for part in (*others, keys) for name, annotation in part.items()}
+
+
+class Operation:
+    """One entry of the registry; a subclass says what an operation is in every form that a network has.
+
+    name           what ``op`` says in a node
+    keys, others   the keys of its node beside ``name``, ``op`` and ``inputs``, and those that it may lack
+    inputs         the least and the greatest number of its inputs
+    tensors        keys that name a tensor with which ``compute`` computes as it is
+    keeps_codes    codes in are codes out, of the same step, so that a layer may read them
+    """
+
+    name: ClassVar[str]
+    keys: Mapping[str, Any] = schema()
+    others: Mapping[str, Any] = schema()
+    inputs: tuple[int, int] = (1, 1)
+    tensors: tuple[str, ...] = ()
+    keeps_codes = False
+
+    def format(self, node: Node) -> int:
+        """The first version of files whose readers know this node."""
+        return FORMAT
+
+    def problems(self, node: Node, known: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+        """What is wrong with a node whose keys are of the right types, as a sentence's end.
+
+        known: the nodes before it. tensors: those of the file.
+        """
+        return iter(())
+
+    def hold(self, net: DeployedNet, node: Node) -> None:
+        """Prepare the tensors that ``compute`` computes with."""
+        for key in self.tensors:
+            if node.get(key):
+                net.hold(node, key, net.stored[node[key]])
+
+    def compute(self, net: DeployedNet, node: Node, *inputs: Any, **unused: Any) -> Tensor:
+        """In floating point."""
+        raise NotImplementedError
+
+    def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
+        """The node's integer constants and what is known of its output. By default it has its input's scale."""
+        (given,) = known
+        return {}, given._replace(codes=given.codes and self.keeps_codes)
+
+    def integers(self, net: IntegerNet, node: Node, constants: Constants, *inputs: Any, **unused: Any) -> Tensor:
+        """In integers, ``int32`` by value."""
+        raise NotImplementedError
+
+    def onnx(self, graph: OnnxGraph, node: Node) -> None:
+        """As nodes of ONNX."""
+        raise NotImplementedError
+
+    def limits(self, node: Node) -> tuple[float, float] | None:
+        """Where it cuts what it lets through otherwise, if that is all it does: codes can be clipped instead."""
+        return None

@@ -1,0 +1,206 @@
+"""Convolutions and products with a weight: sums of codes, times what they are worth, plus a bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repq_cli.deploy.fixed_point import with_bias
+from repq_cli.deploy.integer_scales import Scaled, prepare_layer
+from repq_cli.deploy.operations.base import (
+    FORMAT,
+    FORMAT_WITH_IDENTITIES,
+    Bits,
+    Constants,
+    Node,
+    Operation,
+    Optional,
+    Place,
+    Size,
+    Step,
+    schema,
+)
+from repq_cli.deploy.operations.checks import problems_of_codes, problems_of_tensors
+from repq_cli.deploy.operations.quantize import CODES
+from repq_cli.deploy.operations.unary import ACTIVATIONS, integer_ends
+from repq_cli.deploy.packing import packed_bits
+
+if TYPE_CHECKING:
+    from repq_cli.deploy.integer import IntegerNet
+    from repq_cli.deploy.network import DeployedNet
+    from repq_cli.deploy.onnx_graph import OnnxGraph
+
+LARGEST_TENSOR = 2**31  # elements
+
+LAYER = {"bits": Bits | Literal[32], "weight": str, "bias": Optional, "bias_step": Optional, "multiplier": Optional}
+OF_CODES = {**CODES, "weight_step": str, "weight_zero_point": Optional}  # of a layer of less than 32 bits
+
+
+class Layer(Operation):
+    """``sums(x, weight, summed_bias) * factor + bias``, each where there is one; ``shape`` is the weight's."""
+
+    def format(self, node: Node) -> int:
+        return FORMAT_WITH_IDENTITIES if node.get("identity") else FORMAT
+
+    def problems(self, node: Node, known: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+        outputs, count = node["shape"][0], math.prod(node["shape"])
+        if count > LARGEST_TENSOR:
+            yield f"has a weight of {count} elements"
+            return
+        if node["bits"] != 32:
+            if missing := [key for key in OF_CODES if key not in node]:
+                yield f"lacks {', '.join(missing)}"
+                return
+            yield from problems_of_codes(node)
+        elif strange := [key for key in (*OF_CODES, "identity") if node.get(key)]:
+            yield f"has {', '.join(strange)}, and weights of 32 bits"
+        elif node["bias_step"]:
+            yield "has a bias_step, and weights of 32 bits"
+        packed = -(-count * packed_bits(node["bits"]) // 8) if node["bits"] != 32 else count
+        channels = {1, outputs}
+        sizes = {"weight": {packed}, **dict.fromkeys(("weight_step", "weight_zero_point"), channels), "bias": {outputs}}
+        sizes |= {**dict.fromkeys(("bias_step", "multiplier", "slope"), channels), "identity": {outputs}}
+        yield from problems_of_tensors(node, tensors, sizes)
+
+    def hold(self, net: DeployedNet, node: Node) -> None:
+        super().hold(net, node)
+        stored, codes = net.stored, net.codes(node) if node["bits"] != 32 else None
+        weight = stored[node["weight"]] if codes is None else codes.to(stored[node["weight_step"]].dtype)
+        if node.get("weight_zero_point"):
+            weight -= stored[node["weight_zero_point"]]
+        factor = stored[node["multiplier"]] if node["multiplier"] else None
+        summed = factor is None
+        if node["name"] in net.on_codes:
+            step = stored[net.quantizers[node["inputs"][0]]["step"]]
+            worth = stored[node["weight_step"]].flatten() * step
+            factor, summed = worth if factor is None else worth * factor, bool(node["bias_step"])
+        elif node.get("weight_step"):
+            weight *= stored[node["weight_step"]]
+        summed &= not node.get("input_scale")
+        bias = stored[node["bias"]].to(weight.dtype) if node["bias"] else None
+        if bias is not None and node["bias_step"] and not summed:
+            bias = bias * stored[node["bias_step"]]
+        for key, tensor in (("weight", weight), ("factor", factor), ("summed_bias" if summed else "bias", bias)):
+            if tensor is not None:
+                net.hold(node, key, tensor)
+
+    def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
+        return prepare_layer(node, known, net.deployed)
+
+
+class Linear(Layer):
+    """A product with a matrix ``[O, I]``."""
+
+    name = "linear"
+    keys = schema(LAYER, shape=tuple[Size, Size])
+    others = OF_CODES
+
+    def compute(self, net: DeployedNet, node: Node, x: Tensor) -> Tensor:
+        weight = net.held(node, "weight")
+        assert weight is not None
+        return scaled(net, node, exact(net, node, F.linear(x, weight, net.held(node, "summed_bias"))))
+
+    def integers(self, net: IntegerNet, node: Node, constants: Constants, x: Tensor) -> Tensor:
+        return with_bias(x @ constants["weight"].T, constants["left"], constants["bias"])
+
+    def onnx(self, graph: OnnxGraph, node: Node) -> None:
+        graph.linear(node)
+
+
+class Conv(Layer):
+    """A convolution and its activation function. Of two inputs the second is the first before it was quantized."""
+
+    name = "conv"
+    keys = schema(
+        LAYER,
+        shape=tuple[Size, Size, Size, Size],
+        stride=Step,
+        padding=Place,
+        groups=Size,
+        pad_value=Literal[-1, 0, 1],
+        input_scale=bool,
+        activation=Literal["none", "relu", "relu6", "hardtanh", "prelu"],
+    )
+    others = schema(OF_CODES, slope=str, identity=Optional)
+    inputs = (1, 2)
+    tensors = ("slope",)
+
+    def problems(self, node: Node, known: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+        if node["shape"][0] % node["groups"]:
+            yield f"has {node['shape'][0]} outputs in {node['groups']} groups"
+        if (node["activation"] == "prelu") != ("slope" in node):
+            yield "has a slope without prelu, or prelu without a slope"
+        if node["input_scale"] != (len(node["inputs"]) == 2):
+            yield "has other inputs than its input_scale wants"
+        if node["pad_value"] and known[node["inputs"][0]].get("op") != "quantize":
+            yield "pads with a value, and reads no codes"
+        yield from super().problems(node, known, tensors)
+
+    def compute(self, net: DeployedNet, node: Node, x: Tensor, *raw: Tensor) -> Tensor:
+        return behind(net, node, exact(net, node, convolution(net, node, x)), *raw)
+
+    def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
+        constants, out = super().scales(node, known, net)
+        ends = self.limits(node)
+        return constants if ends is None else constants | integer_ends(ends, out.scale), out
+
+    def integers(self, net: IntegerNet, node: Node, constants: Constants, x: Tensor) -> Tensor:
+        padding = node["padding"]
+        if constants["pad"] and padding:
+            x, padding = F.pad(x, [padding] * 4, value=constants["pad"]), 0
+        sums = F.conv2d(x, constants["weight"], None, node["stride"], padding, 1, node["groups"])
+        y = with_bias(sums, constants["left"], constants["bias"])
+        activation = ACTIVATIONS[node["activation"]]
+        return y if activation is None else activation.integers(net, node, constants, y)
+
+    def onnx(self, graph: OnnxGraph, node: Node) -> None:
+        graph.conv(node)
+
+    def limits(self, node: Node) -> tuple[float, float] | None:
+        activation = ACTIVATIONS[node["activation"]]
+        return None if activation is None else activation.limits(node)
+
+
+def convolution(net: DeployedNet, node: Node, x: Tensor) -> Tensor:
+    """The sums of a convolution, with the bias that belongs to them."""
+    weight, bias, padding = net.held(node, "weight"), net.held(node, "summed_bias"), node["padding"]
+    assert weight is not None
+    if node["pad_value"] and padding:
+        x, padding = F.pad(x, [padding] * 4, value=net.pad_code(node)), 0
+    return F.conv2d(x, weight, bias, node["stride"], padding, 1, node["groups"])
+
+
+def exact(net: DeployedNet, node: Node, sums: Tensor) -> Tensor:
+    """Sums of codes as integers: a GPU may multiply by the fractions of Winograd's transform, and be off by 1e-5."""
+    return sums.round_() if sums.is_cuda and node["name"] in net.on_codes else sums
+
+
+def behind(net: DeployedNet, node: Node, sums: Tensor, raw: Tensor | None = None) -> Tensor:
+    """All that follows the sums of a convolution. raw: what it reads, not quantized, for XNOR-Net's K."""
+    y = scaled(net, node, sums, None if raw is None else input_scale(node, raw))
+    activation = ACTIVATIONS[node["activation"]]
+    return y if activation is None else activation.compute(net, node, y)
+
+
+def scaled(net: DeployedNet, node: Node, sums: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Sums, in place, times what they are worth, plus the bias. scale: XNOR-Net's K in between."""
+    factor, bias = net.held(node, "factor"), net.held(node, "bias")
+    shape = (-1, *[1] * (sums.dim() - 2))
+    if factor is not None:
+        # In place, also where sums are int32: fresh memory would cost as much again.
+        sums = torch.mul(sums, factor.view(shape), out=sums.view(factor.dtype))
+    y = sums if scale is None else sums.mul_(scale)
+    return y if bias is None else y.add_(bias.view(shape))
+
+
+def input_scale(node: Node, raw: Tensor) -> Tensor:
+    """The mean magnitude of what each position saw, per group of channels."""
+    outputs, inputs, size, _ = node["shape"]
+    magnitude = raw.abs().unflatten(1, (node["groups"], inputs)).mean(2)
+    scale = F.avg_pool2d(magnitude, size, node["stride"], node["padding"])
+    return scale if node["groups"] == 1 else scale.repeat_interleave(outputs // node["groups"], 1)

@@ -1,0 +1,247 @@
+"""From the operations of a network's forward pass to the nodes of a deployed one.
+
+What becomes of a module or a function is registered by ``form`` beside its operation. A form is called with the
+``Call`` and then as the module's forward or the function itself was, tensors being ``Ref``; it emits nodes and returns
+what the call gives: a ``Ref``, several, or a number that is known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from repq_cli.quant.frozen_layers import frozen_layers
+
+Node = dict[str, Any]
+Form = Callable[..., Any]
+FORMS: dict[Any, Form] = {}
+IMAGES = 2  # of the run that tells sizes: a size of 1 is then no number of images
+
+
+class RefusedError(ValueError):
+    """Why something has no deployed form, as a sentence."""
+
+
+class Refusal(NamedTuple):
+    """A step without a deployed form. name: a module's path, or the step's; kind: its class or function."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor of the deployed network, by the name of the node that gives it."""
+
+    name: str
+
+
+def form(*kinds: Any) -> Callable[[Form], Form]:
+    """What becomes of modules of these classes, of calls of these functions, of methods of tensors by these names.
+
+    The form of a module gets the module before its inputs. A class of ours stands for those derived from it, too,
+    unless they are registered themselves; one of torch's for itself alone.
+    """
+
+    def register(function: Form) -> Form:
+        FORMS.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+class Conversion:
+    """What becomes of a traced network: nodes and tensors, or all refusals at once.
+
+    nodes      the deployed network's, in order
+    stored     their tensors, by the name that nodes say
+    source     what the image is called, and ``output`` what the network gives: a name, or lists and dicts of names
+    became     the operations that each step became, none where it does nothing
+    refusals   steps without a deployed form
+    """
+
+    def __init__(self, net: nn.Module, graph: fx.Graph, input_shape: Sequence[int] | None = None) -> None:
+        self.net, self.graph, self.input_shape = net, graph, input_shape
+        self.nodes: list[Node] = []
+        self.stored: dict[str, Tensor] = {}
+        self.became: dict[fx.Node, list[str]] = {}
+        self.refusals: list[Refusal] = []
+        self.source: str | None = None
+        self.output: Any = None
+        self._values: dict[fx.Node, Any] = {}
+        self._makers: dict[str, fx.Node] = {}
+        self._seen: dict[fx.Node, Any] | None = None
+        for step in graph.nodes:
+            before = len(self.nodes)
+            call = Call(self, step)
+            try:
+                self._values[step] = self._converted(step, call)
+            except ValueError as error:
+                self.refusals.append(Refusal(call.path, call.kind, str(error)))
+                self._values[step] = Ref(step.name)
+            if isinstance(self._values[step], Ref):
+                self._makers.setdefault(self._values[step].name, step)
+            self.became[step] = [node["op"] for node in self.nodes[before:]]
+
+    def _converted(self, step: fx.Node, call: Call) -> Any:
+        args: tuple[Any, ...] = map_arg(step.args, lambda node: self._values[node])
+        kwargs: dict[str, Any] = map_arg(step.kwargs, lambda node: self._values[node])
+        if step.op == "placeholder":
+            return self._placeholder(step)
+        if step.op == "output":
+            self.output = _names(args[0])
+            return None
+        if step.op == "get_attr":
+            return _attribute(self.net, str(step.target))
+        if step.op == "call_module":
+            return call.form(call.module)(call, call.module, *args, **kwargs)
+        if step.op == "call_function" and not _has_ref((args, kwargs)):
+            assert callable(step.target)
+            return step.target(*args, **kwargs)  # arithmetic of sizes
+        return call.form(step.target)(call, *args, **kwargs)
+
+    def _placeholder(self, step: fx.Node) -> Any:
+        if self.source is None:
+            self.source = step.name
+            return Ref(step.name)
+        if step.args:
+            return step.args[0]  # a default
+        raise RefusedError(f"The network's input {step.target} is a second one: a deployed network reads one tensor.")
+
+    def sizes(self, step: fx.Node) -> Any:
+        """What a step gives for two images, tensors as their sizes; RefusedError where the image's size isn't known."""
+        if self._seen is None:
+            if self.input_shape is None:
+                raise RefusedError("Its sizes follow the image's, which nobody has said: give an example.")
+            self._seen = _sizes(self.net, self.graph, self.input_shape)
+        return self._seen[step]
+
+    def made_by(self, ref: Ref) -> fx.Node:
+        """The step that gives a tensor."""
+        return self._makers[ref.name]
+
+
+class Call:
+    """One step of a traced network: what it may emit, store and ask.
+
+    path  of the module, or the step's name. kind: its class or function, for people.
+    """
+
+    def __init__(self, conversion: Conversion, step: fx.Node) -> None:
+        self.conversion, self.step = conversion, step
+        is_module = step.op == "call_module"
+        self.module = conversion.net.get_submodule(str(step.target)) if is_module else nn.Identity()
+        self.path = str(step.target) if is_module else step.name
+        self.kind = type(self.module).__name__ if is_module else _word(step.target)
+        self._emitted = 0
+
+    def form(self, kind: Any) -> Form:
+        """The registered form of a module, a function or a method's name; RefusedError where there is none."""
+        if not isinstance(kind, nn.Module):
+            if kind in FORMS:
+                return FORMS[kind]
+            raise RefusedError(
+                f"The call of {self.kind} at {self.path} has no deployed form: use an operation that has one, or keep "
+                f"the module that calls it out of the network."
+            )
+        for base in type(kind).__mro__:
+            if base in FORMS and (base is type(kind) or not base.__module__.startswith("torch.")):
+                return FORMS[base]
+        legal = sorted({found.__name__ for found in FORMS if isinstance(found, type) and issubclass(found, nn.Module)})
+        raise RefusedError(
+            f"The {self.kind} of layer {self.path} has no deployed form; these have: {', '.join(legal)}."
+        )
+
+    def emit(self, op: str, inputs: Sequence[Ref], **keys: Any) -> Ref:
+        """One node; the first of a step has the step's name."""
+        name = f"{self.step.name}__{self._emitted}" if self._emitted else self.step.name
+        self._emitted += 1
+        self.conversion.nodes.append({"name": name, "inputs": [ref.name for ref in inputs], "op": op, **keys})
+        return Ref(name)
+
+    def store(self, key: str, tensor: Tensor | None) -> str | None:
+        """A tensor of the file; the name under which it is stored there."""
+        if tensor is None:
+            return None
+        self.conversion.stored[f"{self.path}.{key}"] = tensor
+        return f"{self.path}.{key}"
+
+    def sizes(self, ref: Ref) -> tuple[int, ...]:
+        """Of a tensor that a step gives, for two images."""
+        return tuple(self.conversion.sizes(self.conversion.made_by(ref)))
+
+
+def _word(target: Any) -> str:
+    """``torch.cat``, ``Tensor.view``: a function or a method for people."""
+    if isinstance(target, str):
+        return f"Tensor.{target}"
+    module = str(getattr(target, "__module__", "")).removeprefix("_")
+    return ".".join(filter(None, (module.partition(".")[0], str(getattr(target, "__name__", target)))))
+
+
+def _names(output: Any) -> Any:
+    """The names of what the network gives, in the structure in which it gives them."""
+    if isinstance(output, Ref):
+        return output.name
+    if isinstance(output, dict) and all(isinstance(key, str) for key in output):
+        return {key: _names(item) for key, item in output.items()}
+    if isinstance(output, list | tuple):
+        return [_names(item) for item in output]
+    raise RefusedError(
+        f"The network gives {str(output)[:50]}, which is no tensor: leave it out of what forward returns."
+    )
+
+
+def _has_ref(value: Any) -> bool:
+    if isinstance(value, Ref):
+        return True
+    if isinstance(value, list | tuple):
+        return any(map(_has_ref, value))
+    if isinstance(value, slice):
+        return any(map(_has_ref, (value.start, value.stop, value.step)))
+    return isinstance(value, dict) and any(map(_has_ref, value.values()))
+
+
+def _attribute(net: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(net.get_submodule(owner), name)
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a network and notes what every step gives, tensors as their sizes."""
+
+    def __init__(self, net: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(net, graph=graph)
+        self.seen: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One step."""
+        found = super().run_node(n)
+        self.seen[n] = _size_of(found)
+        return found
+
+
+def _size_of(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        return [_size_of(item) for item in value]
+    return tuple(value.shape) if isinstance(value, Tensor) else value
+
+
+@torch.no_grad()
+def _sizes(net: nn.Module, graph: fx.Graph, input_shape: Sequence[int]) -> dict[fx.Node, Any]:
+    like = next(net.parameters(), torch.zeros(()))
+    interpreter = _Sizes(net, graph)
+    modes = {part: part.training for part in net.modules()}
+    try:
+        with frozen_layers(net.eval()):
+            interpreter.run(like.new_zeros(IMAGES, *input_shape))
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    return interpreter.seen
