@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from repq_cli.modes.catalogue import mode_named
+from repq_cli.modes.catalogue import AUTO, mode_named
 from repq_cli.modes.mode import Mode
 from repq_cli.modes.options import ModeOptions
 from repq_cli.problems import Problem
 from repq_cli.quant.options import METHOD_BITS, QuantOptions, Tensors
 from repq_cli.targets import DataSection, ModelSection, RepSection
-from repq_cli.train.options import OptimOptions, StageOptions
+from repq_cli.train.options import OptimOptions, QATOptions, StageOptions
 
 
 def _mode_fits_block(options: ModeOptions, rep: RepSection) -> Iterator[Problem]:
@@ -92,7 +92,7 @@ def _task_fits(task: str, model: ModelSection, data: DataSection, quant: QuantOp
         yield Problem("quant.output", "int8", "does not go with quant.act_bits=32, which quantizes no activation")
 
 
-def _stages_have_weights(fp: StageOptions, qat: StageOptions) -> Iterator[Problem]:
+def _stages_have_weights(fp: StageOptions, qat: QATOptions) -> Iterator[Problem]:
     if fp.checkpoint is None and fp.epochs == 0:
         yield Problem("fp.epochs", 0, "leaves QAT without FP weights; use 1 or more, or set fp.checkpoint")
     of_a_file = {"format": "auto", "weights": "auto", "head": "same", "input": "same"}
@@ -105,6 +105,37 @@ def _stages_have_weights(fp: StageOptions, qat: StageOptions) -> Iterator[Proble
         if getattr(qat, key) != default:
             hint = hints.get(key, " for QAT")
             yield Problem(f"qat.{key}", getattr(qat, key), f"has no meaning{hint}")
+
+
+def _tools_have_effect(task: str, mode: ModeOptions, quant: QuantOptions, qat: QATOptions) -> Iterator[Problem]:
+    if qat.teacher is not None and task != "classification":
+        yield Problem("qat.teacher", qat.teacher, f"teaches by probabilities of classes, which task={task} has none of")
+    for key, default in (("distill_weight", 0.5), ("temperature", 2.0)):
+        if qat.teacher is None and getattr(qat, key) != default:
+            yield Problem(f"qat.{key}", getattr(qat, key), "is for distillation; set qat.teacher=fp as well")
+    if mode.name == AUTO:
+        return
+    learned = quant.weight_method == "lsq" and quant.weight_bits < 32 and mode.rule.quantizes_merged
+    if qat.steps_within is not None and not learned:
+        yield Problem(
+            "qat.steps_within",
+            qat.steps_within,
+            f"is for learned steps of merged kernels, which mode={mode.name} with "
+            f"quant.weight_method={quant.weight_method} at {quant.weight_bits} bit has none of",
+        )
+    if qat.reestimate_bn and (why := _statistics_stay(mode, quant, qat)) is not None:
+        yield Problem("qat.reestimate_bn", qat.reestimate_bn, f"takes statistics anew that follow batches, and {why}")
+
+
+def _statistics_stay(mode: ModeOptions, quant: QuantOptions, qat: QATOptions) -> str | None:
+    """Why no batch norm follows the last batches of QAT, as a clause, or None."""
+    if mode.has_post_bn(quant.weight_bits):
+        return None
+    if "freeze_bn_after" not in mode.rule.options or (mode.rule.merges_first and mode.merged_bn == "none"):
+        return f"mode={mode.name} has none; use mode=repq_bn or repq_bnest"
+    if mode.freeze_bn_after is not None and mode.freeze_bn_after < qat.epochs:
+        return f"mode.freeze_bn_after={mode.freeze_bn_after} keeps them still; set it to null"
+    return None
 
 
 def _methods_have_their_bits(quant: QuantOptions) -> Iterator[Problem]:
@@ -169,4 +200,5 @@ COMBINATIONS: list[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]] = [
     (("rep", "quant"), _identity_can_be_split),
     (("task", "model", "data", "quant"), _task_fits),
     (("fp", "qat"), _stages_have_weights),
+    (("task", "mode", "quant", "qat"), _tools_have_effect),
 ]

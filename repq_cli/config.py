@@ -16,7 +16,7 @@ from repq_cli.modes.mode import REP_WITHOUT_BRANCHES
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.targets import DataSection, ModelSection, RepSection, Target
-from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
+from repq_cli.train.options import OptimOptions, QATOptions, RuntimeOptions, ScheduleOptions, StageOptions
 from repq_cli.typecheck import annotations_of, bare
 
 S = TypeVar("S")
@@ -44,7 +44,7 @@ class Config:
     quant: Annotated[QuantOptions, Affects.QAT]
     mode: Annotated[ModeOptions, Affects.QAT]
     fp: StageOptions
-    qat: Annotated[StageOptions, Affects.QAT]
+    qat: Annotated[QATOptions, Affects.QAT]
     optim: OptimOptions
     schedule: ScheduleOptions
     runtime: RuntimeOptions

@@ -39,6 +39,17 @@ class StopAfter(StopRequest):
         return super().__bool__()
 
 
+TOOLS = [
+    "optim.step_lr=0.5",
+    "qat.epochs=2",
+    "qat.freeze_steps_at=0.6",
+    "qat.steps_within=1.02",
+    "qat.reestimate_bn=4",
+    "qat.teacher=fp",
+    "qat.ema=0.9",
+]
+
+
 @pytest.mark.parametrize(
     ("steps", "quant"),
     [
@@ -47,6 +58,7 @@ class StopAfter(StopRequest):
         (26, ["quant=w4a4"]),
         (38, ["quant=int8_affine", "quant.act_delay=8"]),
         (27, ["quant=bnn", "quant.stochastic=true"]),  # draws go on where they stopped
+        (40, ["quant=w4a4", *TOOLS]),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(

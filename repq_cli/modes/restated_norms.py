@@ -1,4 +1,4 @@
-"""Changes of a trained network's batch norms, made between FP training and QAT, that keep the function it trains."""
+"""Statistics of batch norms taken anew: before QAT, so that the function that was trained stays, and after it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repq_cli.quant.quantizer import quantizers
 from repq_cli.reparam.algebra import Geometry, Kernel, convolve
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
@@ -148,3 +149,32 @@ def _conv_and_norm(block: Block, mean: Tensor, var: Tensor) -> Block:
     norm.weight.copy_(torch.sqrt(var + norm.eps))
     norm.bias.copy_(mean)
     return Block(block.geometry, {"conv": branch}, block.activation)
+
+
+@torch.no_grad()
+def reestimate_statistics(net: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Take the running statistics of a quantization-aware net anew, its weights and steps fixed; of how many norms.
+
+    Statistics that follow batches in training become their plain averages over ``batches``, ``m <- m + (m_k - m) / k``
+    with the moments ``m_k`` of batch k (from 1), the variance unbiased as in training; those that are frozen stay. The
+    averages of training lag behind weights that move, and codes of few bits jump with them. Quantizers work as in eval
+    mode: no range follows and no sign is drawn.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, _batches_seen(norm)) for norm in norms]
+    was_training = net.training
+    net.train()
+    for quantizer in quantizers(net).values():
+        quantizer.eval()
+    for number, batch in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 / number
+        net(batch)
+    net.train(was_training)
+    for norm, (momentum, _) in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    return sum(_batches_seen(norm) > seen for norm, (_, seen) in zip(norms, before, strict=True))
+
+
+def _batches_seen(norm: nn.modules.batchnorm._BatchNorm) -> int:
+    return 0 if norm.num_batches_tracked is None else int(norm.num_batches_tracked)

@@ -16,6 +16,7 @@ from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import StopRequest
 from repq_cli.train.log import RunLog
 from repq_cli.train.options import StageOptions
+from repq_cli.train.tools import NO_TOOLS, Tools
 
 STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated
 
@@ -25,7 +26,8 @@ class Stage:
     """A stage is data: a name, a length and a rate, and where its best net is kept.
 
     ``offset``: training steps of the stages before it, so that one TensorBoard axis holds all of them.
-    ``on_epoch`` runs before each epoch with its number.
+    ``on_epoch`` runs before each epoch with its number. ``steps_apart``: the optimiser keeps quantizers' steps in a
+    group of their own.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Stage:
     best: Path
     offset: int = 0
     on_epoch: Callable[[int], None] = lambda epoch: None
+    tools: Tools = NO_TOOLS
+    steps_apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,9 @@ class RunContext:
     fp_key: str
 
 
-def first_batches(context: RunContext, stage: str) -> Iterator[Tensor]:
+def first_batches(context: RunContext, stage: str, count: int = STATISTICS_BATCHES) -> Iterator[Tensor]:
     """Images of the batches that a stage would start with: for batch norms' statistics and first steps."""
     experiment = context.experiment
     seed = derive_seed(experiment.seed, stage, 0)
     batches = experiment.data.train.training_batches(experiment.batch_size, seed, device=context.device)
-    return (x for x, _ in itertools.islice(batches, STATISTICS_BATCHES))
+    return (x for x, _ in itertools.islice(batches, count))

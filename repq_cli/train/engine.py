@@ -122,6 +122,7 @@ class Update:
     """How a training step changes ``net``.
 
     penalty: added to the loss that is minimised, not to the one that is told.
+    objective: the loss that is minimised, of the task's own, the outputs and the inputs.
     hint: what may help where a loss is not finite.
     forward: what gives the net's outputs in its place, such as a compiled form of it.
     bounded: the float weights that are clipped after every update; found once, as it takes a walk over all modules.
@@ -135,6 +136,7 @@ class Update:
     hint: Callable[[], str] = str
     arithmetic: Arithmetic = FLOAT32
     forward: Callable[[Tensor], Tensor] | None = None
+    objective: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda loss, outputs, x: loss
 
     def __post_init__(self) -> None:
         self.bounded = bounded_latent_weights(self.net)
@@ -163,11 +165,12 @@ class Update:
         return found
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        x, targets = batch
+        x, targets = self.arithmetic.images(batch[0]), batch[1]
         with self.arithmetic.autocast():
-            outputs = in_float32((self.forward or self.net)(self.arithmetic.images(x)))
+            outputs = in_float32((self.forward or self.net)(x))
         loss = self.task.loss(outputs, targets)
-        objective = loss if self.penalty is None else loss + self.penalty()
+        objective = self.objective(loss, outputs, x)
+        objective = objective if self.penalty is None else objective + self.penalty()
         mean = mean_score(self.task.scores(outputs.detach(), targets))
         # One tensor for all, so that a GPU is waited for once.
         return objective, torch.stack([part.detach().float() for part in (loss, objective, mean)])

@@ -13,7 +13,7 @@ from repq_cli.data.identity import Identity
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.train.engine import Task
-from repq_cli.train.options import OptimOptions, RuntimeOptions, ScheduleOptions, StageOptions
+from repq_cli.train.options import OptimOptions, QATOptions, RuntimeOptions, ScheduleOptions, StageOptions
 
 OWN_ACTIVATION = "null"  # as in the configuration: the one of the model's paper
 
@@ -34,7 +34,7 @@ class Experiment:
     quant: QuantOptions
     mode: ModeOptions
     fp: StageOptions
-    qat: StageOptions
+    qat: QATOptions
     optim: OptimOptions
     schedule: ScheduleOptions
     runtime: RuntimeOptions

@@ -38,6 +38,7 @@ SOURCES = (
     "train/fp_stage.py",
     "train/optim.py",
     "train/stage.py",
+    "train/tools.py",
 )
 VERSIONS = ("torch", "torchvision", "numpy", "pillow")  # of what computes, decodes images, and draws crops
 

@@ -36,30 +36,43 @@ class AdamW(_Bare, torch.optim.AdamW):
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
+STEPS = "steps"  # marks a group of quantizers' steps alone
 FUSED_ON = {"cpu", "cuda", "mps", "xpu"}  # kinds of devices with fused SGD and AdamW
 
 
-def parameter_groups(net: nn.Module, options: OptimOptions) -> list[dict[str, object]]:
+def parameter_groups(net: nn.Module, options: OptimOptions, steps_apart: bool = False) -> list[dict[str, object]]:
     """Parameters by weight decay and learning rate.
 
     Kernels decay; batch norm, biases and whatever else has one dimension only where ``decay_also`` names it; the steps
     of quantizers never, nor kernels that ``custom_l2`` penalises or whose quantizer reads nothing but their signs.
+    steps_apart: the steps' group holds nothing else, whatever its rate; see ``stop_steps``.
     """
     steps = {id(step) for module in net.modules() if isinstance(module, Quantizer) for step in module.parameters()}
     exempt = steps | {id(weight) for weight in undecayed_latent_weights(net)}
     if options.custom_l2:
         exempt |= {id(kernel) for block in repvgg_blocks(net) for kernel in block.penalised()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {(options.weight_decay, 1.0): [], (0.0, 1.0): []}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    groups |= {(options.weight_decay, 1.0, False): [], (0.0, 1.0, False): []}
     for name, parameter in net.named_parameters():
         named = any(fnmatch(name, pattern) for pattern in options.decay_also)
         decays = (parameter.dim() > 1 or named) and id(parameter) not in exempt
-        rate = options.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
-        groups.setdefault((options.weight_decay if decays else 0.0, rate), []).append(parameter)
+        is_step = id(parameter) in steps
+        rate = options.step_lr if is_step else options.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
+        groups.setdefault((options.weight_decay if decays else 0.0, rate, is_step and steps_apart), []).append(
+            parameter
+        )
     return [
-        {"params": parameters, "weight_decay": decay, "lr_factor": rate}
-        for (decay, rate), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_factor": rate} | ({STEPS: True} if apart else {})
+        for (decay, rate, apart), parameters in groups.items()
         if parameters
     ]
+
+
+def stop_steps(optimizer: torch.optim.Optimizer) -> None:
+    """From now on quantizers' steps stay as they are: a rate of 0, which no momentum gets past."""
+    for group in optimizer.param_groups:
+        if group.get(STEPS):
+            group["lr_factor"] = 0.0
 
 
 def patterns_without_match(net: nn.Module, patterns: list[str]) -> list[str]:
@@ -68,9 +81,11 @@ def patterns_without_match(net: nn.Module, patterns: list[str]) -> list[str]:
     return [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)]
 
 
-def make_optimizer(net: nn.Module, options: OptimOptions, lr: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    net: nn.Module, options: OptimOptions, lr: float, steps_apart: bool = False
+) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW; one call for all parameters of a group, where the device has that."""
-    groups = parameter_groups(net, options)
+    groups = parameter_groups(net, options, steps_apart)
     fused = {parameter.device.type for parameter in net.parameters()} <= FUSED_ON
     if options.name == "adamw":
         return AdamW(groups, lr, betas=(float(options.betas[0]), float(options.betas[1])), fused=fused)

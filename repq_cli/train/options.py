@@ -69,11 +69,35 @@ class StageOptions(WeightOptions, TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QATOptions(StageOptions):
+    """The QAT stage, with tools that are no part of the paper's recipe; all are off unless asked for.
+
+    freeze_steps_at: the fraction of the stage's training steps after which the steps of quantizers stay as they are.
+    steps_within: a factor r; at the end of each epoch a weight step outside ``[s / r, s r]`` starts anew at the step
+        ``s`` of least squared error for the merged kernel as it is.
+    reestimate_bn: training batches from which running statistics are taken anew when training is over.
+    teacher: ``fp``: the loss is ``(1 - alpha) CE + alpha T^2 KL(softmax(t / T) || softmax(s / T))`` with the logits t
+        of the FP net and s of the quantized one; alpha is ``distill_weight`` and T ``temperature``.
+    ema: d, of the average of all weights, steps and statistics over training steps, ``a <- d a + (1 - d) w``, which is
+        what is validated, kept and shipped; null: the weights themselves.
+    """
+
+    freeze_steps_at: Annotated[float, Range(0, 1)] | None = None
+    steps_within: Annotated[float, Range(1, None, open_low=True)] | None = None
+    reestimate_bn: Annotated[int, Range(0)] = 0
+    teacher: Literal["fp"] | None = None
+    distill_weight: Annotated[float, Range(0, 1)] = 0.5
+    temperature: Annotated[float, Range(0, None, open_low=True)] = 2.0
+    ema: Annotated[float, Range(0, 1, open_high=True)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimOptions:
     """The optimiser of both stages. Weight decay falls on kernels, on batch norm and biases by name, never on steps.
 
     decay_also: patterns (``*`` for anything) of the names of other parameters that decay, as papers have it.
     bias_lr: the learning rate of biases, batch norms' included, as a multiple of the others'.
+    step_lr: that of the steps of quantizers. To a rate of SGD's a scale of their gradients is the same.
     custom_l2: RepVGG's own penalty in place of its kernels' weight decay; it makes them hard to quantize.
     """
 
@@ -87,6 +111,7 @@ class OptimOptions:
     weight_decay: Annotated[float, Range(0)]
     decay_also: list[str] = field(default_factory=list)
     bias_lr: Annotated[float, Range(0)] = 1.0
+    step_lr: Annotated[float, Range(0), Affects.QAT] = 1.0
     custom_l2: bool = False
     label_smoothing: Annotated[float, Range(0, 1)]
     clip_norm: Annotated[float, Range(0, None, open_low=True)] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ from repq_cli.train.fp_key import mixed_key
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
 from repq_cli.train.mending import frozen_again
-from repq_cli.train.options import StageOptions
+from repq_cli.train.options import QATOptions
 from repq_cli.train.outcome import choices, final_metrics
+from repq_cli.train.qat_tools import QATTools
 from repq_cli.train.stage import train_stage
 
 MERGE_TOLERANCE = 1e-4  # of float32 merging, relative to the largest output
@@ -60,7 +62,7 @@ class Run:
         self.row["time"] = self.time
 
     @property
-    def qat(self) -> StageOptions:
+    def qat(self) -> QATOptions:
         """The second stage; some modes train nothing in it."""
         qat = self.experiment.qat
         return qat if self.experiment.mode.rule.trains else replace(qat, epochs=0)
@@ -106,7 +108,7 @@ class Run:
         with context.stop.at_once():
             self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
             qat_net = self.starting_net(fp_net)
-        self.qat_stage(qat_net, saved)
+        self.qat_stage(fp_net, qat_net, saved)
         with context.stop.at_once():
             self.finish(fp_net, qat_net, earlier)
         self.folder.write_row(self.row)  # no stop comes between this and the end
@@ -196,15 +198,17 @@ class Run:
             self.warn(f"Layer '{dead}' is given the same for every image: the FP net is dead before it.")
         return net
 
-    def qat_stage(self, net: nn.Module, saved: dict[str, Any] | None) -> None:
+    def qat_stage(self, fp_net: nn.Module, net: nn.Module, saved: dict[str, Any] | None) -> None:
         """Train the quantization-aware net."""
-        mode = self.experiment.mode
+        mode, qat = self.experiment.mode, self.qat
 
         def on_epoch(epoch: int) -> None:
             if mode.freeze_bn_after is not None and epoch >= mode.freeze_bn_after:
                 freeze_statistics(net)
 
-        stage = Stage("qat", self.qat, self.folder.best, self.fp_steps, on_epoch)
+        teacher = None if qat.teacher is None else merge_blocks(fp_net)
+        tools = QATTools(net, qat, teacher, partial(first_batches, self.context, "reestimate"))
+        stage = Stage("qat", qat, self.folder.best, self.fp_steps, on_epoch, tools, qat.freeze_steps_at is not None)
         train_stage(stage, net, self.context, self.time, saved)
 
     def deploy(self, qat_net: nn.Module) -> tuple[DeployedNet, Agreement]:

@@ -42,8 +42,8 @@ class StageTrainer:
         self.experiment, self.log = context.experiment, context.log
         self.arithmetic = Arithmetic(self.experiment.runtime, context.device)
         self.arithmetic.lay_out(net, training=True)
-        self.optimizer = make_optimizer(net, self.experiment.optim, stage.options.lr)
         optim = self.experiment.optim
+        self.optimizer = make_optimizer(net, optim, stage.options.lr, stage.steps_apart)
         self.update = Update(
             net,
             self.experiment.task,
@@ -53,6 +53,7 @@ class StageTrainer:
             self._advice,
             self.arithmetic,
             CompiledForward(net, stage.name) if self.experiment.runtime.compile else None,
+            stage.tools.objective,
         )
         self.unseen: list[Tensor] = []  # what steps since the last look have found
         self.last_look = time.perf_counter()
@@ -85,6 +86,7 @@ class StageTrainer:
         self.net.load_state_dict(saved["net"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.arithmetic.restore(saved.get("scaler", {}))
+        self.stage.tools.restore(saved.get("tools", {}))
         self.epoch, self.totals = saved["epoch"], EpochTotals(**saved["totals"])
         self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
         self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
@@ -118,8 +120,11 @@ class StageTrainer:
                     f"{self._advice()}"
                 )
             self._save_best(None)  # nothing was trained: what calibration gave is what there is
-        self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
+        best = checkpoint.load(self.stage.best)
+        self.net.load_state_dict(best["net"])
         self.arithmetic.lay_out(self.net, training=False)
+        if self.stage.tools.finish():
+            checkpoint.save(self.stage.best, {**best, "net": self._finite_state()})
 
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
         experiment, options = self.experiment, self.stage.options
@@ -128,7 +133,9 @@ class StageTrainer:
             lr = learning_rate(experiment.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
             # Quantizers may draw at random: from a state that a resumed run finds again.
             torch.manual_seed(derive_seed(seed, "step", self.steps_in_epoch))
+            self.stage.tools.begin_step(self.optimizer, self.step / self.steps)
             known = self._take(batch, lr)
+            self.stage.tools.end_step()
             if known and self.step % experiment.runtime.log_every == 0:
                 self._log_step(known[-1], lr)
             bar.update(len(known))
@@ -181,8 +188,16 @@ class StageTrainer:
 
     def _end_epoch(self, bar: Any) -> None:
         """Validate, keep the best, log, and make the epoch's checkpoint."""
-        task = self.experiment.task
         self._finite_state()
+        self.stage.tools.end_epoch()
+        with self.stage.tools.validated():
+            self._validate()
+        self.epoch, self.totals = self.epoch + 1, EpochTotals()
+        self._save_last()
+        self.context.stop.check()
+
+    def _validate(self) -> None:
+        task = self.experiment.task
         score = evaluate(self.net, self.experiment.data.val, task, self.context.device)
         if math.isnan(score):
             require_usable_images(self.experiment.data.val.batches(EVAL_BATCH), "the validation split")
@@ -193,9 +208,6 @@ class StageTrainer:
             self.best_score, self.best_epoch = score, self.epoch
             self._save_best(score)
         self._log_epoch(score)
-        self.epoch, self.totals = self.epoch + 1, EpochTotals()
-        self._save_last()
-        self.context.stop.check()
 
     def _log_step(self, loss: float, lr: float) -> None:
         name = self.stage.name
@@ -251,6 +263,7 @@ class StageTrainer:
                 "net": self._finite_state(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.arithmetic.state(),
+                "tools": self.stage.tools.state(),
                 "best_score": self.best_score,
                 "best_epoch": self.best_epoch,
                 "seconds": self.seconds,
