@@ -13,11 +13,13 @@ from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import Branch, ConvBranch, IdentityBranch, ScaledBranch, SumBranch
 from repq_cli.reparam.dbb import dbb_block
 from repq_cli.reparam.ecb import MASKS, EdgeBranch, ecb_block
+from repq_cli.reparam.mobileone import mobileone_block
 from repq_cli.reparam.orepa import DeepLinearBranch, FrequencyBranch, orepa_block
 from repq_cli.reparam.plain import plain_block
 from repq_cli.reparam.qarepvgg import qarepvgg_block
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.reparam.sequential import AverageBranch, PointConvBranch, SeparableBranch, identity_point
+from repq_cli.reparam.sesr import sesr_block
 
 MakeAnyBlock = Callable[..., Block]
 
@@ -32,6 +34,7 @@ BLOCKS: dict[str, MakeAnyBlock] = {
     "dbb": dbb_block,
     "orepa": orepa_block,
     "orepa vgg": partial(orepa_block, vgg=True),
+    "mobileone": partial(mobileone_block, branches=3, dense_branches=2),
 }
 
 # Blocks without any batch norm.
@@ -42,6 +45,8 @@ BARE: dict[str, MakeAnyBlock] = {
     "dbb": partial(dbb_block, batch_norm=False),
     "ecb": ecb_block,
     "ecb with identity": partial(ecb_block, identity=True),
+    "mobileone": partial(mobileone_block, batch_norm=False, branches=2),
+    "sesr": partial(sesr_block, expansion=10),
 }
 
 # Every kernel with every stride and every kind of groups, padded to keep the size, and other paddings beside them.

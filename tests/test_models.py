@@ -12,6 +12,7 @@ from torch import nn
 
 from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
+from repq_cli.library.networks import network
 from repq_cli.models.mobilenet import mobilenet_v1, mobilenet_v2
 from repq_cli.models.repvgg import RepVGG, repvgg
 from repq_cli.models.resnet import resnet
@@ -213,6 +214,30 @@ def test_mobilenet_v1_costs_what_its_paper_says(width: float, millions: float, m
     assert parameters(net) / 1e6 == pytest.approx(millions, abs=0.051)
     deployed = freeze(compose(net, ModeOptions("plain"), QuantOptions()), {"input_shape": [3, 224, 224]})
     assert cost(deployed).macs / 1e6 == pytest.approx(mmacs, abs=1)
+
+
+# Parameters while training and in inference, of the published networks as timm 1.0.31 has them.
+MOBILEONE = {
+    "mobileone_s0": (5_293_272, 2_078_504),
+    "mobileone_s1": (4_825_192, 4_764_840),
+    "mobileone_s2": (7_884_648, 7_808_168),
+    "mobileone_s3": (10_170_600, 10_078_312),
+}
+# Weights of the merged convolutions: arXiv 2103.09404, table 1.
+SESR = {"sesr_m5": 13_520, "sesr_m11": 27_344, "sesr_xl": 105_376}
+
+
+def test_counts_of_mobileone_and_sesr() -> None:
+    for name, (training, merged) in MOBILEONE.items():
+        net = network(name, num_classes=1000)
+        assert parameters(net) == training, name
+        deployed = parameters(net.classifier)
+        for block in (module for module in net.modules() if isinstance(module, Block)):
+            deployed += block.geometry.weight_shape.numel() + block.geometry.out_channels
+        assert deployed == merged, name
+    for name, weights in SESR.items():
+        blocks = [module for module in network(name).modules() if isinstance(module, Block)]
+        assert sum(block.geometry.weight_shape.numel() for block in blocks) == weights, name
 
 
 @pytest.mark.parametrize("make", [mobilenet_v1, mobilenet_v2, repvgg, resnet])

@@ -31,7 +31,7 @@ class ECBSR(nn.Module):
         self.blocks = nn.ModuleList()
         for index, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             with layer(f"blocks.{index}"):
-                behind = None if index == last else _activation(activation, after)
+                behind = None if index == last else make_activation(activation, after)
                 self.blocks.append(make_block(Geometry(before, after), behind))
         # Pixels are never negative, what a PReLU gives may be.
         signed = activation == "prelu"
@@ -56,7 +56,8 @@ class ECBSR(nn.Module):
         return frozenset({"taps.0", "blocks.0", f"taps.{last}", f"blocks.{last}"})
 
 
-def _activation(name: str, channels: int) -> nn.Module:
+def make_activation(name: str, channels: int) -> nn.Module:
+    """What super-resolution networks have behind a block: a PReLU with a slope for every channel, or a ReLU."""
     return nn.PReLU(channels, SLOPE_INIT) if name == "prelu" else nn.ReLU()
 
 

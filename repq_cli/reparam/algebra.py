@@ -158,6 +158,17 @@ def point_then_conv(first: Kernel, second: Tensor, groups: int) -> Kernel:
     return Kernel(merged.reshape(second.shape[0], -1, *second.shape[2:]), bias.flatten())
 
 
+def conv_then_point(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """Merge a kxk convolution and the 1x1 convolution behind it: ``W[o,i,a,b] = sum_t second[o,t] first[t,i,a,b]``.
+
+    Shapes: ``first: [T, I/g, k, k]``, ``second: [O, T/g, 1, 1]``, group by group; the result ``[O, I/g, k, k]``.
+    """
+    merged = torch.einsum(
+        "got,gtiab->goiab", second.view(groups, -1, second.shape[1]), first.view(groups, -1, *first.shape[1:])
+    )
+    return merged.reshape(second.shape[0], *first.shape[1:])
+
+
 def point_then_average(first: Kernel, kernel_size: int) -> Kernel:
     """Merge a 1x1 convolution and the average pooling behind it: ``W[o,i,a,b] = first[o,i] / k^2``, the bias stays."""
     return Kernel(first.weight.expand(-1, -1, kernel_size, kernel_size) / kernel_size**2, first.bias)

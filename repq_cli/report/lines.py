@@ -17,7 +17,7 @@ from repq_cli.report.runs import Bits, Run, bits_label
 from repq_cli.runs.folder import CONFIG
 
 FLOAT = Bits(32, 32)
-REPS = ("none", "acnet", "dbb", "orepa", "ecb", "repvgg", "qarepvgg")
+REPS = ("none", "acnet", "dbb", "orepa", "ecb", "repvgg", "qarepvgg", "mobileone", "mobileone_k1", "sesr")
 NOT_SET = "not set"  # a key that other runs of the model have
 NO_CONFIG = {CONFIG: "missing"}
 
