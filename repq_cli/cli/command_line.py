@@ -10,6 +10,7 @@ from repq_cli.errors import ConfigError
 SHOWING = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 WITH_VALUE = ("--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
 CONFIG_NAMES = ("--config-name", "-cn", "--config-path", "-cp")
+RUNNING = ("--multirun", "-m", "--run", "-r", "--config-dir", "-cd")
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -29,7 +30,7 @@ class CommandLine:
     def parse(cls, arguments: list[str]) -> CommandLine:
         """Tell flags (``-c job``, ``--cfg=job``) from overrides. Raises ConfigError for one that cannot be used."""
         line = cls()
-        rest = list(arguments)
+        rest, names = list(arguments), []
         for text in rest:
             if any("\ud800" <= sign <= "\udfff" for sign in text):  # which no file of a run could hold
                 raise ConfigError(f"The argument {text} is not in UTF-8: rename what it names.")
@@ -42,6 +43,7 @@ class CommandLine:
             if flag in CONFIG_NAMES:
                 raise ConfigError(f"The flag {flag} cannot be used: a command has one configuration; see --config-dir.")
             line.flags.append(argument)
+            names.append(flag)
             if not joined and (
                 flag in WITH_VALUE or (flag in ("--info", "-i") and rest[:1] and rest[0] in INFO_TOPICS)
             ):
@@ -52,11 +54,23 @@ class CommandLine:
             if flag in ("--config-dir", "-cd"):
                 line.config_dir = value
         line.typed = list(line.overrides)
-        if line.only_shows and line.has("--multirun", "-m", "--run", "-r"):
+        line._refuse_flags(names)
+        return line
+
+    def _refuse_flags(self, names: list[str]) -> None:
+        """Raises ConfigError for flags that do not go together, or that a run does not have."""
+        modes = [name for name in names if name in ("--multirun", "-m", "--run", "-r")]
+        if self.only_shows and modes:
             raise ConfigError(
                 "Flags that show something (--cfg, --info) cannot be used with -m or -r: leave those out."
             )
-        return line
+        if len({name.strip("-")[0] for name in modes}) > 1:
+            raise ConfigError(f"The flags {' and '.join(modes)} contradict each other: leave one out.")
+        unknown = [name for name in names if name not in RUNNING]
+        if unknown and not self.only_shows:
+            raise ConfigError(
+                f"A run has no flag {unknown[0]}: it has -m and --config-dir DIR, and --hydra-help lists what shows it."
+            )
 
     @property
     def plugins(self) -> list[str]:

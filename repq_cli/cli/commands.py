@@ -29,13 +29,15 @@ class App:
         if self.start is not None:
             return int(resolve_name(self.start)(self.job, arguments))
         from repq_cli.cli.command_line import CommandLine
-        from repq_cli.cli.hydra_app import run_app
+        from repq_cli.cli.hydra_app import run_app, show
         from repq_cli.cli.overrides import Checker
 
         line = CommandLine.parse(arguments)
         checker = Checker(name, line)
-        checked = checker.check_shown() if line.only_shows else checker.check().arguments
-        return run_app(name, self.job, checked, line.plugins)
+        if line.only_shows:
+            return show(name, checker.check_shown())
+        run_app(name, self.job, checker.check(), checker.loader)
+        return 0
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ def complete(arguments: list[str]) -> int:
     name = words[1] if asked and len(words) > 1 else "train"  # Hydra's scripts are of no command
     command, rest = COMMANDS.get(name), words[2:]
     if isinstance(command, App):
-        from repq_cli.cli.hydra_app import run_app
+        from repq_cli.cli.hydra_app import show
 
         shortened = " ".join([*words[:1], *rest])
         os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - len(line) + len(shortened))
         os.environ["COMP_LINE"] = shortened
-        return run_app(name, command.job, arguments, [])
+        return show(name, arguments)
     return 0 if command is None else _show(rest[-1], _words(command.parser(), rest))
 
 

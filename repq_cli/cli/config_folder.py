@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from repq_cli.cli.hydra_app import CONFIGS
-from repq_cli.errors import ConfigError, DataError
-
-
-def searched(folder: str) -> str:
-    """The override by which Hydra finds files in a folder of any name. Raises DataError where there is none."""
-    if not os.path.isdir(folder):
-        raise DataError(f"--config-dir {folder} is no folder: name one that holds configurations.")
-    quoted = folder.replace("\\", "\\\\").replace("'", "\\'")
-    return f"hydra.searchpath=['file://{quoted}']"
+from repq_cli.cli.composing import CONFIGS
+from repq_cli.errors import ConfigError
 
 
 def config_file(name: str, config_dir: str | None) -> dict[str, Any]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pkgutil import resolve_name
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
+from hydra._internal.hydra import Hydra
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.composing import CONFIGS, Loader
 from repq_cli.cli.folders import register_resolvers
 from repq_cli.errors import ConfigError, DataError, RepqError
 from repq_cli.problems import Problem
 from repq_cli.targets import unnamed_plugins
-
-CONFIGS = "repq_cli.configs"
 
 register_resolvers()  # at import, because a launcher's worker processes import this file and nothing else
 
@@ -28,6 +27,52 @@ register_resolvers()  # at import, because a launcher's worker processes import 
 def plain(config: DictConfig) -> dict[str, object]:
     """The configuration as plain, resolved dicts; values that are still missing stay ``???``."""
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def show(command: str, arguments: list[str]) -> int:
+    """What Hydra prints of a command's configuration, as the flags among ``arguments`` ask for it; the exit code."""
+
+    @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=command)
+    def app(config: DictConfig) -> None:
+        raise AssertionError(f"{arguments} run {command}")
+
+    with _hydra_process(command, arguments), _in_sentences():
+        try:
+            app()
+        except SystemExit as stop:
+            return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    return 0
+
+
+def run_app(command: str, job: str, line: CommandLine, loader: Loader) -> None:
+    """Run a command's Hydra app, which gives the composed configuration to ``job``, named ``MODULE:FUNCTION``.
+
+    Plugins are those that were typed; a configuration that names others is refused. What goes wrong inside comes out
+    as the exception that it is.
+    """
+    plugins, several = line.plugins, line.multirun
+    kept: list[Exception] = []
+
+    def task(config: DictConfig) -> float | None:
+        try:
+            tree = plain(config)
+            if said := unnamed_plugins(tree.get("plugins"), plugins):
+                raise ConfigError(str(Problem("plugins", tree["plugins"], said)))
+            return resolve_name(job)(tree)
+        except Exception as error:
+            if several:
+                raise
+            kept.append(error)  # since Hydra would print a line of its own
+            return None
+
+    with _hydra_process(command, line.arguments), _in_sentences():
+        app = Hydra(task_name=command, config_loader=loader)
+        if several:
+            app.multirun(command, task, [*line.overrides, "hydra.mode=MULTIRUN"])
+        else:
+            app.run(command, task, line.overrides)
+    if kept:
+        raise kept[0]
 
 
 @contextmanager
@@ -46,45 +91,20 @@ def _hydra_process(command: str, arguments: list[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def run_app(command: str, job: str, arguments: list[str], plugins: Sequence[str]) -> int:
-    """Run a command's Hydra app, which gives the composed configuration to ``job``, named ``MODULE:FUNCTION``.
-
-    plugins: those that were typed; a configuration that names others is refused.
-
-    What goes wrong inside comes out as the exception that it is.
-    """
-    kept: list[Exception] = []
-
-    @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=command)
-    def app(config: DictConfig) -> float | None:
-        try:
-            tree = plain(config)
-            if said := unnamed_plugins(tree.get("plugins"), plugins):
-                raise ConfigError(str(Problem("plugins", tree["plugins"], said)))
-            return resolve_name(job)(tree)
-        except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            kept.append(error)  # since Hydra would print a line of its own
-            return None
-
-    with _hydra_process(command, arguments):
-        try:
-            app()
-        except SystemExit as stop:
-            return int(stop.code or 0) if not isinstance(stop.code, str) else 1
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ours_behind(error) or ConfigError(f"Hydra refuses the arguments: {error}") from None
-        except BrokenPipeError:  # the reader of a help has seen enough
-            raise
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            raise DataError(f"The run folder{where} cannot be used: {error.strerror}; choose another folder.") from None
-        except Exception as error:
-            raise ours_behind(error) or error from None
-    if kept:
-        raise kept[0]
-    return 0
+@contextmanager
+def _in_sentences() -> Iterator[None]:
+    """Errors of Hydra and of its run folder as ours, and ours as they are."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ours_behind(error) or ConfigError(f"Hydra refuses the arguments: {error}") from None
+    except BrokenPipeError:  # the reader of a help has seen enough
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise DataError(f"The run folder{where} cannot be used: {error.strerror}; choose another folder.") from None
+    except Exception as error:
+        raise ours_behind(error) or error from None
 
 
 def ours_behind(error: BaseException | None) -> RepqError | None:

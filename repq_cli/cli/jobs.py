@@ -9,14 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 
 from repq_cli import build
 from repq_cli.build import checked
 from repq_cli.cli import preflight
+from repq_cli.cli.composing import Loader
 from repq_cli.cli.figures import pictures_of
-from repq_cli.cli.hydra_app import CONFIGS, plain
+from repq_cli.cli.hydra_app import plain
 from repq_cli.config import Config
 from repq_cli.effects import Affects
 from repq_cli.runs.folder import RunFolder
@@ -72,8 +73,10 @@ def resume_job(
 
 def compose_plain(overrides: Sequence[str]) -> Config:
     """The configuration of a command line, with ``auto`` resolved."""
-    with initialize_config_module(CONFIGS, version_base="1.3"):
-        return checked(plain(compose("train", overrides=list(overrides))))
+    tree = Loader("train").compose("train", overrides)
+    with open_dict(tree):
+        del tree["hydra"]
+    return checked(plain(tree))
 
 
 def same_run(first: Config, second: Config) -> bool:

@@ -9,20 +9,17 @@ import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import OmegaConf, open_dict
 
 from repq_cli.build import target_arguments
 from repq_cli.cli.command_line import CommandLine
-from repq_cli.cli.config_folder import config_file, searched
-from repq_cli.cli.hydra_app import CONFIGS, plain
+from repq_cli.cli.composing import Loader
+from repq_cli.cli.config_folder import config_file
+from repq_cli.cli.hydra_app import plain
 from repq_cli.cli.hydra_rules import forbidden_key, problems_of
 from repq_cli.cli.override_text import as_given, choices_of, for_each_job, once, text_of, values_of
 from repq_cli.config import Config
@@ -57,7 +54,7 @@ class Checker:
 
     def __init__(self, config_name: str, line: CommandLine) -> None:
         self.config_name, self.line = config_name, line
-        self.search_path = [searched(line.config_dir)] if line.config_dir else []
+        self.loader = Loader(config_name, line.config_dir)
         self.problems: list[Problem] = []
         self.composed: list[Composed] = []
         self._trees: dict[tuple[str, ...], dict[str, Any]] = {}  # what has been composed, since that takes a while
@@ -65,24 +62,22 @@ class Checker:
 
     def check(self) -> CommandLine:
         """The command line in the form that Hydra wants. Raises ConfigError with every problem."""
-        with initialize_config_module(CONFIGS, version_base="1.3"):
-            self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
-            parsed = list(self._parse())
-            if "model" in KEYS[self.config_name]:
-                self._require_model()
-            elif "data" in KEYS[self.config_name]:
-                self._require_data()
-            overrides = self._fit_form(parsed)
-            groups = [override for override in overrides if self._is_group(override)]
-            values = [override for override in overrides if not self._is_group(override)]
-            groups = [override for override in groups if self._group_is_legal(override)]
-            legal = [override for override in overrides if override in groups or override in values]
-            tree = self._tree_of_keys(legal, groups)
-            if any(problem.key.startswith("hydra.") for problem in self.problems):
-                raise error_of(self.problems)  # nothing more is composed of what may not stand there
-            if tree is not None:
-                values = [override for override in values if self._key_is_known(override, tree)]
-                self._check_composed([override for override in overrides if override in groups or override in values])
+        parsed = list(self._parse())
+        if "model" in KEYS[self.config_name]:
+            self._require_model()
+        elif "data" in KEYS[self.config_name]:
+            self._require_data()
+        overrides = self._fit_form(parsed)
+        groups = [override for override in overrides if self._is_group(override)]
+        values = [override for override in overrides if not self._is_group(override)]
+        groups = [override for override in groups if self._group_is_legal(override)]
+        legal = [override for override in overrides if override in groups or override in values]
+        tree = self._tree_of_keys(legal, groups)
+        if any(problem.key.startswith("hydra.") for problem in self.problems):
+            raise error_of(self.problems)  # nothing more is composed of what may not stand there
+        if tree is not None:
+            values = [override for override in values if self._key_is_known(override, tree)]
+            self._check_composed([override for override in overrides if override in groups or override in values])
         if self.problems:
             raise error_of(self.problems)
         as_text = for_each_job if self.line.multirun and not self.line.only_shows else as_given
@@ -93,13 +88,11 @@ class Checker:
 
         Hydra sets up its loggers before it prints; a mistake of another kind it reports itself.
         """
-        with initialize_config_module(CONFIGS, version_base="1.3"):
-            self.loader = GlobalHydra.instance().config_loader()
-            parsed = list(self._parse())
-            refused, self.problems = [found for found in self.problems if found.key.startswith("hydra")], []
-            if not refused:
-                self._compose([override.input_line or "" for override in parsed])
-            refused += [found for found in self.problems if found.key.startswith("hydra")]
+        parsed = list(self._parse())
+        refused, self.problems = [found for found in self.problems if found.key.startswith("hydra")], []
+        if not refused:
+            self._compose([override.input_line or "" for override in parsed])
+        refused += [found for found in self.problems if found.key.startswith("hydra")]
         if refused:
             raise error_of(refused)
         return self.line.arguments
@@ -161,10 +154,7 @@ class Checker:
     def _options(self, group: str) -> list[str]:
         """The options of a group, those of ``--config-dir`` included."""
         if group not in self._groups:
-            options = set(self.loader.get_group_options(group))
-            if self.line.config_dir:
-                options |= {path.stem for path in (Path(self.line.config_dir) / group).glob("*.yaml")}
-            self._groups[group] = sorted(options)
+            self._groups[group] = self.loader.get_group_options(group)
         return self._groups[group]
 
     def _is_group(self, override: Override) -> bool:
@@ -223,7 +213,7 @@ class Checker:
         """What these compose to; each once."""
         key = tuple(overrides)
         if key not in self._trees:
-            composed = compose(self.config_name, [*self.search_path, *overrides], return_hydra_config=True)
+            composed = self.loader.compose(self.config_name, overrides)
             hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
             with open_dict(composed):
                 del composed["hydra"]

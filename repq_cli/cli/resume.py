@@ -76,10 +76,11 @@ def _key(override: str) -> str:
 def _newest_like(line: CommandLine) -> RunFolder:
     """The newest run folder whose configuration is that of this command line and which is not done."""
     from repq_cli.build import stored
-    from repq_cli.cli.jobs import compose_plain, same_run
+    from repq_cli.cli.jobs import same_run
 
-    checked = Checker("train", line).check()
-    wanted = compose_plain(checked.overrides)
+    checker = Checker("train", line)
+    checker.check()
+    wanted = checker.composed[0].config
     for path in sorted((OUTPUTS / "train").glob(f"*/{CONFIG}"), reverse=True):
         folder = RunFolder(path.parent)
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.composing import Loader
 from repq_cli.cli.config_folder import config_file
 from repq_cli.cli.hydra_app import run_app
 from repq_cli.cli.jobs import run_key
@@ -196,10 +197,12 @@ def _is_whole(folder: SweepFolder, plan: Plan) -> bool:
 def _launch(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> tuple[int, Exception | None]:
     """Run the jobs; the exit code of a stop, or 0, and an error that no row tells of."""
     folder.clear_marks()
+    line = CommandLine.parse([*plan.overrides, f"hydra.sweep.dir={_quoted(folder.path)}", *plan.flags])
+    line.typed = [f"plugins={name}" for name in plugins]
     failure = None
     with stop_request() as stop, Monitor(folder, plan, stop):
         try:
-            run_app("train", JOB, [*plan.overrides, f"hydra.sweep.dir={_quoted(folder.path)}", *plan.flags], plugins)
+            run_app("train", JOB, line, Loader("train", line.config_dir))
         except Interrupted as interruption:
             return interruption.exit_code, None
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from repq_cli.cli.command_line import CommandLine
-from repq_cli.cli.hydra_app import run_app
+from repq_cli.cli.hydra_app import run_app, show
 from repq_cli.cli.overrides import Checker
 from repq_cli.cli.resume import go_on
 
@@ -12,18 +12,19 @@ def train(job: str, arguments: list[str]) -> int:
     """A run by ``job``, a sweep with ``-m``, or what ``resume=`` names. Returns the exit code."""
     line = CommandLine.parse(arguments)
     if line.only_shows:
-        return run_app("train", job, fit_shown(line), line.plugins)
+        return show("train", fit_shown(line))
     resume = [override for override in line.overrides if override.lstrip("+").startswith("resume=")]
     if resume:
         line.overrides = [override for override in line.overrides if override not in resume]
         return go_on(resume[-1].partition("=")[2], line)
     if not line.multirun:
         checker = Checker("train", line)
-        arguments = checker.check().arguments
+        checked = checker.check()
         from repq_cli.cli.preflight import prepare
 
         prepare(checker.composed[0].config)
-        return run_app("train", job, arguments, line.plugins)
+        run_app("train", job, checked, checker.loader)
+        return 0
     from repq_cli.cli import sweep
 
     return sweep.start(line, arguments)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.folders import run_dir
-from repq_cli.cli.jobs import compose_plain, train
+from repq_cli.cli.jobs import train
 from repq_cli.cli.overrides import Checker
 from repq_cli.errors import ConfigError
 from repq_cli.runs.folder import RunFolder
@@ -31,7 +31,9 @@ def run(overrides: Sequence[str]) -> Row:
             f"repq.run carries out one new run, and {' '.join([*line.flags, *foreign])} asks for something else: "
             f"use the command repq train."
         )
-    config = compose_plain(Checker("train", line).check().overrides)
+    checker = Checker("train", line)
+    checker.check()
+    config = checker.composed[0].config
     quant, rep = config.quant, config.rep
     given = config.model.name, rep.name, rep.batch_norm, config.mode.name, quant.weight_bits, quant.act_bits
     folder = RunFolder(places[-1] if places else run_dir(*given))
