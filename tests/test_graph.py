@@ -121,7 +121,7 @@ def runs(net: DeployedNet) -> bool:
     return False
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("count", [16, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_no_description_is_more_than_data(count: int, networks: list[DeployedNet], tmp_path: Path) -> None:
     generator = random.Random(0)
     found = {True: 0, False: 0}

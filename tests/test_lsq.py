@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from repq_cli.quant.functional import Grid, integer_range, quantize
 from repq_cli.quant.learned_steps import lsq_fake_quantize, lsq_plus_fake_quantize
 from repq_cli.quant.lsq import LSQ
-from repq_cli.quant.sums import Window, sums_in_training, weighted_sums
+from repq_cli.quant.sums import sums_in_training, weighted_sums
+from repq_cli.quant.windows import Window
 
 BITS = range(2, 9)
 

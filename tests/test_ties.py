@@ -24,8 +24,9 @@ from repq_cli.quant.binary import ScaledSignWeight, SignActivation
 from repq_cli.quant.layers import QuantConv, QuantLinear
 from repq_cli.quant.lsq import LSQ
 from repq_cli.quant.quantizer import Quantizer
-from repq_cli.quant.sums import Steps, Window, scaled_sums, weighted_sums
+from repq_cli.quant.sums import Steps, scaled_sums, weighted_sums
 from repq_cli.quant.ternary import TernaryWeight
+from repq_cli.quant.windows import Window
 from repq_cli.quant.wiring import link
 from repq_cli.tasks.classification import Classification
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.outputs import tensors
 from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.quantizer import quantizers
 
@@ -51,13 +52,13 @@ def compare(
             for x in batches:
                 expected = net(x)
                 values = deployed.run(x)
-                outputs = deployed.value(deployed.graph["output"], values)
+                outputs = deployed.answer(values)
                 lsb += [
                     (deployed.value(name, values) - tensor).abs().max() / by_node[name].grid(tensor).step
                     for name, tensor in seen.items()
                 ]
-                differences.append((outputs - expected).abs().max())
-                same.append(agreement(outputs, expected))
+                differences.append(_largest(outputs, expected))
+                same.append(_same(outputs, expected, agreement))
     finally:
         for hook in hooks:
             hook.remove()
@@ -87,10 +88,22 @@ def compare_integers(
             if node["op"] == "quantize":
                 spacing = 2 if node["by_sign"] else 1  # from code to code
                 lsb.append((own[node["name"]] - reference[node["name"]]).abs().max() / spacing)
-        expected, outputs = deployed.value(deployed.graph["output"], reference), integers(x)
-        differences.append((outputs - expected).abs().max())
-        same.append(agreement(outputs, expected))
+        expected, outputs = deployed.answer(reference), integers(x)
+        differences.append(_largest(outputs, expected))
+        same.append(_same(outputs, expected, agreement))
     return _summary(lsb, differences, same)
+
+
+def _largest(outputs: Any, expected: Any) -> Tensor:
+    """The largest difference of all that two networks give."""
+    pairs = zip(tensors(outputs), tensors(expected), strict=True)
+    return torch.stack([(output - other).abs().max() for output, other in pairs]).max()
+
+
+def _same(outputs: Any, expected: Any, agreement: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """How far answers agree: of several tensors as far as the least of them does."""
+    pairs = zip(tensors(outputs), tensors(expected), strict=True)
+    return torch.stack([agreement(output, other) for output, other in pairs]).amin(0)
 
 
 def _summary(lsb: list[Tensor], differences: list[Tensor], same: list[Tensor]) -> Agreement:

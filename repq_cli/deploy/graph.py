@@ -6,6 +6,7 @@ one before anything is computed with it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from repq_cli.bounds import Range
 from repq_cli.deploy.operations import OPERATIONS, Operation
-from repq_cli.deploy.operations.base import Node, Size
+from repq_cli.deploy.operations.base import LARGEST_TENSOR, Node, Size
+from repq_cli.deploy.outputs import is_legal, leaves
 from repq_cli.typecheck import describe, legal, nearest
 
 NAME = re.compile(r"[A-Za-z_]\w{0,250}", re.ASCII)
@@ -37,8 +39,8 @@ class GraphError(ValueError):
 
 def check(graph: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raises GraphError where a description is none that can be carried out with these tensors."""
-    for key in ("input", "output"):
-        _require(isinstance(graph.get(key), str), f"it names no {key}")
+    _require(isinstance(graph.get("input"), str), "it names no input")
+    _require(is_legal(graph.get("output")), "it names no output")
     for key in ("input_shape", *WANTED.get(str(graph.get("task")), ())):
         _require(key in graph, f"it lacks {key}")
     for key, annotation in ABOUT.items():
@@ -56,7 +58,14 @@ def check(graph: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         known[name] = node
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     _require(len(floats) == 1, f"its tensors are of {len(floats)} kinds of floats")
-    _require(graph["output"] in known, f"its output {str(graph['output'])[:50]} is no node's")
+    for output in leaves(graph["output"]):
+        _require(output in known, f"its output {output[:50]} is no node's")
+
+
+def check_sizes(sizes: Mapping[str, list[int]]) -> None:
+    """Raises GraphError where a network would fill memory for one image."""
+    for name, size in sizes.items():
+        _require(math.prod(size) <= LARGEST_TENSOR, f"its node {name} gives {'x'.join(map(str, size))} numbers")
 
 
 def _require(holds: bool, problem: str) -> None:

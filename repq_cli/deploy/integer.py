@@ -8,14 +8,17 @@ sum becomes codes is decided once, when the network is made; so is whether an in
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from repq_cli.deploy.fixed_point import per_channel
 from repq_cli.deploy.integer_scales import Scaled
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Constants, Node
+from repq_cli.deploy.outputs import made
 from repq_cli.errors import ConfigError
 
 
@@ -56,16 +59,15 @@ class IntegerNet(nn.Module):
                 found += self.next_steps(node["name"])
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        name = self.graph["output"]
-        out = self.run(x)[name]
-        scale = self._known(name).scale.float()
-        return out.float() * (scale if len(scale) == 1 else scale.view(-1, *[1] * (out.dim() - 2)))
+    def forward(self, x: Tensor) -> Any:
+        """As ``DeployedNet``'s."""
+        outputs = self.run(x)
+        return made(self.graph["output"], lambda name: self._worth(name, outputs[name]))
 
-    def _known(self, name: str) -> Scaled:
-        found = self.known[name]
-        assert found is not None
-        return found
+    def _worth(self, name: str, integers: Tensor) -> Tensor:
+        known = self.known[name]
+        assert known is not None
+        return integers.float() * per_channel(known.scale.float(), integers)
 
     @property
     def halo(self) -> int:

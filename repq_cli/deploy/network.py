@@ -13,12 +13,14 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from repq_cli.deploy.graph import check
+from repq_cli.deploy.graph import check, check_sizes
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import FORMATS, Node
+from repq_cli.deploy.outputs import made
 from repq_cli.deploy.packing import unpack
 from repq_cli.errors import CheckError, DataError
 from repq_cli.files import make_folder, write_atomically, write_json
+from repq_cli.quant.windows import pair
 
 TENSORS, GRAPH = "model.safetensors", "model.json"
 
@@ -45,7 +47,7 @@ class DeployedNet(nn.Module):
     @property
     def halo(self) -> int:
         """How many input pixels away an output pixel looks, for a chain of convolutions of stride 1."""
-        return sum(node["shape"][2] // 2 for node in self.nodes if node["op"] == "conv")
+        return sum(_reach(node) for node in self.nodes if node["op"] == "conv")
 
     def hold(self, node: Node, key: str, tensor: Tensor) -> None:
         """Keep a tensor that a node computes with."""
@@ -72,8 +74,13 @@ class DeployedNet(nn.Module):
             codes[channel, channel % inputs, size // 2, size // 2] = self.stored[node["identity"]].to(codes.dtype)
         return codes
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.value(self.graph["output"], self.run(x))
+    def forward(self, x: Tensor) -> Any:
+        """What the description's ``output`` says: a tensor, or lists and dicts of them."""
+        return self.answer(self.run(x))
+
+    def answer(self, outputs: Mapping[str, Tensor]) -> Any:
+        """What the network gives, of every node's output."""
+        return made(self.graph["output"], lambda name: self.value(name, outputs))
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Every node's output by name, codes counted from zero."""
@@ -100,6 +107,15 @@ class DeployedNet(nn.Module):
     def pad_code(self, node: Node) -> int:
         """The code of a layer's padding."""
         return round(node["pad_value"] / self.stored[self.quantizers[node["inputs"][0]]["step"]].item())
+
+    @torch.no_grad()
+    def sizes(self) -> dict[str, list[int]]:
+        """Of every node's output for one image, without a number of it. Raises what torch raises if two do not fit."""
+        run = _AllOutputs(self)
+        held = {name: tensor.to("meta") for name, tensor in run.named_buffers()}
+        dtype = next((tensor.dtype for tensor in held.values() if tensor.is_floating_point()), torch.float32)
+        x = torch.empty(1, *self.graph["input_shape"], device="meta", dtype=dtype)
+        return {name: list(output.shape) for name, output in functional_call(run, held, (x,)).items()}
 
     def digest(self) -> str:
         """A checksum of all that it is, which files made of it carry."""
@@ -136,13 +152,19 @@ class DeployedNet(nn.Module):
             stored = {name: tensor.clone() for name, tensor in load(tensors).items()}
             check(graph, stored)
             net = cls(graph, stored).eval()
-            _run_without_numbers(net)
+            check_sizes(net.sizes())
         except CheckError:
             raise
         except Exception as error:  # safetensors has an exception class of its own for every kind of damage
             said = str(error).partition("\n")[0]
             raise DataError(f"{folder} holds no network that can be run ({said}): freeze the run again.") from error
         return net
+
+
+def _reach(node: Node) -> int:
+    """How many pixels away a convolution looks."""
+    sizes = zip(node["shape"][2:], pair(node.get("dilation", 1)), strict=True)
+    return max(size // 2 * dilation for size, dilation in sizes)
 
 
 def _content(path: Path) -> bytes:
@@ -158,13 +180,13 @@ def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number")
 
 
-@torch.no_grad()
-def _run_without_numbers(net: DeployedNet) -> None:
-    """Sizes alone, so that what does not fit is said before there is an image. Raises what torch raises."""
-    sizes = {name: tensor.to("meta") for name, tensor in net.named_buffers()}
-    dtype = next((tensor.dtype for tensor in sizes.values() if tensor.is_floating_point()), torch.float32)
-    x = torch.empty(1, *net.graph["input_shape"], device="meta", dtype=dtype)
-    functional_call(net, sizes, (x,))
+class _AllOutputs(nn.Module):
+    def __init__(self, net: DeployedNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.net.run(x)
 
 
 def _digest(graph: dict[str, Any], tensors: bytes) -> str:

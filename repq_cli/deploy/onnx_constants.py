@@ -58,6 +58,15 @@ class Constants:
         ]
         return self.add_node("DequantizeLinear", inputs, name, axis=0)
 
+    def turned(self, node: Node, weight: str) -> str:
+        """A weight ``[O, I/g, kh, kw]`` as ``[I, O/g, kh, kw]``, which ConvTranspose reads; runtimes do it once."""
+        (outputs, inputs, *sizes), groups = node["shape"], node["groups"]
+        apart = self.constant(f"{weight}.apart", [groups, outputs // groups, inputs, *sizes], np.int64)
+        shape = self.constant(f"{weight}.shape", [groups * inputs, outputs // groups, *sizes], np.int64)
+        grouped = self.add_node("Reshape", [weight, apart], f"{weight}.grouped")
+        swapped = self.add_node("Transpose", [grouped], f"{weight}.swapped", perm=[0, 2, 1, 3, 4])
+        return self.add_node("Reshape", [swapped, shape], f"{weight}.turned")
+
     def weight_step(self, node: Node, multiplier: Tensor | None) -> Tensor:
         """``[O]``: what a weight's code is worth with a batch norm's multiplier, or the multiplier alone."""
         step = self.stored(node, "weight_step")

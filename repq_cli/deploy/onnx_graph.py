@@ -10,6 +10,8 @@ Needs the extra ``export``.
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from typing import Any
 
@@ -25,8 +27,10 @@ from repq_cli.deploy.onnx_stem import group_pixels
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Node
 from repq_cli.deploy.operations.unary import ACTIVATIONS, Activation
+from repq_cli.deploy.outputs import leaves
 from repq_cli.deploy.signs import sums_before_signs
 from repq_cli.errors import ConfigError
+from repq_cli.quant.windows import around, pair
 
 OPSET = 17
 IR_VERSION = 10  # of the file; newer ones are not read by every runtime in use
@@ -46,13 +50,15 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
     for node in net.nodes:
         OPERATIONS[node["op"]].onnx(graph, node)
     channels, rows, columns = net.graph["input_shape"]
-    sizes = ["rows", "columns"] if net.graph["task"] == "super_resolution" else [rows, columns]
+    enlarges = net.graph["task"] == "super_resolution"
+    sizes = ["rows", "columns"] if enlarges else [rows, columns]
     source = helper.make_tensor_value_info(net.graph["input"], TensorProto.FLOAT, ["images", channels, *sizes])
-    last = net.nodes[-1]
-    answers = ["enlarged rows", "enlarged columns"] if net.graph["task"] == "super_resolution" else []
-    outputs = ["images", last["shape"][0] if "weight" in last else channels, *answers]
-    answer = helper.make_tensor_value_info(net.graph["output"], TensorProto.FLOAT, outputs)
-    made = helper.make_graph(graph.nodes, "repq", [source], [answer], graph.constants)
+    answers = []
+    for name in graph.outputs:
+        size: list[Any] = ["images", *graph.sizes[name][1:]]
+        size[2:] = ["enlarged rows", "enlarged columns"] if enlarges else size[2:]
+        answers.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, size))
+    made = helper.make_graph(graph.nodes, "repq", [source], answers, graph.constants)
     if not float_biases and net.graph["task"] == "classification":
         group_pixels(made, channels, columns)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
@@ -64,6 +70,8 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
     if graph.float_layers and not float_biases:
         about["float_layers"] = ", ".join(graph.float_layers)
     about |= {key: str(net.graph[key]) for key in ("mean", "std", "classes") if key in net.graph}
+    if not isinstance(net.graph["output"], str):
+        about["outputs"] = json.dumps(net.graph["output"])
     helper.set_model_props(model, about)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -82,6 +90,12 @@ class OnnxGraph(Constants):
         self.readers = {name: [node for node in net.nodes if name in node["inputs"]] for name in self.by_name}
         self.float_layers = [node["name"] for node in net.nodes if "weight" in node and self._is_slow_in_int8(node)]
         self.on_integers = sums_before_signs(net)
+        self.outputs = list(dict.fromkeys(leaves(net.graph["output"])))
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, list[int]]:
+        """Of every node's output for one image."""
+        return self.net.sizes()
 
     def clipped(self, name: str) -> tuple[float, float] | None:
         """The limits of a node's activation function, if the codes of its quantizers can be clipped instead.
@@ -89,7 +103,11 @@ class OnnxGraph(Constants):
         That is the same: rounding keeps the order of values.
         """
         node, readers = self.by_name.get(name, {}), self.readers.get(name, ())
-        if not readers or any(reader["op"] != "quantize" or reader["by_sign"] for reader in readers):
+        if (
+            name in self.outputs
+            or not readers
+            or any(reader["op"] != "quantize" or reader["by_sign"] for reader in readers)
+        ):
             return None
         return OPERATIONS[node["op"]].limits(node) if node else None
 
@@ -124,7 +142,7 @@ class OnnxGraph(Constants):
         if any(summed):
             one = self.constant(f"{name}.one", 1)
             self.add_node("DequantizeLinear", [codes, one, grid[1]], f"{name}.integers")
-        if not all(summed) or name == self.net.graph["output"]:
+        if not all(summed) or name in self.outputs:
             self.add_node("DequantizeLinear", [codes, *grid], name)
 
     def _code_limits(self, node: Node, step: Tensor, zero_point: int) -> tuple[float, float]:
@@ -135,25 +153,28 @@ class OnnxGraph(Constants):
         moved = _moved(node["low"], node["high"])
         return max(node["low"] + moved, low), min(node["high"] + moved, high)
 
-    def conv(self, node: Node) -> None:
+    def conv(self, node: Node, op: str, more: dict[str, Any]) -> None:
         """Convolution with its bias, a batch norm's multiplier where one is left, and its activation."""
         if node["input_scale"]:
             raise ConfigError(f"The layer {node['name']} multiplies by XNOR-Net's K, which QDQ form has no place for.")
-        name, source, padding = node["name"], self.source(node), node["padding"]
-        if node["pad_value"] and padding:
-            pads = self.constant(f"{name}.pads", [0, 0, padding, padding] * 2, np.int64)
+        name, source = node["name"], self.source(node)
+        left, right, top, bottom = around(node["padding"])
+        if node["pad_value"] and (left or right or top or bottom):
+            pads = self.constant(f"{name}.pads", [0, 0, top, left, 0, 0, bottom, right], np.int64)
             pad = self.net.pad_code(node) if name in self.on_integers else node["pad_value"]
             value = self.constant(f"{name}.pad_value", pad)
-            source, padding = self.add_node("Pad", [source, pads, value], f"{name}.padded"), 0
-        size = node["shape"][2]
+            source = self.add_node("Pad", [source, pads, value], f"{name}.padded")
+            left = right = top = bottom = 0
         geometry = {
-            "kernel_shape": [size, size],
-            "strides": [node["stride"]] * 2,
-            "pads": [padding] * 4,
+            "kernel_shape": node["shape"][2:],
+            "strides": pair(node["stride"]),
+            "pads": [top, left, bottom, right],
             "group": node["groups"],
+            **({"dilations": pair(node["dilation"])} if "dilation" in node else {}),
+            **more,
         }
         activation = None if self.clipped(name) else ACTIVATIONS[node["activation"]]
-        self._layer(node, "Conv", source, activation, geometry)
+        self._layer(node, op, source, activation, geometry)
 
     def linear(self, node: Node) -> None:
         """A classifier."""
@@ -161,7 +182,8 @@ class OnnxGraph(Constants):
 
     def _layer(self, node: Node, op: str, source: str, activation: Activation | None, attributes: Any) -> None:
         name = node["name"]
-        inputs, behind = self._on_integers(node) if name in self.on_integers else self._on_values(node)
+        (weight, *bias), behind = self._on_integers(node) if name in self.on_integers else self._on_values(node)
+        inputs = [self.turned(node, weight) if op == "ConvTranspose" else weight, *bias]
         last = name if activation is None else f"{name}.linear"
         output = self.add_node(op, [source, *inputs], f"{name}.sums" if behind else last, **attributes)
         shape = (-1, *[1] * (len(node["shape"]) - 2))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from repq_cli.deploy.outputs import made
 from repq_cli.errors import DataError
 from repq_cli.sealed import ONNX_MARK, has_seal
 
@@ -39,10 +42,13 @@ class OnnxNet(nn.Module):
         self.about: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.halo = halo
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         (source,) = self.session.get_inputs()
-        (answer,) = self.session.run(None, {source.name: x.cpu().contiguous().numpy()})
-        return torch.from_numpy(answer)
+        names = [output.name for output in self.session.get_outputs()]
+        answers = self.session.run(names, {source.name: x.cpu().contiguous().numpy()})
+        found = dict(zip(names, map(torch.from_numpy, answers), strict=True))
+        output = json.loads(self.about["outputs"]) if "outputs" in self.about else names[0]
+        return made(output, found.__getitem__)
 
 
 def fast_int8() -> bool:

@@ -69,8 +69,10 @@ def group_pixels(graph: onnx.GraphProto, channels: int, columns: int) -> None:
         return
     conv, last = path
     about = {item.name: helper.get_attribute_value(item) for item in conv.attribute}
-    size, stride, padding = (about[key][1] for key in ("kernel_shape", "strides", "pads"))
-    by = groups(channels, size, stride, padding, columns) if about["group"] == 1 else None
+    spans = [about[key] for key in ("kernel_shape", "strides", "pads")]
+    size, stride, padding = (span[0] for span in spans)
+    is_square = about["group"] == 1 and "dilations" not in about and all(len(set(span)) == 1 for span in spans)
+    by = groups(channels, size, stride, padding, columns) if is_square else None
     if by is None:
         return
     constants = {item.name: item for item in graph.initializer}

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.operations.base import Node
+from repq_cli.deploy.operations import OPERATIONS
+from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK, Node
 from repq_cli.deploy.operations.layers import behind
 from repq_cli.deploy.xnor import BinaryConv
 from repq_cli.errors import ConfigError
@@ -62,6 +63,7 @@ class XnorNet(DeployedNet):
 def _is_binary(node: Node, source: Node) -> bool:
     return (
         node["op"] == "conv"
+        and OPERATIONS["conv"].format(node) != FORMAT_OF_ANY_NETWORK  # windows are square
         and (node["bits"], node["low"], node["high"], node["groups"]) == (1, -1, 1, 1)
         and source["bits"] == 1
         and (source["low"], source["high"]) in CODES

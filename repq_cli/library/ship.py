@@ -13,6 +13,7 @@ from repq_cli.deploy import check as proof
 from repq_cli.deploy import freeze as deploy
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.outputs import tensors
 from repq_cli.deploy.same import too_many_others
 from repq_cli.devices import full_float32
 from repq_cli.errors import CheckError, ConfigError
@@ -32,7 +33,7 @@ class Shipped:
         self.deployed = deployed
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Any:
         return self.deployed.to(x.device)(x)
 
     def save(self, folder: str | Path) -> None:
@@ -131,7 +132,7 @@ def export_onnx(
         report = Report(Path(path), kind, 0, None, None)
         if inputs is not None:
             net = OnnxNet(content, deployed.halo, threads)
-            pairs = [(net(x), deployed(x)) for x in inputs]
+            pairs = [pair for x in inputs for pair in zip(tensors(net(x)), tensors(deployed(x)), strict=True)]
             same = torch.cat([_same_answers(found, expected) for found, expected in pairs])
             difference = torch.stack([(found - expected).abs().max() for found, expected in pairs]).max().item()
             report = Report(Path(path), kind, len(same), same.mean().item(), difference)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from repq_cli.quant.functional import Grid
-from repq_cli.quant.sums import Window, codes_of, per_channel, sums_of_codes, weighted_sums
+from repq_cli.quant.sums import codes_of, per_channel, sums_of_codes, weighted_sums
+from repq_cli.quant.windows import Window
 
 
 class FrozenWeight(NamedTuple):

@@ -16,7 +16,8 @@ from repq_cli.quant.functional import input_scale
 from repq_cli.quant.init import Initialiser
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import Quantizer
-from repq_cli.quant.sums import Steps, Window, per_channel, scaled_sums, sums_in_training, weighted_sums
+from repq_cli.quant.sums import Steps, per_channel, scaled_sums, sums_in_training, weighted_sums
+from repq_cli.quant.windows import Around, Span, Window, around
 
 # What layers inside ``frozen_layers`` compute with. No attribute of theirs: a copy of a layer has none of it.
 KEPT: MutableMapping[QuantLayer, Inference] = WeakKeyDictionary()
@@ -175,6 +176,8 @@ class QuantConv(QuantLayer):
     ``kernel(x, raw)`` gives the training-time ``(weight, bias)`` for this batch, ``kernel.inference()`` those of eval
     mode.
 
+    stride, padding, dilation  of rows and columns; padding also of all four sides: top, left, bottom, right
+    output_padding  of a transposed convolution, whose weight is ``[O, I/g, kh, kw]`` as well; None: it is none
     pad_value    what the input is padded with
     input_scale  multiply the convolution's output by XNOR-Net's K, the box mean of ``mean_i |raw_i|``
                  (arXiv 1603.05279, section 3.2)
@@ -190,9 +193,11 @@ class QuantConv(QuantLayer):
         activation: nn.Module,
         norm: nn.BatchNorm2d | None = None,
         *,
-        stride: int,
-        padding: int,
+        stride: Span,
+        padding: Around,
         groups: int,
+        dilation: Span = 1,
+        output_padding: Span | None = None,
         pad_value: float = 0.0,
         input_scale: bool = False,
         int32_bias: bool = False,
@@ -200,6 +205,7 @@ class QuantConv(QuantLayer):
         super().__init__(quantizer, norm, int32_bias)
         self.kernel, self.activation = kernel, activation
         self.stride, self.padding, self.groups = stride, padding, groups
+        self.dilation, self.output_padding = dilation, output_padding
         self.pad_value, self.input_scale = pad_value, input_scale
 
     def forward(self, x: Tensor, raw: Tensor | None = None) -> Tensor:
@@ -247,14 +253,18 @@ class QuantConv(QuantLayer):
         super().calibrate(initialiser)
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Window]:
-        """The input with padding that is not zero, and how to convolve it then."""
-        if not (self.pad_value and self.padding):
-            return x, Window(self.stride, self.padding, self.groups)
-        return F.pad(x, [self.padding] * 4, value=self.pad_value), Window(self.stride, 0, self.groups)
+        """The input with padding that is not zero or not alike on both sides, and how to convolve it then."""
+        padding, others = self.padding, (self.groups, self.dilation, self.output_padding)
+        if (isinstance(padding, int) or len(padding) == 2) and not (self.pad_value and padding):
+            return x, Window(self.stride, padding, *others)
+        return F.pad(x, around(padding), value=self.pad_value), Window(self.stride, 0, *others)
 
     def _scale(self, raw: Tensor, weight: Tensor) -> Tensor | None:
         """XNOR-Net's K, where it is asked for."""
-        return input_scale(raw, weight.shape, self.stride, self.padding) if self.input_scale else None
+        if not self.input_scale:
+            return None
+        assert isinstance(self.stride, int) and isinstance(self.padding, int)
+        return input_scale(raw, weight.shape, self.stride, self.padding)
 
     def kernel_of_inference(self) -> tuple[Tensor, Tensor | None]:
         """The merged kernel by running statistics."""

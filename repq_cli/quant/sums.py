@@ -15,14 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repq_cli.quant.learned_steps import Origin, origin_of
-
-
-class Window(NamedTuple):
-    """How a convolution walks over its input."""
-
-    stride: int
-    padding: int
-    groups: int
+from repq_cli.quant.windows import Window, pair, turned
 
 
 class Steps(NamedTuple):
@@ -38,10 +31,13 @@ def codes_of(values: Tensor, step: Tensor) -> Tensor:
 
 
 def weighted_sums(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
-    """``conv2d``, or the matrix product where there is no window."""
+    """The convolution, of a weight ``[O, I/g, kh, kw]``, or the matrix product where there is no window."""
     if window is None:
         return F.linear(x, weight, bias)
-    return F.conv2d(x, weight, bias, window.stride, window.padding, 1, window.groups)
+    if window.output_padding is None:
+        return F.conv2d(x, weight, bias, window.stride, window.padding, window.dilation, window.groups)
+    sizes = window.stride, window.padding, window.output_padding
+    return F.conv_transpose2d(x, turned(weight, window.groups), bias, *sizes, window.groups, window.dilation)
 
 
 def sums_of_codes(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
@@ -104,10 +100,13 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, ctx: Any) -> tuple[Tenso
     wanted = ctx.needs_input_grad[:3]
     if ctx.window is None:
         return grad @ weight, grad.T @ x, grad.sum(0) if wanted[2] else None
-    stride, padding, groups = ctx.window
-    geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
+    stride, padding, groups, dilation, more = ctx.window
+    transposed = more is not None
+    geometry = (pair(stride), pair(padding), pair(dilation), transposed, pair(more or 0), groups)
     x, weight = x.to(grad.dtype), weight.to(grad.dtype)  # under autocast sums are of lower precision than both
-    return torch.ops.aten.convolution_backward(grad, x, weight, ctx.bias_shape, *geometry, wanted)
+    weight = turned(weight, groups) if transposed else weight
+    found = torch.ops.aten.convolution_backward(grad, x, weight, ctx.bias_shape, *geometry, wanted)
+    return (found[0], turned(found[1], groups), found[2]) if transposed and wanted[1] else found
 
 
 def scaled_sums(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, window: Window | None) -> Tensor:

@@ -10,6 +10,7 @@ OPERATIONS: dict[str, Operation] = {
     for entry in (
         quantize.Quantize(),
         layers.Conv(),
+        layers.ConvTranspose(),
         layers.Linear(),
         sums.Add(),
         pools.GlobalAveragePool(),

@@ -23,11 +23,15 @@ Code = Annotated[int, Range(-256, 256)]
 Size = Annotated[int, Range(1, 2**20)]
 Place = Annotated[int, Range(0, 256)]
 Step = Annotated[int, Range(1, 256)]
-Window = Place | tuple[Place, Place]
+Places = Place | tuple[Place, Place]  # of rows and columns
+Steps = Step | tuple[Step, Step]
+Padding = Place | tuple[Place, Place] | tuple[Place, Place, Place, Place]  # or top, left, bottom, right
 Optional = str | None
+LARGEST_TENSOR = 2**31  # elements
 
-# Of files: the first; with codes of their own for split identities. Older versions of repq refuse what is newer.
-FORMATS = FORMAT, FORMAT_WITH_IDENTITIES = 2, 3
+# Of files: the first; with codes of their own for split identities; with operations of other people's networks. Files
+# have the least that they need, so that older versions of repq read what they can.
+FORMATS = FORMAT, FORMAT_WITH_IDENTITIES, FORMAT_OF_ANY_NETWORK = 2, 3, 4
 
 
 def schema(*others: Mapping[str, Any], **keys: Any) -> Mapping[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -29,8 +31,8 @@ def _linear(call: Call, module: QuantLinear, x: Ref) -> Ref:
 @form(QuantConv)
 def _conv(call: Call, module: QuantConv, x: Ref, raw: Ref | None = None) -> Ref:
     node = _layer(call, module)
-    node |= {"stride": module.stride, "padding": module.padding, "groups": module.groups}
-    node |= {"pad_value": module.pad_value, "input_scale": module.input_scale}
+    node |= {"stride": plain(module.stride), "padding": plain(module.padding), "groups": module.groups}
+    node |= {"pad_value": int(module.pad_value), "input_scale": module.input_scale}
     if type(module.activation) not in ACTIVATIONS:
         raise RefusedError(
             f"The {type(module.activation).__name__} of layer {call.path} has no deployed form; these have: "
@@ -39,8 +41,19 @@ def _conv(call: Call, module: QuantConv, x: Ref, raw: Ref | None = None) -> Ref:
     node["activation"] = ACTIVATIONS[type(module.activation)]
     if isinstance(module.activation, nn.PReLU):
         node["slope"] = call.store("slope", module.activation.weight)
+    if plain(module.dilation) != 1:
+        node["dilation"] = plain(module.dilation)
     inputs = [x] if raw is None or not module.input_scale else [x, raw]
-    return call.emit("conv", inputs, **node)
+    if module.output_padding is None:
+        return call.emit("conv", inputs, **node)
+    return call.emit("conv_transpose", inputs, **node, output_padding=plain(module.output_padding))
+
+
+def plain(sizes: int | Sequence[int]) -> int | list[int]:
+    """Sizes as files have them: one number where it says all."""
+    if isinstance(sizes, int):
+        return sizes
+    return sizes[0] if len(set(sizes)) == 1 else list(sizes)
 
 
 def _layer(call: Call, module: QuantLayer) -> Node:

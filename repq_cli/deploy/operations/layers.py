@@ -14,28 +14,32 @@ from repq_cli.deploy.fixed_point import with_bias
 from repq_cli.deploy.integer_scales import Scaled, prepare_layer
 from repq_cli.deploy.operations.base import (
     FORMAT,
+    FORMAT_OF_ANY_NETWORK,
     FORMAT_WITH_IDENTITIES,
+    LARGEST_TENSOR,
     Bits,
     Constants,
     Node,
     Operation,
     Optional,
-    Place,
+    Padding,
+    Places,
     Size,
-    Step,
+    Steps,
     schema,
 )
 from repq_cli.deploy.operations.checks import problems_of_codes, problems_of_tensors
 from repq_cli.deploy.operations.quantize import CODES
 from repq_cli.deploy.operations.unary import ACTIVATIONS, integer_ends
 from repq_cli.deploy.packing import packed_bits
+from repq_cli.errors import ConfigError
+from repq_cli.quant.sums import weighted_sums
+from repq_cli.quant.windows import Around, Span, Window, around, pair
 
 if TYPE_CHECKING:
     from repq_cli.deploy.integer import IntegerNet
     from repq_cli.deploy.network import DeployedNet
     from repq_cli.deploy.onnx_graph import OnnxGraph
-
-LARGEST_TENSOR = 2**31  # elements
 
 LAYER = {"bits": Bits | Literal[32], "weight": str, "bias": Optional, "bias_step": Optional, "multiplier": Optional}
 OF_CODES = {**CODES, "weight_step": str, "weight_zero_point": Optional}  # of a layer of less than 32 bits
@@ -119,30 +123,46 @@ class Conv(Layer):
     keys = schema(
         LAYER,
         shape=tuple[Size, Size, Size, Size],
-        stride=Step,
-        padding=Place,
+        stride=Steps,
+        padding=Padding,
         groups=Size,
         pad_value=Literal[-1, 0, 1],
         input_scale=bool,
         activation=Literal["none", "relu", "relu6", "hardtanh", "prelu"],
     )
-    others = schema(OF_CODES, slope=str, identity=Optional)
+    others = schema(OF_CODES, slope=str, identity=Optional, dilation=Steps)
     inputs = (1, 2)
     tensors = ("slope",)
 
+    def format(self, node: Node) -> int:
+        rows, columns = node["shape"][2:]
+        old = isinstance(node["stride"], int) and isinstance(node["padding"], int) and "dilation" not in node
+        return super().format(node) if old and rows == columns else FORMAT_OF_ANY_NETWORK
+
     def problems(self, node: Node, known: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Iterator[str]:
-        if node["shape"][0] % node["groups"]:
-            yield f"has {node['shape'][0]} outputs in {node['groups']} groups"
+        outputs = node["shape"][0]
+        if outputs % node["groups"]:
+            yield f"has {outputs} outputs in {node['groups']} groups"
         if (node["activation"] == "prelu") != ("slope" in node):
             yield "has a slope without prelu, or prelu without a slope"
         if node["input_scale"] != (len(node["inputs"]) == 2):
             yield "has other inputs than its input_scale wants"
         if node["pad_value"] and known[node["inputs"][0]].get("op") != "quantize":
             yield "pads with a value, and reads no codes"
+        if self.format(node) == FORMAT_OF_ANY_NETWORK and (node["input_scale"] or node.get("identity")):
+            yield "has an input_scale or an identity, and a window that is not square"
         yield from super().problems(node, known, tensors)
 
+    def window(self, node: Node, padding: Span) -> Window:
+        """How it walks over its input, which may have been padded."""
+        return Window(node["stride"], padding, node["groups"], node.get("dilation", 1))
+
     def compute(self, net: DeployedNet, node: Node, x: Tensor, *raw: Tensor) -> Tensor:
-        return behind(net, node, exact(net, node, convolution(net, node, x)), *raw)
+        weight, padding = net.held(node, "weight"), node["padding"]
+        assert weight is not None
+        x, padding = padded(x, padding, net.pad_code(node) if node["pad_value"] and padding else 0)
+        sums = weighted_sums(x, weight, net.held(node, "summed_bias"), self.window(node, padding))
+        return behind(net, node, exact(net, node, sums), *raw)
 
     def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
         constants, out = super().scales(node, known, net)
@@ -150,29 +170,73 @@ class Conv(Layer):
         return constants if ends is None else constants | integer_ends(ends, out.scale), out
 
     def integers(self, net: IntegerNet, node: Node, constants: Constants, x: Tensor) -> Tensor:
-        padding = node["padding"]
-        if constants["pad"] and padding:
-            x, padding = F.pad(x, [padding] * 4, value=constants["pad"]), 0
-        sums = F.conv2d(x, constants["weight"], None, node["stride"], padding, 1, node["groups"])
-        y = with_bias(sums, constants["left"], constants["bias"])
+        y = with_bias(self.sums(node, x, constants), constants["left"], constants["bias"])
         activation = ACTIVATIONS[node["activation"]]
         return y if activation is None else activation.integers(net, node, constants, y)
 
+    def sums(self, node: Node, x: Tensor, constants: Constants) -> Tensor:
+        """Of integers."""
+        x, padding = padded(x, node["padding"], constants["pad"])
+        weight, dilation = constants["weight"], pair(node.get("dilation", 1))
+        return F.conv2d(x, spread(weight, dilation), None, node["stride"], padding, 1, node["groups"])
+
     def onnx(self, graph: OnnxGraph, node: Node) -> None:
-        graph.conv(node)
+        graph.conv(node, "Conv", {})
 
     def limits(self, node: Node) -> tuple[float, float] | None:
         activation = ACTIVATIONS[node["activation"]]
         return None if activation is None else activation.limits(node)
 
 
-def convolution(net: DeployedNet, node: Node, x: Tensor) -> Tensor:
-    """The sums of a convolution, with the bias that belongs to them."""
-    weight, bias, padding = net.held(node, "weight"), net.held(node, "summed_bias"), node["padding"]
-    assert weight is not None
-    if node["pad_value"] and padding:
-        x, padding = F.pad(x, [padding] * 4, value=net.pad_code(node)), 0
-    return F.conv2d(x, weight, bias, node["stride"], padding, 1, node["groups"])
+class ConvTranspose(Conv):
+    """A transposed convolution. Its weight is ``[O, I/g, kh, kw]``, as those of others are."""
+
+    name = "conv_transpose"
+    keys = schema(Conv.keys, pad_value=Literal[0], input_scale=Literal[False], padding=Places, output_padding=Places)
+    others = schema(OF_CODES, slope=str, dilation=Steps)
+    inputs = (1, 1)
+
+    def format(self, node: Node) -> int:
+        return FORMAT_OF_ANY_NETWORK
+
+    def window(self, node: Node, padding: Span) -> Window:
+        return super().window(node, padding)._replace(output_padding=node["output_padding"])
+
+    def sums(self, node: Node, x: Tensor, constants: Constants) -> Tensor:
+        """As a convolution with zeros between the input's numbers, and its kernel turned round."""
+        dilation = pair(node.get("dilation", 1))
+        weight = spread(constants["weight"], dilation).flip((2, 3))
+        before = [size - 1 - padding for size, padding in zip(weight.shape[2:], pair(node["padding"]), strict=True)]
+        after = [size + more for size, more in zip(before, pair(node["output_padding"]), strict=True)]
+        x = F.pad(spread(x, pair(node["stride"])), [before[1], after[1], before[0], after[0]])
+        return F.conv2d(x, weight, None, 1, 0, 1, node["groups"])
+
+    def onnx(self, graph: OnnxGraph, node: Node) -> None:
+        """Less padding behind is more output; what is left of ``output_padding`` runtimes want below the stride."""
+        padding, more = pair(node["padding"]), pair(node["output_padding"])
+        less = [min(sizes) for sizes in zip(padding, more, strict=True)]
+        left = [size - taken for size, taken in zip(more, less, strict=True)]
+        if any(size >= stride for size, stride in zip(left, pair(node["stride"]), strict=True)):
+            raise ConfigError(f"The layer {node['name']} has an output_padding of {more}, for which ONNX has no form.")
+        pads = [*padding, *(size - taken for size, taken in zip(padding, less, strict=True))]
+        graph.conv(node, "ConvTranspose", {"pads": pads, "output_padding": left})
+
+
+def padded(x: Tensor, padding: Around, value: int) -> tuple[Tensor, Span]:
+    """What a convolution reads, and its padding then, if its own has a value or is not alike on both sides."""
+    if not value and (isinstance(padding, int) or len(padding) == 2):
+        return x, tuple(padding) if isinstance(padding, list) else padding
+    return F.pad(x, around(padding), value=value), 0
+
+
+def spread(x: Tensor, steps: tuple[int, int]) -> Tensor:
+    """``[..., H, W]`` with zeros between rows and columns, which are so many steps apart then."""
+    if steps == (1, 1):
+        return x
+    rows, columns = ((size - 1) * step + 1 for size, step in zip(x.shape[-2:], steps, strict=True))
+    wide = x.new_zeros(*x.shape[:-2], rows, columns)
+    wide[..., :: steps[0], :: steps[1]] = x
+    return wide
 
 
 def exact(net: DeployedNet, node: Node, sums: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repq_cli.deploy.fixed_point import INT32_MAX
 from repq_cli.deploy.integer_scales import Scaled
-from repq_cli.deploy.operations.base import Constants, Node, Operation, Window, schema
+from repq_cli.deploy.operations.base import Constants, Node, Operation, Places, schema
 from repq_cli.deploy.tracing import Call, Ref, RefusedError, form
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class MaxPool(Operation):
     """The largest number of every window."""
 
     name = "max_pool"
-    keys = schema(size=Window, stride=Window, padding=Window)
+    keys = schema(size=Places, stride=Places, padding=Places)
     keeps_codes = True
 
     def compute(self, net: DeployedNet, node: Node, x: Tensor) -> Tensor:

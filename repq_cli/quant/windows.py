@@ -1,0 +1,49 @@
+"""How convolutions walk over their input."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+Span = int | tuple[int, int]  # rows and columns
+Around = int | tuple[int, int] | tuple[int, int, int, int]  # or top, left, bottom, right
+
+
+class Window(NamedTuple):
+    """How a convolution walks over its input. output_padding: of a transposed one; None: it is none."""
+
+    stride: Span
+    padding: Span
+    groups: int
+    dilation: Span = 1
+    output_padding: Span | None = None
+
+
+def turned(weight: Tensor, groups: int) -> Tensor:
+    """``[O, I/g, kh, kw]`` as ``[I, O/g, kh, kw]``, as torch has weights of transposed convolutions; and back."""
+    outputs, inputs, *sizes = weight.shape
+    apart = weight.view(groups, outputs // groups, inputs, *sizes)
+    return apart.transpose(1, 2).reshape(groups * inputs, outputs // groups, *sizes)
+
+
+def pair(span: Span) -> tuple[int, int]:
+    """Rows and columns.
+
+    >>> pair(3), pair((1, 2))
+    ((3, 3), (1, 2))
+    """
+    return (span, span) if isinstance(span, int) else (span[0], span[1])
+
+
+def around(padding: Around) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom: as ``F.pad`` wants it.
+
+    >>> around(1), around((1, 2)), around((1, 2, 3, 4))
+    ((1, 1, 1, 1), (2, 2, 1, 1), (2, 4, 1, 3))
+    """
+    if isinstance(padding, int) or len(padding) == 2:
+        rows, columns = pair(padding)
+        return columns, columns, rows, rows
+    top, left, bottom, right = padding
+    return left, right, top, bottom
