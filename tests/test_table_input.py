@@ -196,3 +196,19 @@ def test_a_run_is_read_whole() -> None:
     assert (run.status, run.model, run.rep, run.mode, run.bits) == ("done", "repvgg_a0", "repvgg", "plain", (8, 8))
     assert run.numbers["metric.deployed"] == 71.0 and run.machine == "A Processor, 1 thread, torch 2.9.0"
     assert "fp.epochs" in run.options and not {"seed", "runtime.device", "data.root"} & run.options.keys()
+
+
+def test_a_file_of_runs_gives_the_tables_of_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Byte for byte, but for what names the runs; damaged lines are named and left out."""
+    for number, mode in enumerate(("plain", "merged", "repq_bn")):
+        changes = mode_and_bits(mode, 4, 4, number % 2) | {"data.root": "/a/place/of/mine"}
+        done(tmp_path / "study" / mode, changes, 70.0, 71.0 + number)
+    kept = tmp_path / "study.jsonl"
+    assert printed(capsys, tmp_path / "study", "--format", "jsonl", "--out", kept) == ""
+    assert "/a/place" not in kept.read_text() and kept.read_text().count("\n") == 3
+    assert printed(capsys, kept) == printed(capsys, tmp_path / "study")
+    assert printed(capsys, kept, "--format", "jsonl").count("\n") == 3
+    kept.write_text(kept.read_text() + '{"run": 3}\n[\n' + "[" * 100_000)
+    (tmp_path / "study").rename(tmp_path / "moved")
+    found, notes = find_runs([tmp_path])  # a folder of such files, too, beside runs in folders
+    assert len(found) == 6 and sum("is no run" in note for note in notes) == 3

@@ -10,7 +10,7 @@ from repq_cli.errors import ConfigError, DataError
 from repq_cli.runs.outputs import OUTPUTS
 from repq_cli.typecheck import nearest
 
-PATHS = "a run, a sweep, a folder of runs, or a summary.json (default: outputs)"
+PATHS = "a run, a sweep, a folder of runs, a summary.json, or a .jsonl of runs (default: outputs)"
 
 
 def parser_of_paths(command: str, description: str, epilog: str, paths: str = PATHS) -> argparse.ArgumentParser:

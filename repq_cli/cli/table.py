@@ -10,12 +10,13 @@ from repq_cli.cli.arguments import known_names, outputs, parser_of_paths, with_n
 from repq_cli.errors import DataError
 from repq_cli.files import write_atomically
 from repq_cli.report.document import TABLES, document
-from repq_cli.report.reading import find_runs
+from repq_cli.report.reading import find_records, find_runs
 from repq_cli.report.render.data import as_csv, as_json
 from repq_cli.report.render.latex import latex
 from repq_cli.report.render.markdown import markdown
 from repq_cli.text import columns
 
+RECORDS = "jsonl"  # no tables: the runs themselves, as a file that can be read in place of their folders
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex, "json": as_json}
 
 DESCRIPTION = """\
@@ -30,6 +31,8 @@ examples:
   repq table                                        all runs below outputs/
   repq table outputs/sweep/20260101-120000-train    one sweep
   repq table --table classification --format latex --out table.tex
+  repq table outputs/sweep/20260101-120000-train --format jsonl --out study.jsonl
+  repq table study.jsonl                            the same tables without the folders
   repq table --published                            what papers report, without any run
 
 exit codes: 0 done, 2 usage, 3 no runs, or files that cannot be read or written"""
@@ -41,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
     paths = [Path(path) for path in options.paths]
     if not paths and not (options.published and not names):
         paths = [outputs("table")]
+    if options.format == RECORDS:
+        return _print(options, "".join(f"{record.line()}\n" for record in find_records(paths)[0]))
     runs, notes = find_runs(paths)
     if not runs and not options.published:
         raise DataError(with_notes("There are no runs to tabulate: train some, or name a folder of runs.", notes))
@@ -48,12 +53,16 @@ def run(options: argparse.Namespace) -> int:
     if not content.chapters:
         raise DataError(with_notes("The runs found have nothing to show in these tables.", content.notes))
     text = FORMATS[options.format](content).encode(errors="replace").decode()  # names may hold any code point
+    if options.format == "csv" and content.all_notes:
+        print("\n".join(content.all_notes), file=sys.stderr)
+    return _print(options, text)
+
+
+def _print(options: argparse.Namespace, text: str) -> int:
     if options.out is None:
         sys.stdout.write(text)
     else:
         write_atomically(Path(options.out), text.encode())
-    if options.format == "csv" and content.all_notes:
-        print("\n".join(content.all_notes), file=sys.stderr)
     return 0
 
 
@@ -62,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     tables = columns([(f"  {name}", kind.summary) for name, kind in TABLES.items()], 2)
     parser = parser_of_paths("table", DESCRIPTION, EPILOG.format(tables=tables))
     parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table; may be repeated")
-    parser.add_argument("--format", choices=FORMATS, default="markdown", help="how to print (default: markdown)")
+    parser.add_argument(
+        "--format", choices=[*FORMATS, RECORDS], default="markdown", help="how to print (default: markdown)"
+    )
     parser.add_argument("--out", metavar="FILE", help="write to a file instead of printing")
     parser.add_argument("--published", action="store_true", help="also all published figures, with their sources")
     return parser

@@ -12,6 +12,7 @@ from repq_cli.config import DEFAULTS, affected
 from repq_cli.effects import NAMED_DATA, Affects
 from repq_cli.errors import DataError
 from repq_cli.files import parsed_json, read_regular
+from repq_cli.report.records import SUFFIX, Record, record_files, records_in
 from repq_cli.report.runs import Bits, Measured, Metric, Run, Status
 from repq_cli.runs.folder import CONFIG, ROW, RunFolder, folders_with, parsed_config
 from repq_cli.runs.row import Row
@@ -34,48 +35,68 @@ LATER = {
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """The runs at and below ``paths`` in the order of their folders, and notes on what could not be read.
 
-    A path is a run folder, any folder above, or a summary.json. Raises DataError for one that does not exist.
+    A path is a run folder, any folder above, a summary.json, a file of records (see ``records.py``), or a folder of
+    such files. Raises DataError for one that does not exist.
     """
+    records, notes = find_records(paths)
+    read = [_read_record(record, notes) for record in records]
+    return [run for run in read if run is not None], sorted(notes)
+
+
+def find_records(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
+    """What ``find_runs`` reads, as it stands in the files."""
     folders: set[Path] = set()
+    kept: dict[str, Record] = {}
     notes: list[str] = []
 
     def refused(error: OSError) -> None:
         notes.append(f"{error.filename} cannot be read.")
 
     for path in paths:
+        files = record_files(path)
+        kept |= {record.name: record for file in files for record in records_in(file, notes)}
         if path.is_file() and path.name == ROW:
             found = {path.parent.resolve()}
         elif path.is_dir():
             found = set(folders_with({ROW, CONFIG}, path.resolve(), refused))
+        elif files:
+            found = set()
         elif path.exists():
-            raise DataError(f"{path} is neither a folder nor a {ROW}: name a run folder, a sweep, or a folder of runs.")
+            raise DataError(
+                f"{path} is neither a folder nor a {ROW} nor a {SUFFIX} of runs: name a run folder, a sweep, or a "
+                f"folder of runs."
+            )
         else:
             raise DataError(f"{path} does not exist: name a run folder, a sweep, or a folder that holds some.")
-        if not found:
+        if not found and not files:
             notes.append(f"{path} holds no runs.")
         folders |= found
-    runs = []
-    for folder in sorted(folders):
-        run, said = read_run(folder)
-        notes += said
-        if run is not None:
-            runs.append(run)
-    return runs, sorted(notes)
+    return [*(record_of(folder, notes) for folder in sorted(folders)), *kept.values()], notes
 
 
 def read_run(folder: Path) -> tuple[Run | None, list[str]]:
     """The run in ``folder``, or None where it does not say what ran; and notes on what is wrong with it."""
-    shown = _shown(folder)
     notes: list[str] = []
+    return _read_record(record_of(folder, notes), notes), notes
+
+
+def record_of(folder: Path, notes: list[str]) -> Record:
+    """What the files in ``folder`` say of a run; a note for each that is damaged."""
     files = RunFolder(folder)
     row = _mapping(files.row_file, parsed_json, notes)
     config = _mapping(files.config_file, parsed_config, notes)
     env = _mapping(files.env_file, parsed_json, notes)
+    return Record(_shown(folder), row, config, env)
+
+
+def _read_record(record: Record, notes: list[str]) -> Run | None:
+    shown, row, config, env = record
     fields = _Fields(row or {}, config or {}, shown)
     model, rep, mode = (fields.text(key) for key in ("model", "rep", "mode"))
     weight_bits, act_bits = fields.whole("quant.weight_bits"), fields.whole("quant.act_bits")
     if model is None or rep is None or mode is None or weight_bits is None or act_bits is None:
-        return None, [*notes, f"{shown} is left out: its files do not say which model, rep, mode and bits ran."]
+        notes.append(f"{shown} is left out: its files do not say which model, rep, mode and bits ran.")
+        return None
     status = fields.status() if row is not None else "unfinished"
     run = Run(
         folder=shown,
@@ -103,7 +124,8 @@ def read_run(folder: Path) -> tuple[Run | None, list[str]]:
         error=(_text(_at(row, "error")) or "").strip(),
         warnings=_texts(_at(row, "warnings")),
     )
-    return run, notes + fields.problems
+    notes += fields.problems
+    return run
 
 
 class _Fields:
