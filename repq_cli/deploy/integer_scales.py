@@ -12,7 +12,7 @@ from repq_cli.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
     from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.operations.base import Node
+    from repq_cli.deploy.operations.base import Node
 
 FRACTION_BITS = 16  # of sums of several tensors, below the next step; more where an int32 has room for them
 CODE_BITS = 9  # of codes, one more than they have
