@@ -22,8 +22,10 @@ from repq_cli.data import digits, image_folder, imagenet, torchvision_sets
 from repq_cli.data.augment import Augmentation, flip, shift
 from repq_cli.data.base import DataInfo, InMemory, Split, stratified_split
 from repq_cli.data.image_files import TASK, Files
+from repq_cli.data.mixing import mixing
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.finished_run import fitting
+from repq_cli.tasks.classification import Classification
 
 INFO = DataInfo("test", (1, 4, 4), ("a", "b"), (0.5,), (0.25,), "none")
 
@@ -136,6 +138,34 @@ def test_augmentation_draws_and_moves_as_image_by_image() -> None:
         padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
         moved = padded[:, top[index] : top[index] + 6, left[index] : left[index] + 5]
         np.testing.assert_array_equal(found[index], moved[..., ::-1] if mirrored[index] else moved)
+
+
+def test_mixed_batches_are_numpys_and_depend_on_the_seed_alone(subtests: pytest.Subtests) -> None:
+    """RandAugment before, mixup or CutMix after; torch's own draws elsewhere go on as they were."""
+    for mixup, cutmix in ((0.4, 0.0), (0.0, 1.0), (0.4, 1.0)):
+        with subtests.test(mixup=mixup, cutmix=cutmix):
+            colours = torch.randint(0, 255, (24, 3, 9, 8), dtype=torch.uint8)
+            made = Augmentation(1, True, randaugment=9), mixing(5, mixup, cutmix)
+            mixed = Split(InMemory(colours), torch.arange(24) % 5, INFO, *made)
+            plain = Split(InMemory(colours), torch.arange(24) % 5, INFO, Augmentation(1, True, randaugment=9))
+            before = torch.get_rng_state()
+            batches = list(mixed.training_batches(8, 3))
+            assert torch.equal(torch.get_rng_state(), before)
+            for a, b in zip(batches[1:], mixed.training_batches(8, 3, start=1), strict=True):
+                assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+            kinds = set()
+            for (x, probabilities), (own, labels) in zip(batches, plain.training_batches(8, 3), strict=True):
+                other, one_hot = own.roll(1, 0).numpy(), np.eye(5)[labels.numpy()]
+                others = np.roll(one_hot, 1, 0)
+                share = (probabilities.numpy() - others)[one_hot != others] / (one_hot - others)[one_hot != others]
+                np.testing.assert_allclose(share, share[0], rtol=1e-5, atol=1e-6)
+                from_other = np.isclose(x.numpy(), other) & ~np.isclose(other, own.numpy())
+                smooth = share[0] * own.numpy() + (1 - share[0]) * other
+                is_smooth = np.allclose(x.numpy(), smooth, atol=1e-5)
+                kinds.add("mixup" if is_smooth else "cutmix")
+                assert is_smooth or np.allclose(np.where(from_other, other, own.numpy()), x.numpy(), atol=1e-5)
+                assert Classification().scores(probabilities, probabilities).eq(100).all()
+            assert kinds <= {name for name, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha}
 
 
 def test_stratified_split_holds_out_of_every_class() -> None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repq_cli.data.mixing import RandAugment
+
 
 def shift(images: Tensor, generator: torch.Generator, pixels: int) -> Tensor:
     """Move every image by its own whole number of pixels, up to ``pixels`` each way; zeros come in at the border."""
@@ -31,11 +33,13 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Augmentation:
-    """Shifts (``crop`` pixels of padding, as in the CIFAR recipes) and mirror images."""
+    """Shifts (``crop`` pixels of padding, as in the CIFAR recipes), mirror images, RandAugment (of 0: none)."""
 
-    def __init__(self, crop: int = 0, mirror: bool = False) -> None:
+    def __init__(self, crop: int = 0, mirror: bool = False, randaugment: int = 0) -> None:
         self.crop, self.mirror = crop, mirror
+        self.rest = RandAugment(randaugment) if randaugment else None
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         images = shift(images, generator, self.crop)
-        return flip(images, generator) if self.mirror else images
+        images = flip(images, generator) if self.mirror else images
+        return images if self.rest is None else self.rest(images, generator)

@@ -18,6 +18,7 @@ from repq_cli.seeds import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Mix = Callable[[Tensor, Tensor, torch.Generator], Batch]
 
 
 class Inputs(NamedTuple):
@@ -177,10 +178,15 @@ class Evaluation(Protocol):
 
 
 class Split:
-    """Images and labels, read in a fixed order, or in one that only the seed decides."""
+    """Images and labels, read in a fixed order, or in one that only the seed decides.
 
-    def __init__(self, images: Images, labels: Tensor, info: DataInfo, augment: Augment | None = None) -> None:
-        self.images, self.labels, self.info, self.augment = images, labels, info, augment
+    For training ``augment`` changes the images, and ``mix`` then those of a batch together, with their labels.
+    """
+
+    def __init__(
+        self, images: Images, labels: Tensor, info: DataInfo, augment: Augment | None = None, mix: Mix | None = None
+    ) -> None:
+        self.images, self.labels, self.info, self.augment, self.mix = images, labels, info, augment, mix
         self._statistics = torch.tensor([info.mean, info.std]).view(2, -1, 1, 1)
 
     def __len__(self) -> int:
@@ -205,10 +211,11 @@ class Split:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         batches = order[: self.steps(batch_size) * batch_size].split(batch_size)[start:]
         for step, (indices, images) in enumerate(zip(batches, self.images.read(batches, seed), strict=True), start):
+            generator = torch.Generator().manual_seed(derive_seed(seed, step))
             if self.augment is not None:
-                generator = torch.Generator().manual_seed(derive_seed(seed, step))
                 images = self.augment(images, generator)
-            yield self._normalise(images, device), to_device(self.labels[indices], device)
+            batch = self._normalise(images, device), to_device(self.labels[indices], device)
+            yield batch if self.mix is None else self.mix(*batch, generator)
 
     def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """Every image once, in order, as it is."""

@@ -16,6 +16,7 @@ from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_statistics, stratified_split
 from repq_cli.data.image_cache import Pixels
 from repq_cli.data.image_files import TASK, Files, Reader, Subset
+from repq_cli.data.mixing import Alpha, Magnitude, mixing
 from repq_cli.errors import DataError
 from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, decode, open_image
 from repq_cli.images.files import pixels_of
@@ -30,6 +31,9 @@ def load(
     val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.1,
     crop: Annotated[int, Range(0, 64)] = 4,
     mirror: bool = True,
+    randaugment: Magnitude = 0,
+    mixup: Alpha = 0.0,
+    cutmix: Alpha = 0.0,
     grey: bool = False,
     cache_mib: Annotated[int, Range(0)] = 4096,
     disk_cache: bool = False,
@@ -43,6 +47,7 @@ def load(
     Decoded once into memory below ``cache_mib``, else in ``workers`` processes as they are needed, by ``disk_cache``
     once for all runs into outputs/cache/images.
     Images of more than ``max_pixels`` are refused before they are decoded.
+    What ``randaugment``, ``mixup`` and ``cutmix`` do to training images: see ``mixing``.
     Raises DataError for a missing or empty folder, a class without images, a broken image.
     """
     top = Path(root)
@@ -72,13 +77,15 @@ def load(
     mean, std = channel_statistics(_sample(Subset(images["train"], kept)))
     info = DataInfo(top.name, (channels, *read_image.size), classes, mean, std, "the user's own")
 
-    def split(name: str, indices: Tensor | None = None, augment: Augmentation | None = None) -> Split:
+    def split(name: str, indices: Tensor | None = None) -> Split:
         if indices is None:
-            return Split(images[name], labels[name], info, augment)
-        return Split(Subset(images[name], indices), labels[name][indices], info, augment)
+            return Split(images[name], labels[name], info)
+        return Split(Subset(images[name], indices), labels[name][indices], info)
 
-    train, tests = split("train", kept, Augmentation(crop, mirror)), {"test": split(evaluation[-1])}
-    return Data(info, train, split("val") if held is None else split("train", held), tests)
+    train = split("train", kept)
+    train.augment = Augmentation(crop, mirror, randaugment)
+    train.mix = mixing(len(classes), mixup, cutmix)
+    return Data(info, train, split("val") if held is None else split("train", held), {"test": split(evaluation[-1])})
 
 
 def evaluation_sets(

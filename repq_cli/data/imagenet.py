@@ -19,6 +19,7 @@ from repq_cli.data.base import Data, DataInfo, Inputs, Split, stratified_split
 from repq_cli.data.image_cache import Pixels
 from repq_cli.data.image_files import Files, Reader, Subset
 from repq_cli.data.image_folder import class_names, list_images
+from repq_cli.data.mixing import Alpha, Magnitude, RandAugment, mixing
 from repq_cli.errors import DataError
 from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, open_image
 from repq_cli.images.files import channels_first, pixels_of
@@ -45,6 +46,9 @@ def load(
     ),
     val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.01,
     train_resize: Annotated[int, Range(8)] | None = None,
+    randaugment: Magnitude = 0,
+    mixup: Alpha = 0.0,
+    cutmix: Alpha = 0.0,
     disk_cache: bool = False,
     workers: Annotated[int, Range(0, 256)] = 8,
     max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
@@ -55,7 +59,8 @@ def load(
     down to ``train_resize`` before, where it is longer. Evaluation: the shorter side scaled to ``resize``, the centre
     cut out. The official validation images are the test split; ``val_fraction`` of training is held out to choose the
     epoch. ``disk_cache``: what crops are drawn from, and what is evaluated on, is decoded once for all runs, into
-    outputs/cache/images. Images of more than ``max_pixels`` are not decoded.
+    outputs/cache/images. Images of more than ``max_pixels`` are not decoded. What ``randaugment``, ``mixup`` and
+    ``cutmix`` do to training images: see ``mixing``.
     Raises DataError for a missing folder, a class without images, a broken image.
     """
     look = image_reader(size, resize, max_pixels)
@@ -83,6 +88,8 @@ def load(
         return Split(Subset(files, some), labels[name][some], info)
 
     train = split("train", RandomCrop(size, scale, train_resize, max_pixels), kept)
+    train.augment = RandAugment(randaugment) if randaugment else None
+    train.mix = mixing(len(classes), mixup, cutmix)
     return Data(info, train, split("train", look, held), {"test": split("val", look, torch.arange(len(paths["val"])))})
 
 

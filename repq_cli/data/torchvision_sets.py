@@ -12,6 +12,7 @@ from torch import Tensor
 from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, InMemory, Inputs, Split, channel_statistics, stratified_split
+from repq_cli.data.mixing import Alpha, Magnitude, mixing
 from repq_cli.errors import DataError
 
 Name = Literal["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"]
@@ -38,8 +39,13 @@ def load(
     val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.1,
     crop: Annotated[int, Range(0, 64)] = 4,
     mirror: bool = False,
+    randaugment: Magnitude = 0,
+    mixup: Alpha = 0.0,
+    cutmix: Alpha = 0.0,
 ) -> Data:
     """A torchvision dataset in memory; 28x28 images are zero-padded to ``size``. Validation is held out of training.
+
+    What ``randaugment``, ``mixup`` and ``cutmix`` do to training images: see ``mixing``.
 
     Raises DataError if ``root`` does not hold the files and ``download`` is off.
     """
@@ -52,7 +58,13 @@ def load(
     info = DataInfo(dataset, (channels, size, size), classes, mean, std, LICENCES[dataset])
     return Data(
         info,
-        Split(InMemory(train_images[kept]), train_labels[kept], info, Augmentation(crop, mirror)),
+        Split(
+            InMemory(train_images[kept]),
+            train_labels[kept],
+            info,
+            Augmentation(crop, mirror, randaugment),
+            mixing(len(classes), mixup, cutmix),
+        ),
         Split(InMemory(train_images[held]), train_labels[held], info),
         {"test": Split(InMemory(test_images), test_labels, info)},
     )

@@ -21,7 +21,7 @@ class LabelledImages(Protocol):
 
 
 class Classification:
-    """Logits ``[B, classes]`` against labels ``[B]``."""
+    """Logits ``[B, classes]`` against labels ``[B]``, or in training their probabilities ``[B, classes]``."""
 
     name = "classification"
     metric = "top1"
@@ -38,6 +38,7 @@ class Classification:
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Per image 100 where the largest logit is the label's, else 0; the metric is their mean."""
+        targets = targets if targets.dim() == 1 else targets.argmax(1)
         return (outputs.argmax(1) == targets).float() * 100
 
     def baselines(self) -> dict[str, nn.Module]:

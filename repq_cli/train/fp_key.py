@@ -40,6 +40,8 @@ SOURCES = (
     "train/stage.py",
     "train/tools.py",
 )
+# Keys that came later, with the values that change nothing: stages without them are the same.
+LATER = {"data.randaugment": 0, "data.mixup": 0, "data.cutmix": 0}
 VERSIONS = ("torch", "torchvision", "numpy", "pillow")  # of what computes, decodes images, and draws crops
 
 
@@ -49,6 +51,10 @@ def fp_key(config: Config, data_fingerprint: str = "") -> str:
     Modes and bits share it, but for modes that use no branches.
     """
     parts = config.selected(Affects.FP) | {"rep": config.used_rep}
+    for name, value in LATER.items():
+        section, key = name.split(".")
+        if parts.get(section, {}).get(key) == value:
+            parts[section] = {other: kept for other, kept in parts[section].items() if other != key}
     versions = [metadata.version(name) for name in VERSIONS]
     digest = hashlib.sha256(json.dumps([parts, data_fingerprint, versions], sort_keys=True).encode())
     foreign = [section.target for section in (config.model, config.rep, config.data) if not section.is_ours]
