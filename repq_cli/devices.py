@@ -32,6 +32,20 @@ def pick_device(name: str, key: str = "runtime.device") -> torch.device:
     return device
 
 
+def device_of_rank(device: torch.device, local_rank: int, local_size: int) -> torch.device:
+    """The device of one of ``local_size`` processes on this machine. Raises ConfigError where there are too few."""
+    if device.type == "cpu":
+        return device
+    count = torch.accelerator.device_count()
+    if ":" in str(device) or local_size > count:
+        raise ConfigError(
+            f"{local_size} processes on this machine want a device each, and runtime.device={device} of {count} is "
+            f"not that: use runtime.device=auto and as many processes as there are devices, or runtime.device=cpu."
+        )
+    torch.accelerator.set_device_index(local_rank)
+    return torch.device(device.type, local_rank)
+
+
 def use_device(name: str, key: str = "runtime.device") -> torch.device:
     """``pick_device``, with the same algorithms at every call and float32 that is not rounded to TF32 from now on.
 

@@ -27,6 +27,10 @@ class CheckError(RepqError):
     exit_code = 4
 
 
+class RanksError(RepqError):
+    """Another process of the run has failed, and with it this one."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, after a checkpoint. Not an ``Exception``: it has to end a whole sweep, not one job of it.
 

@@ -23,8 +23,11 @@ class Process:
     What it prints is appended to the file ``log``; None: its standard output is closed.
     """
 
-    def __init__(self, *arguments: str, log: str | None = "log") -> None:
-        self._process = multiprocessing.get_context(METHOD).Process(target=_run, args=(arguments, log))  # type: ignore[attr-defined]
+    def __init__(self, *arguments: str, log: str | None = "log", **environment: str) -> None:
+        self._start(_run, arguments, log, environment)
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        self._process = multiprocessing.get_context(METHOD).Process(target=target, args=arguments)  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside the threads of pytest-xdist
             self._process.start()
@@ -46,8 +49,29 @@ class Process:
         self._process.join()
 
 
-def _run(arguments: tuple[str, ...], log: str | None) -> None:
-    """What a new process does; Python's own handlers of signals and streams instead of pytest's."""
+class Function(Process):
+    """A function in a process of its own."""
+
+    def __init__(self, function: Callable[..., None], *arguments: object) -> None:
+        self._start(_call, function, arguments)
+
+
+def _call(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    _as_a_new_process("log")
+    function(*arguments)
+
+
+def _run(arguments: tuple[str, ...], log: str | None, environment: dict[str, str]) -> None:
+    """What a new process does."""
+    os.environ |= environment
+    _as_a_new_process(log)
+    from repq_cli.cli import main
+
+    sys.exit(main(list(arguments)))
+
+
+def _as_a_new_process(log: str | None) -> None:
+    """Python's own handlers of signals and streams instead of pytest's."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -59,9 +83,6 @@ def _run(arguments: tuple[str, ...], log: str | None) -> None:
     if log is None:
         os.close(1)
         sys.stdout = None  # type: ignore[assignment]
-    from repq_cli.cli import main
-
-    sys.exit(main(list(arguments)))
 
 
 def wait_until(true: Callable[[], bool], process: Process | None = None) -> None:

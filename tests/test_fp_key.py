@@ -49,6 +49,8 @@ WITHOUT_EFFECT = {
     "train/divergence.py": "when a stage ends without a result",
     "train/interrupt.py": "when to stop",
     "train/log.py": "what is said",
+    "train/stage_log.py": "what is said",
+    "train/world.py": "how processes meet and what they tell each other; that their sums are one process' is tested",
 }
 
 

@@ -18,15 +18,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SHARED = {
     "batch_norm",
     "bounds",
+    "collective",
     "devices",
     "effects",
     "errors",
     "files",
     "kept",
     "neighbours",
+    "parts",
     "precision",
+    "ranks",
     "sealed",
     "seeds",
+    "shared_norm",
 }
 SHARED |= {"text", "typecheck"}
 ALLOWED: dict[str, set[str]] = {

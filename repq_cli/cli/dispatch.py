@@ -13,6 +13,7 @@ from repq_cli.cli.output import guarded_output
 from repq_cli.cli.terminal import shown_output
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.neighbours import wait_briefly
+from repq_cli.ranks import place
 from repq_cli.text import columns
 from repq_cli.train.interrupt import interruptible
 from repq_cli.typecheck import nearest
@@ -122,4 +123,9 @@ def dispatch(arguments: list[str]) -> int:
         near = nearest(name, COMMANDS)
         hint = f"did you mean '{near}'?" if near else f"the commands are {', '.join(COMMANDS)}."
         raise ConfigError(f"There is no command '{name}'; {hint}")
+    where = place()
+    if where is not None and where.size > 1 and name != "train":
+        if where.rank > 0:
+            return ConfigError.exit_code  # rank 0 says it
+        raise ConfigError(f"torchrun starts repq {name} {where.size} times: it is for repq train; leave it out.")
     return COMMANDS[name].run(name, rest)

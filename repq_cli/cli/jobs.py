@@ -20,6 +20,8 @@ from repq_cli.cli.figures import pictures_of
 from repq_cli.cli.hydra_app import plain
 from repq_cli.config import Config
 from repq_cli.effects import Affects
+from repq_cli.errors import ConfigError
+from repq_cli.ranks import place
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import deployed_metric, failure
 from repq_cli.train.runner import run
@@ -38,6 +40,11 @@ def train(
     beside: RunFolder | None = None,
 ) -> float:
     """One run in its folder; its deployed metric. For ``stop_file``, ``command_line`` and ``beside`` see ``run``."""
+    if place() is None and config.runtime.devices > 1:
+        raise ConfigError(
+            f"runtime.devices={config.runtime.devices} is for repq train of one run, which starts so many processes; "
+            f"use runtime.devices=1 here."
+        )
     try:
         experiment = preflight.taken(config)
     except Exception as error:

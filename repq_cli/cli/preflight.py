@@ -17,13 +17,15 @@ from torch import nn
 from repq_cli import build
 from repq_cli.config import Config
 from repq_cli.devices import pick_device
-from repq_cli.errors import RepqError
+from repq_cli.errors import ConfigError, RepqError
 from repq_cli.modes.compose import layer_bits
+from repq_cli.ranks import place
 from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.checkpoint import fp_checkpoint
 from repq_cli.train.compiled import require_compiler
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_weights import fp_choice
+from repq_cli.train.spread import require_images
 
 _prepared: list[Experiment] = []  # what the run of this process was checked with, so that nothing is read twice
 
@@ -39,6 +41,8 @@ def prepare(config: Config) -> None:
 
 def _check_machine(config: Config) -> None:
     """Whether what ``runtime`` asks for can be done here."""
+    where = place()
+    require_images(config, config.runtime.devices if where is None else where.size)
     device = pick_device(config.runtime.device)
     Arithmetic(config.runtime, device)
     if config.runtime.compile:
@@ -67,6 +71,10 @@ def refusals(configs: Sequence[Config]) -> list[RepqError | None]:
 def _refusal(config: Config, loaded: Any, weights: dict[str, RepqError | None]) -> RepqError | None:
     """What is wrong with a run on the data ``loaded``; ``weights``: what is known of files and networks so far."""
     _, error = _tried(_check_machine, config)
+    if config.runtime.devices > 1:
+        error = ConfigError(
+            f"runtime.devices={config.runtime.devices} is for a run alone, and this is one of a sweep: use 1."
+        )
     if error is not None:
         return error
     experiment, error = _tried(lambda config: build.experiment(config, loaded), config)

@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 
 from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.launch import launch
 from repq_cli.cli.overrides import Checker
+from repq_cli.cli.ranks import processes_to_start, refuse_what_ranks_cannot
 from repq_cli.config import CHANGEABLE, may_change
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.runs.folder import CONFIG, RunFolder
@@ -34,12 +36,12 @@ def go_on(target: str, line: CommandLine) -> int:
         target = str(sweep.newest_like(line) if line.multirun else _newest_like(line))
         changes = [text for text in line.overrides if may_change(_key(text)) or text.startswith("hydra/launcher")]
     if SweepFolder(target).is_used:
+        refuse_what_ranks_cannot(line, is_sweep=True)
         return sweep.resume(SweepFolder(target), changes, line.plugins)
-    _resume_run(RunFolder(target), changes, line.plugins)
-    return 0
+    return _resume_run(RunFolder(target), changes, line)
 
 
-def _resume_run(folder: RunFolder, changes: Sequence[str], named: Sequence[str]) -> None:
+def _resume_run(folder: RunFolder, changes: Sequence[str], line: CommandLine) -> int:
     from repq_cli.build import stored
     from repq_cli.cli.jobs import resume_job
 
@@ -48,7 +50,12 @@ def _resume_run(folder: RunFolder, changes: Sequence[str], named: Sequence[str])
             f"resume={folder} is no folder of a run or a sweep: it holds neither {CONFIG} nor {PLAN}; "
             f"name one below {OUTPUTS}."
         )
-    resume_job(folder, stored(folder, named, _changed(changes)))
+    config = stored(folder, line.plugins, _changed(changes))
+    if (processes := processes_to_start(config, line.typed_keys)) > 1:
+        plugins = [text for text in line.overrides if text.lstrip("+").startswith("plugins=")]
+        return launch(processes, [f"resume={folder}", *changes, *plugins])
+    resume_job(folder, config)
+    return 0
 
 
 def _changed(overrides: Sequence[str]) -> dict[str, Any]:

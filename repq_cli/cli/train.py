@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import run_app, show
+from repq_cli.cli.launch import launch
 from repq_cli.cli.overrides import Checker
+from repq_cli.cli.ranks import as_rank, processes_to_start, refuse_what_ranks_cannot
 from repq_cli.cli.resume import go_on
+from repq_cli.ranks import place
 
 
 def train(job: str, arguments: list[str]) -> int:
     """A run by ``job``, a sweep with ``-m``, or what ``resume=`` names. Returns the exit code."""
+    where = place()
+    return _train(job, arguments) if where is None else as_rank(where, lambda: _train(job, arguments))
+
+
+def _train(job: str, arguments: list[str]) -> int:
     line = CommandLine.parse(arguments)
     if line.only_shows:
         return show("train", fit_shown(line))
@@ -17,12 +25,16 @@ def train(job: str, arguments: list[str]) -> int:
     if resume:
         line.overrides = [override for override in line.overrides if override not in resume]
         return go_on(resume[-1].partition("=")[2], line)
+    refuse_what_ranks_cannot(line)
     if not line.multirun:
         checker = Checker("train", line)
         checked = checker.check()
+        config = checker.composed[0].config
+        if (processes := processes_to_start(config, line.typed_keys)) > 1:
+            return launch(processes, arguments)
         from repq_cli.cli.preflight import prepare
 
-        prepare(checker.composed[0].config)
+        prepare(config)
         run_app("train", job, checked, checker.loader)
         return 0
     from repq_cli.cli import sweep

@@ -1,4 +1,8 @@
-"""Augmentations of image batches ``uint8 [B, C, H, W]``, drawn per image from a generator."""
+"""Augmentations of image batches ``uint8 [B, C, H, W]``, drawn per image from a generator.
+
+own: ``(count, indices)`` where the images are those of a batch of ``count``: what is drawn for all of it, whoever has
+the others, and these take their own.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,21 @@ from torch import Tensor
 
 from repq_cli.data.mixing import RandAugment
 
+Own = tuple[int, Tensor]
 
-def shift(images: Tensor, generator: torch.Generator, pixels: int) -> Tensor:
+
+def _drawn_for(images: Tensor, own: Own | None) -> tuple[int, Tensor | slice]:
+    return (len(images), slice(None)) if own is None else own
+
+
+def shift(images: Tensor, generator: torch.Generator, pixels: int, own: Own | None = None) -> Tensor:
     """Move every image by its own whole number of pixels, up to ``pixels`` each way; zeros come in at the border."""
     if pixels == 0:
         return images
     batch, channels, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4).contiguous()
-    top, left = torch.randint(0, 2 * pixels + 1, (2, batch), generator=generator).to(images.device)
+    count, chosen = _drawn_for(images, own)
+    top, left = torch.randint(0, 2 * pixels + 1, (2, count), generator=generator)[:, chosen].to(images.device)
     # Whole rows are copied, each from where it starts in the padded images: a gather by pixel takes ten times as long.
     tall, wide = padded.shape[2:]
     plane = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
@@ -25,11 +36,11 @@ def shift(images: Tensor, generator: torch.Generator, pixels: int) -> Tensor:
     return windows.index_select(0, starts.flatten()).view(images.shape)
 
 
-def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def flip(images: Tensor, generator: torch.Generator, own: Own | None = None) -> Tensor:
     """Mirror every image left to right with probability one half."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    chosen = mirrored.nonzero().flatten().to(images.device)
-    return images.index_copy(0, chosen, images.index_select(0, chosen).flip(3))
+    count, chosen = _drawn_for(images, own)
+    mirrored = (torch.rand(count, generator=generator) < 0.5)[chosen].nonzero().flatten().to(images.device)
+    return images.index_copy(0, mirrored, images.index_select(0, mirrored).flip(3))
 
 
 class Augmentation:
@@ -39,7 +50,12 @@ class Augmentation:
         self.crop, self.mirror = crop, mirror
         self.rest = RandAugment(randaugment) if randaugment else None
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        images = shift(images, generator, self.crop)
-        images = flip(images, generator) if self.mirror else images
+    def __call__(self, images: Tensor, generator: torch.Generator, own: Own | None = None) -> Tensor:
+        images = shift(images, generator, self.crop, own)
+        images = flip(images, generator, own) if self.mirror else images
         return images if self.rest is None else self.rest(images, generator)
+
+    @property
+    def knows_parts(self) -> bool:
+        """Whether what is drawn for an image does not depend on how many others are at hand."""
+        return self.rest is None

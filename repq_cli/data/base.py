@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -14,10 +15,11 @@ from repq_cli.data.identity import Identity, Listed, Listing
 from repq_cli.devices import CPU, to_device
 from repq_cli.errors import ConfigError
 from repq_cli.images.colour import in_channels
+from repq_cli.parts import WHOLE, Part
 from repq_cli.seeds import derive_seed
 
 Batch = tuple[Tensor, Tensor]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[..., Tensor]  # of images and a generator; see ``data/augment.py``
 Mix = Callable[[Tensor, Tensor, torch.Generator], Batch]
 
 
@@ -183,6 +185,8 @@ class Split:
     For training ``augment`` changes the images, and ``mix`` then those of a batch together, with their labels.
     """
 
+    part = WHOLE
+
     def __init__(
         self, images: Images, labels: Tensor, info: DataInfo, augment: Augment | None = None, mix: Mix | None = None
     ) -> None:
@@ -210,18 +214,26 @@ class Split:
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         batches = order[: self.steps(batch_size) * batch_size].split(batch_size)[start:]
+        own = None if self.part.is_whole else (batch_size, self.part.indices(batch_size))
+        batches = batches if own is None else [batch[own[1]] for batch in batches]
         for step, (indices, images) in enumerate(zip(batches, self.images.read(batches, seed), strict=True), start):
             generator = torch.Generator().manual_seed(derive_seed(seed, step))
             if self.augment is not None:
-                images = self.augment(images, generator)
+                images = self.augment(images, generator) if own is None else self.augment(images, generator, own)
             batch = self._normalise(images, device), to_device(self.labels[indices], device)
             yield batch if self.mix is None else self.mix(*batch, generator)
 
     def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """Every image once, in order, as it is."""
-        batches = torch.arange(len(self)).split(batch_size)
+        batches = torch.arange(self.part.rank, len(self), self.part.ranks).split(batch_size)
         for indices, images in zip(batches, self.images.read(batches), strict=True):
             yield self._normalise(images, device), to_device(self.labels[indices], device)
+
+    def divided(self, part: Part) -> Split:
+        """The same images, of whose batches only ``part`` is read: a training batch's, or every n-th of all."""
+        same = copy.copy(self)
+        same.part = part
+        return same
 
     def listing(self) -> Listing | None:
         """What the split consists of."""

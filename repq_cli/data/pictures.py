@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from repq_cli.devices import CPU, to_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.images.colour import luma
 from repq_cli.images.resize import LowRounding, shrink, to_bytes
+from repq_cli.parts import WHOLE, Part
 from repq_cli.seeds import derive_seed
 
 Colour = Literal["luma", "rgb"]
@@ -122,6 +124,10 @@ class Pictures:
     def __init__(self, pairs: Sequence[Pair], upscaling: Upscaling) -> None:
         self.pairs, self.upscaling = list(pairs), upscaling
 
+    def divided(self, part: Part) -> Pictures:
+        """Every n-th pair."""
+        return Pictures(self.pairs[part.rank :: part.ranks], self.upscaling)
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -143,6 +149,8 @@ class Patches:
     Every position of every picture is as likely as any other.
     """
 
+    part = WHOLE
+
     def __init__(self, pairs: Iterable[Pair], upscaling: Upscaling, patch: int, patches: int) -> None:
         """``patch``: pixels a side at low resolution; pairs are held in the network's colours."""
         self.scale, self.patch, self.patches = upscaling.scale, patch, patches
@@ -159,6 +167,12 @@ class Patches:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def divided(self, part: Part) -> Patches:
+        """The same crops, of whose batches only ``part`` is cut out."""
+        same = copy.copy(self)
+        same.part = part
+        return same
 
     def listing(self) -> Listing:
         """What the split consists of."""
@@ -183,19 +197,20 @@ class Patches:
     def _batch(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         patch, scale = self.patch, self.scale
         channels = self.pairs[0][0].shape[0]
-        lows = np.empty((count, channels, patch, patch), np.uint8)
-        highs = np.empty((count, channels, patch * scale, patch * scale), np.uint8)
         chosen = np.searchsorted(self.share, generator.random(count), side="right")
         places = generator.random((count, 2))
         orientations = generator.integers(8, size=count)
-        for index in range(count):
+        own = self.part.indices(count).tolist()  # what is drawn is drawn for all, whoever has the others
+        lows = np.empty((len(own), channels, patch, patch), np.uint8)
+        highs = np.empty((len(own), channels, patch * scale, patch * scale), np.uint8)
+        for row_of_batch, index in enumerate(own):
             low, high = self.pairs[chosen[index]]
             row = int(places[index, 0] * (low.shape[1] - patch + 1))
             column = int(places[index, 1] * (low.shape[2] - patch + 1))
             orientation = int(orientations[index])
-            lows[index] = _turned(low[:, row : row + patch, column : column + patch], orientation)
+            lows[row_of_batch] = _turned(low[:, row : row + patch, column : column + patch], orientation)
             row, column, size = row * scale, column * scale, patch * scale
-            highs[index] = _turned(high[:, row : row + size, column : column + size], orientation)
+            highs[row_of_batch] = _turned(high[:, row : row + size, column : column + size], orientation)
         return torch.from_numpy(lows), torch.from_numpy(highs)
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from repq_cli import collective
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.layers import KernelSource
 from repq_cli.reparam.algebra import Kernel
@@ -61,11 +62,13 @@ class BranchKernel(KernelSource):
         return kernel
 
     def _observe(self, x: Tensor) -> BatchStatistics | EstimatedStatistics:
+        images = None
         if self.options.stats_fraction < 1:
-            x = first_images(x, self.options.statistics_images(x.shape[0]))
+            images = self.options.statistics_images(collective.images_of_all(x.shape[0]))
+            x = first_images(x, collective.own_of_first(images))
         if self.statistics == "batch":
-            return BatchStatistics(x, self.detach)
-        return EstimatedStatistics(x, self.options.estimator, self.detach)
+            return BatchStatistics(x, self.detach, images)
+        return EstimatedStatistics(x, self.options.estimator, self.detach, images)
 
     def inference(self) -> Kernel:
         """The kernel by running statistics."""

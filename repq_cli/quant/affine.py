@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from repq_cli import collective
 from repq_cli.quant.binary import shared_dims
 from repq_cli.quant.functional import (
     Grid,
@@ -86,7 +87,7 @@ class AffineActivation(Quantizer):
     @torch.no_grad()
     def _observe(self, values: Tensor) -> None:
         """Move the average and count the training step."""
-        low, high = values.aminmax()
+        low, high = collective.extremes(*values.aminmax())
         self.low.lerp_(low, 1 - self.momentum)
         self.high.lerp_(high, 1 - self.momentum)
         self.steps_seen += 1

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from repq_cli import collective
 from repq_cli.quant.functional import (
     Grid,
     IntegerRange,
@@ -70,7 +71,8 @@ class SignActivation(_Sign):
         return Grid(values.new_ones(()))
 
     def fake_quantize(self, values: Tensor) -> Tensor:
-        return binary_fake_quantize(values, bound=1.0, certain=1.0 if self.stochastic and self.training else None)
+        certain = 1.0 if self.stochastic and self.training else None
+        return binary_fake_quantize(values, bound=1.0, certain=certain, draw=collective.uniform_like)
 
 
 class ScaledSignWeight(_Sign):

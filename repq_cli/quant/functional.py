@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -84,18 +85,26 @@ def binarize(values: Tensor) -> Tensor:
     return values.ge(0).to(values.dtype).mul_(2).sub_(1)
 
 
-def stochastic_binarize(values: Tensor, certain: float = 1.0) -> Tensor:
-    """``+1`` with probability ``clip((values / certain + 1) / 2, 0, 1)``, else ``-1`` (arXiv 1602.02830, eqs. 2-3)."""
-    return binarize((values / certain + 1) / 2 - torch.rand_like(values))
+def stochastic_binarize(values: Tensor, certain: float = 1.0, draw: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """``+1`` with probability ``clip((values / certain + 1) / 2, 0, 1)``, else ``-1`` (arXiv 1602.02830, eqs. 2-3).
+
+    draw: numbers in [0, 1) for tensors like ``values``; by default ``torch.rand_like``.
+    """
+    return binarize((values / certain + 1) / 2 - (draw or torch.rand_like)(values))
 
 
-def binary_fake_quantize(values: Tensor, bound: float | None = None, certain: float | None = None) -> Tensor:
+def binary_fake_quantize(
+    values: Tensor,
+    bound: float | None = None,
+    certain: float | None = None,
+    draw: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """``binarize`` with a straight-through gradient: where ``|values| <= bound``, or everywhere without one.
 
-    ``bound=1`` is the gradient of hard tanh (arXiv 1602.02830, eq. 4). ``certain``: draw signs at random instead,
-    those of magnitudes from here on excepted.
+    ``bound=1`` is the gradient of hard tanh (arXiv 1602.02830, eq. 4). ``certain``: signs are drawn at random instead,
+    by ``draw``, those of magnitudes from here on excepted.
     """
-    codes = binarize(values) if certain is None else stochastic_binarize(values, certain)
+    codes = binarize(values) if certain is None else stochastic_binarize(values, certain, draw)
     return _straight_through(values, codes, None if bound is None else values.abs() <= bound)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repq_cli import collective
 from repq_cli.batch_norm import norm_multiplier
 from repq_cli.precision import full_precision, in_float32
 from repq_cli.quant.frozen import FrozenWeight, Inference
@@ -241,7 +242,7 @@ class QuantConv(QuantLayer):
         y = self._in_training(inputs, weight, summed_bias, window)
         if keeps_mean:
             exact = weighted_sums(self._padded(raw)[0], weight, summed_bias, window)
-            y = y + (exact - y).mean((0, 2, 3), keepdim=True)
+            y = y + collective.mean_by_channel(exact - y)
         if scale is None:
             return y
         y = y * scale

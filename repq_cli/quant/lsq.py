@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from repq_cli import collective
 from repq_cli.quant.functional import (
     SMALLEST_STEP,
     Grid,
@@ -28,7 +29,8 @@ class LSQ(Quantizer):
         bits      1..8; one signed bit is ``step * sign(values)``
         signed    codes ``-2^(b-1) .. 2^(b-1)-1``, else ``0 .. 2^b-1``
         channels  None: one step, shape ``[]``; C: one step per slice of dimension 0, shape ``[C]``
-        per_sample  count the elements of one sample in the gradient scale (activations), not of the whole tensor
+        per_sample  (activations) count the elements of one sample in the gradient scale, else those of a whole batch;
+                    None: those of the tensor
         symmetric  without the lowest signed code
 
     Source: arXiv 1902.08153. The gradient scale is ``1 / sqrt(N * high)``, with N the elements that share a step.
@@ -42,7 +44,7 @@ class LSQ(Quantizer):
         signed: bool,
         channels: int | None = None,
         *,
-        per_sample: bool = False,
+        per_sample: bool | None = None,
         symmetric: bool = False,
     ) -> None:
         super().__init__()
@@ -78,7 +80,9 @@ class LSQ(Quantizer):
 
     def grad_scale(self, values: Tensor) -> float:
         """``1 / sqrt(N * high)``."""
-        count = values[0].numel() if self.per_sample else values.numel() // (self.channels or 1)
+        count = values.numel() // (self.channels or 1)
+        if self.per_sample is not None and self.channels is None:
+            count = values[0].numel() * (1 if self.per_sample else collective.images_of_update(values.shape[0]))
         return 1 / math.sqrt(count * self.codes.high)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -105,7 +109,7 @@ class LSQPlus(LSQ):
     multiple of the step, see ``lsq_plus_fake_quantize``.
     """
 
-    def __init__(self, bits: int, *, per_sample: bool = False) -> None:
+    def __init__(self, bits: int, *, per_sample: bool | None = None) -> None:
         super().__init__(bits, signed=False, per_sample=per_sample)
         self.signed = True  # by its offset
         self.raw_offset = nn.Parameter(torch.zeros(()))

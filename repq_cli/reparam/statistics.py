@@ -3,7 +3,8 @@
 A branch asks ``statistics(norm, kernel, geometry)`` for the mean and the biased variance of ``X * weight + bias``, the
 input of one batch norm. Where batch norms are nested, the kernel is what the inner ones have become. Running statistics
 are constants; batch statistics run the convolution (RepQ-BN); estimated ones need moments of the block's input only
-(RepQ-BNEst). The last two remember what they saw until ``update_running`` is called.
+(RepQ-BNEst). The last two remember what they saw until ``update_running`` is called. Where ranks share a batch
+(``repq_cli.collective``), they are those of all of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from repq_cli import collective
 from repq_cli.reparam.algebra import Geometry, Kernel, seen_by_point, window_over
 from repq_cli.reparam.moments import Covariance, Moments, conv_moments, covariance, map_moments, power_sums
 
@@ -40,17 +42,21 @@ class RunningStatistics:
 class _Observed:
     """Statistics of the current batch, kept until they enter the running averages."""
 
-    def __init__(self, x: Tensor, detach: bool) -> None:
-        """``detach``: no gradient goes through the statistics, neither to the input nor to the kernel."""
+    def __init__(self, x: Tensor, detach: bool, images: int | None = None) -> None:
+        """``detach``: no gradient goes through the statistics, neither to the input nor to the kernel.
+
+        images: how many all ranks together look at, where that is not the batch that they share.
+        """
         self.x, self.detach = x, detach
+        self.images = collective.images_of_all(x.shape[0]) if images is None else images
         self.seen: list[tuple[nn.BatchNorm2d, Moments]] = []
         self.counts: list[int] = []
 
     def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
-            moments = self._moments(kernel, geometry)
+            moments = self._moments(norm, kernel, geometry)
         rows, columns = geometry.out_size(self.x)
-        count = self.x.shape[0] * rows * columns
+        count = self.images * rows * columns
         if count < 2:
             raise ValueError(
                 f"Batch statistics need more than one value per channel, but the input {tuple(self.x.shape)} gives "
@@ -60,7 +66,7 @@ class _Observed:
         self.counts.append(count)
         return moments
 
-    def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
         raise NotImplementedError
 
     def update_running(self) -> None:
@@ -84,13 +90,18 @@ class BatchStatistics(_Observed):
     Source: arXiv 2311.05317, Algorithm 1, lines 1-3. Not detached, the merge has exactly the gradients of batch norm.
     """
 
-    def __init__(self, x: Tensor, detach: bool = False) -> None:
-        super().__init__(x, detach)
+    def __init__(self, x: Tensor, detach: bool = False, images: int | None = None) -> None:
+        super().__init__(x, detach, images)
         self._covariances: dict[tuple[int, tuple[int, int]], Covariance] = {}
 
-    def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
         found = self._behind_weight(None if kernel is None else kernel.weight, geometry)
-        return found if kernel is None else found._replace(mean=found.mean + kernel.bias)
+        if kernel is not None:
+            found = found._replace(mean=found.mean + kernel.bias)
+        assert norm.running_mean is not None
+        return (
+            of_all_ranks(found, self.x.shape[0] / self.images, norm.running_mean) if collective.is_shared() else found
+        )
 
     def _behind_weight(self, weight: Tensor | None, geometry: Geometry) -> Moments:
         key = (geometry.stride, geometry.padding_of((1, 1)))
@@ -117,14 +128,17 @@ class EstimatedStatistics(_Observed):
     Source: arXiv 2311.05317, section 3.3 (1x1 case); the per-tap form is our reading of the general case.
     """
 
-    def __init__(self, x: Tensor, estimator: Estimator = "offset", detach: bool = False) -> None:
-        super().__init__(x, detach)
+    def __init__(
+        self, x: Tensor, estimator: Estimator = "offset", detach: bool = False, images: int | None = None
+    ) -> None:
+        super().__init__(x, detach, images)
         self.estimator = estimator
         # Reduced over the batch first: what remains are two small maps for the windows of all taps.
         self._sums = torch.cat(power_sums(x.detach() if detach else x, by_position=estimator == "offset"))
         self._tables: dict[tuple[int, int, int], Moments] = {}
+        self._of_channels: Tensor | None = None
 
-    def _moments(self, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
         tap_mean, tap_var = self._tap_moments(geometry)
         if kernel is None:
             centre = geometry.kernel_size // 2
@@ -138,14 +152,17 @@ class EstimatedStatistics(_Observed):
         """Mean and biased variance ``[I, k, k]`` of the input under each tap of the geometry's kernel."""
         key = (geometry.kernel_size, geometry.stride, geometry.padding)
         if key not in self._tables:
-            mean, square = self._channel_table(geometry) if self.estimator == "channel" else self._tap_table(geometry)
+            table = self._channel_table if self.estimator == "channel" else self._tap_table
+            mean, square = table(geometry)
             # E[x^2] - E[x]^2 loses digits only where the mean is hundreds of deviations away: no activation's is.
             self._tables[key] = Moments(mean, (square - mean.square()).clamp_min(0))
         return self._tables[key]
 
     def _channel_table(self, geometry: Geometry) -> Tensor:
         size = geometry.kernel_size
-        return (self._sums / (self.x.numel() / self.x.shape[1])).expand(-1, -1, size, size)
+        if self._of_channels is None:  # whatever the taps
+            self._of_channels = collective.summed(self._sums) / (self.images * self.x.shape[2:].numel())
+        return self._of_channels.expand(-1, -1, size, size)
 
     def _tap_table(self, geometry: Geometry) -> Tensor:
         sizes = geometry.out_size(self.x)
@@ -155,7 +172,18 @@ class EstimatedStatistics(_Observed):
             windows(geometry, extent, count, self._sums.dtype, self._sums.device)
             for extent, count in zip(self.x.shape[2:], sizes, strict=True)
         )
-        return rows @ self._sums @ columns.T / (self.x.shape[0] * sizes[0] * sizes[1])
+        # Of 2 H W numbers a channel 2 k^2 travel between ranks.
+        return collective.summed(rows @ self._sums @ columns.T) / (self.images * sizes[0] * sizes[1])
+
+
+def of_all_ranks(own: Moments, share: float, near: Tensor) -> Moments:
+    """The moments of all ranks' images, of which ``own`` are those of the given share: 2 O numbers travel.
+
+    ``near``: values close to the means, so that few digits cancel in ``E[(y - near)^2] - E[y - near]^2``.
+    """
+    off = own.mean - near
+    off, square = collective.summed(torch.stack([off, own.var + off.square()]) * share)
+    return Moments(near + off, (square - off.square()).clamp_min(0))
 
 
 def _centred(table: Tensor, weight: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from repq_cli.train.interrupt import StopRequest
 from repq_cli.train.log import RunLog
 from repq_cli.train.options import StageOptions
 from repq_cli.train.tools import NO_TOOLS, Tools
+from repq_cli.train.world import ALONE, World
 
 STATISTICS_BATCHES = 16  # from which batch-norm statistics are restated
 
@@ -44,6 +45,7 @@ class RunContext:
     """What the stages of a run share: what is to be done, where, and with which log; and whether to stop.
 
     fp_key: of the FP stage that the run began with.
+    world: the processes that train together.
     """
 
     experiment: Experiment
@@ -52,6 +54,7 @@ class RunContext:
     log: RunLog
     stop: StopRequest
     fp_key: str
+    world: World = ALONE
 
 
 def first_batches(context: RunContext, stage: str, count: int = STATISTICS_BATCHES) -> Iterator[Tensor]:

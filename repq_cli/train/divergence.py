@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.data.base import Batch, Evaluation, Split
-from repq_cli.errors import CheckError, DataError, RepqError
+from repq_cli.errors import CheckError, DataError, RanksError, RepqError
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.train.options import OptimOptions
 
@@ -112,9 +112,10 @@ def require_usable_images(batches: Iterable[Batch], of: str) -> None:
             )
 
 
-def diverged(net: nn.Module, batch: Batch, loss: float, hint: str) -> RepqError:
+def diverged(net: nn.Module, batch: Batch, loss: float, hint: str, among_others: bool = False) -> RepqError:
     """The error for a loss that is not finite: of the loss, or of the net, for which alone ``hint`` is.
 
+    among_others: the batch is one rank's part of the one that the loss is of.
     Raises DataError where the data are at fault.
     """
     x, targets = batch
@@ -122,6 +123,8 @@ def diverged(net: nn.Module, batch: Batch, loss: float, hint: str) -> RepqError:
     if not _finite(targets):
         return DataError("The targets of a training batch hold NaN or infinity: mend or leave out such files.")
     where = first_non_finite(net, x)
+    if where is None and among_others:
+        return RanksError(f"The loss became {loss}, and not by this rank's part of the batch.")
     if where is None:
         return CheckError(
             f"The loss became {loss}, though every layer's outputs are finite: the loss itself is at fault."

@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from repq_cli import collective
 from repq_cli.data.base import Batch, Evaluation
+from repq_cli.data.divided import divided
 from repq_cli.devices import in_float64
+from repq_cli.parts import Part
 from repq_cli.precision import in_float32
 from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.latent_weights import bounded_latent_weights, clip_to
 from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.divergence import diverged
 from repq_cli.train.options import RuntimeOptions
+from repq_cli.train.spread import Spread, Turn
+from repq_cli.train.world import ALONE, World
 
 EVAL_BATCH = 256
 TIMED_STEPS = 500
@@ -125,6 +131,8 @@ class Update:
     objective: the loss that is minimised, of the task's own, the outputs and the inputs.
     hint: what may help where a loss is not finite.
     forward: what gives the net's outputs in its place, such as a compiled form of it.
+    spread: how the batches that are given are parts of the whole ones, which losses and scores are of.
+    asked: whether this process has been asked to stop; ``stops``: whether any rank had been at the latest step.
     bounded: the float weights that are clipped after every update; found once, as it takes a walk over all modules.
     """
 
@@ -137,6 +145,10 @@ class Update:
     arithmetic: Arithmetic = FLOAT32
     forward: Callable[[Tensor], Tensor] | None = None
     objective: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda loss, outputs, x: loss
+    spread: Spread = field(default_factory=Spread)
+    world: World = ALONE
+    asked: Callable[[], bool] = bool
+    stops: bool = False
 
     def __post_init__(self) -> None:
         self.bounded = bounded_latent_weights(self.net)
@@ -147,40 +159,67 @@ class Update:
         Raises CheckError, with the layer's name, before an update by a loss that is not finite.
         """
         with self.arithmetic.products():
-            objective, found = self._forward(batch)
-            loss, minimised, score = found.tolist()
+            loss, minimised, score, *asked = self._gradients(batch).tolist()
             if not math.isfinite(minimised):
-                raise diverged(self.net, batch, minimised, self.hint())
-            self._backward(objective, lr)
+                raise diverged(self.net, batch, minimised, self.hint(), self.spread.ranks > 1)
+            self._move(lr)
+        self.stops = any(asked)
         return loss, score
 
     def unseen(self, batch: Batch, lr: float) -> Tensor:
         """One step that waits for no device: ``[loss, minimised, mean score]``, where the net is.
 
-        With a loss that is not finite the (fused) optimiser leaves the net as it is.
+        Where there are ranks, how many of them are asked to stop stands behind. With a loss that is not finite the
+        (fused) optimiser leaves the net as it is.
         """
         with self.arithmetic.products():
-            objective, found = self._forward(batch)
-            self._backward(objective, lr, ~torch.isfinite(found[1]))
+            found = self._gradients(batch)
+            self._move(lr, ~torch.isfinite(found[1]))
         return found
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        x, targets = self.arithmetic.images(batch[0]), batch[1]
-        with self.arithmetic.autocast():
-            outputs = in_float32((self.forward or self.net)(x))
-        loss = self.task.loss(outputs, targets)
-        objective = self.objective(loss, outputs, x)
-        objective = objective if self.penalty is None else objective + self.penalty()
-        mean = mean_score(self.task.scores(outputs.detach(), targets))
-        # One tensor for all, so that a GPU is waited for once.
-        return objective, torch.stack([part.detach().float() for part in (loss, objective, mean)])
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Those of the whole batch, left in the parameters; what ``unseen`` gives."""
+        self.optimizer.zero_grad(set_to_none=True)
+        found = [self._turn(turn) for turn in self.spread.turns_of(batch)]
+        sums = found[0] if len(found) == 1 else torch.stack(found).sum(0)
+        if self.spread.ranks > 1:
+            sums = self.world.added_up(torch.cat([sums, sums.new_full((1,), float(self.asked()))]))
+        loss, minimised, score, finite, *asked = sums
+        mean = (score / finite).where(finite > 0, math.inf)  # no look at the values, for which a GPU would have to wait
+        return torch.stack([loss, minimised, mean, *asked])
 
-    def _backward(self, objective: Tensor, lr: float, left_out: Tensor | None = None) -> None:
+    def _turn(self, turn: Turn) -> Tensor:
+        """Forward and backward; the turn's part of the loss and of what is minimised, the sum of scores, their number.
+
+        Infinite scores, the PSNR of identical pictures, would hide all others.
+        """
+        x, targets = self.arithmetic.images(turn.batch[0]), turn.batch[1]
+        with collective.sharing(turn.shared), self._gradients_stay(not turn.last):
+            with self.arithmetic.autocast():
+                outputs = in_float32((self.forward or self.net)(x))
+            loss = self.task.loss(outputs, targets)
+            objective = self.objective(loss, outputs, x)
+            penalty = torch.zeros_like(loss) if self.penalty is None else self.penalty()
+            minimised = objective if turn.weight == 1 else objective * turn.weight
+            if self.penalty is not None:
+                minimised = minimised + penalty / self.spread.turns
+            self.arithmetic.scaler.scale(minimised).backward()
+        scores = self.task.scores(outputs.detach(), targets)
+        finite = ~scores.isposinf()
+        # One tensor for all, so that a GPU is waited for once.
+        parts = (loss * turn.share, (objective + penalty) * turn.share, scores.where(finite, 0.0).sum(), finite.sum())
+        return torch.stack([part.detach().float() for part in parts])
+
+    def _gradients_stay(self, stay: bool) -> AbstractContextManager[object]:
+        """Inside, gradients are added to those that are there, and no other rank hears of them."""
+        parallel = self.forward if isinstance(self.forward, DistributedDataParallel) else None
+        return parallel.no_sync() if stay and parallel is not None else nullcontext()
+
+    def _move(self, lr: float, left_out: Tensor | None = None) -> None:
+        """One step of the optimiser."""
         optimizer, scaler = self.optimizer, self.arithmetic.scaler
         for group in optimizer.param_groups:
             group["lr"] = min(lr * group.get("lr_factor", 1.0), LARGEST_RATE)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(objective).backward()
         if self.clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
@@ -217,15 +256,22 @@ def mean_score(scores: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device) -> float:
-    """The task's metric over a whole split, in eval mode; NaN if an output is not finite."""
+def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device, world: World = ALONE) -> float:
+    """The task's metric over a whole split, in eval mode; NaN if an output is not finite.
+
+    Of several ranks each takes every n-th image, and all know all scores.
+    """
+    own = divided(split, Part(world.rank, world.size))
     was_training = net.training
     net.eval()
     scores = []
     with frozen_layers(net):
-        for x, targets in split.batches(EVAL_BATCH, device):
+        for x, targets in own.batches(EVAL_BATCH, device):
             outputs = net(x)
             finite = torch.isfinite(outputs).all()
             scores.append(torch.where(finite, task.scores(outputs, targets), torch.nan))
     net.train(was_training)
-    return mean_score(in_float64(torch.cat(scores))).item()
+    found = torch.cat(scores) if scores else torch.zeros(0, device=device)  # more ranks than images
+    if world.size > 1:
+        found = world.gathered(found, len(split))
+    return mean_score(in_float64(found)).item()

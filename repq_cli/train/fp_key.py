@@ -22,9 +22,12 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = (
     "batch_norm.py",
     "build.py",
+    "collective.py",
     "devices.py",
+    "parts.py",
     "precision.py",
     "seeds.py",
+    "shared_norm.py",
     "reparam",
     "models",
     "data",
@@ -37,11 +40,13 @@ SOURCES = (
     "train/experiment.py",
     "train/fp_stage.py",
     "train/optim.py",
+    "train/parallel.py",
+    "train/spread.py",
     "train/stage.py",
     "train/tools.py",
 )
 # Keys that came later, with the values that change nothing: stages without them are the same.
-LATER = {"data.randaugment": 0, "data.mixup": 0, "data.cutmix": 0}
+LATER = {"data.randaugment": 0, "data.mixup": 0, "data.cutmix": 0, "runtime.accumulate": 1}
 VERSIONS = ("torch", "torchvision", "numpy", "pillow")  # of what computes, decodes images, and draws crops
 
 

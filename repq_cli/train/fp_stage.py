@@ -38,14 +38,34 @@ class FPStage:
         self.experiment = experiment = context.experiment
         shared = experiment.fp.reuse and experiment.fp.checkpoint is None
         self.cache = FPCache(context.fp_key) if shared else None
-        self._waiting = False
+        self._waiting = self._is_trained = False
 
     def net(self, saved: dict[str, Any] | None) -> nn.Module:
-        """The FP net. ``saved``: the run's last checkpoint, if it is resumed."""
+        """The FP net. ``saved``: the run's last checkpoint, if it is resumed.
+
+        Of several ranks the first decides whether it is trained, which all of them do then, or taken.
+        """
+        world = self.context.world
+        if world.leads:
+            net = self._made(saved)
+            if not self._is_trained:
+                world.share(False)
+        else:
+            net = self._fresh()
+            if world.share():
+                self._train(net, None)
+        world.take_over(net)
+        return net
+
+    def _fresh(self) -> nn.Module:
         experiment = self.experiment
         torch.manual_seed(derive_seed(experiment.seed, "fp"))
         net = experiment.make_net().to(self.context.device)
         merge_first(net, experiment.fp.merged_training is True)
+        return net
+
+    def _made(self, saved: dict[str, Any] | None) -> nn.Module:
+        experiment, net = self.experiment, self._fresh()
         if saved is not None and saved["stage"] == "qat":
             self._load_kept(net)
             self.times |= saved["earlier"]
@@ -68,7 +88,9 @@ class FPStage:
         again = RunFolder(folder.fp_again)
         make_folder(again.checkpoints)
         context = replace(self.context, folder=again, log=RunLog(again, tensorboard=False, quiet=True))
-        FPStage(context, {}, owner=folder).net(checkpoint.load_last(again))
+        stage = FPStage(context, {}, owner=folder)
+        stage._made(checkpoint.load_last(again))
+        self._is_trained = stage._is_trained
         link(again.fp, folder.fp)
         load_own(net, folder.fp, self.experiment.signature)
         shutil.rmtree(again.path, ignore_errors=True)
@@ -108,6 +130,9 @@ class FPStage:
     def _train(self, net: nn.Module, saved: dict[str, Any] | None) -> None:
         for pattern in patterns_without_match(net, self.experiment.optim.decay_also):
             logger.warning("optim.decay_also has '%s', which is the name of no parameter of this net.", pattern)
+        if self.context.world.leads:
+            self.context.world.share(True)
+        self._is_trained = True
         stage = Stage("fp", self.experiment.fp, self.context.folder.fp)
         train_stage(stage, net, self.context, self.times, saved)
 

@@ -132,6 +132,16 @@ def _writing(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be written ({error.strerror}): free some space.") from error
 
 
+@contextmanager
+def logging_nowhere() -> Iterator[None]:
+    """Have the ``repq`` logger say nothing: another rank says it."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 class RunLog:
     """Numbers of a run over time: one JSON object a line, and the same in TensorBoard."""
 
@@ -262,3 +272,17 @@ class RunLog:
             threading.excepthook = _said_by_tensorboard(self._hook)
             self._writer = SummaryWriter(str(self.tb_dir), purge_step=purge_step, max_queue=1000)
         return self._writer
+
+
+class NoLog(RunLog):
+    """Of a rank that has none."""
+
+    show_bar = tensorboard = False
+
+    def __init__(self) -> None:
+        """No file is opened."""
+
+    def _nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    rewind = write = adopt = scalars = histograms = image = outcome = epoch_line = close = _nothing

@@ -143,6 +143,10 @@ class RuntimeOptions:
     log_every: training steps between two entries of metrics.jsonl and TensorBoard.
     tile: (super-resolution) pictures of more low-resolution pixels a side are run in tiles; results do not change.
     changed_data: whether a run, or a sweep, goes on with data that is not what it was; its row then says so.
+    devices: processes that train together, each on a device of its own; they share every batch.
+    accumulate: turns in which a process computes its part of a batch, so that less memory is needed; batch norm then
+        has the statistics of a turn's images, of all processes'.
+    rank_timeout: seconds that processes wait for each other before the run ends.
     """
 
     device: Annotated[str, Affects.NOTHING] = "auto"
@@ -155,3 +159,6 @@ class RuntimeOptions:
     tensorboard: Annotated[bool, Affects.NOTHING] = True
     tile: Annotated[int, Range(64), Affects.NOTHING] = 1024
     changed_data: Annotated[Literal["refuse", "accept"], Affects.NOTHING] = "refuse"
+    devices: Annotated[Annotated[int, Range(1, 1024)], Affects.NOTHING] = 1
+    accumulate: Annotated[int, Range(1)] = 1
+    rank_timeout: Annotated[Annotated[int, Range(1)], Affects.NOTHING] = 60

@@ -93,7 +93,8 @@ class Run:
 
     def carry_out(self, resume: bool, earlier: Row | None = None) -> None:
         """FP, QAT, freeze, check, evaluate. ``earlier``: the row so far of a run that is made again after damage."""
-        saved = load_last(self.folder) if resume else None
+        leads = self.context.world.leads
+        saved = load_last(self.folder) if resume and leads else None
         if saved is None:
             self.context.log.rewind(0, -1)  # a run that was stopped before its first checkpoint starts over
         else:
@@ -106,9 +107,13 @@ class Run:
         fp_net = fp_stage.net(saved)
         self.row["lineage"]["fp_run"] = fp_stage.origin()
         with context.stop.at_once():
-            self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
+            if leads:
+                self.row["checks"] = {"merge_max_abs": self.merge_check(fp_net)}
             qat_net = self.starting_net(fp_net)
         self.qat_stage(fp_net, qat_net, saved)
+        context.world.close()
+        if not leads:
+            return
         with context.stop.at_once():
             self.finish(fp_net, qat_net, earlier)
         self.folder.write_row(self.row)  # no stop comes between this and the end

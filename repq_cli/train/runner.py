@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from repq_cli import neighbours
 from repq_cli.data.identity import Identity
-from repq_cli.devices import use_device
-from repq_cli.errors import ConfigError, Interrupted
+from repq_cli.devices import device_of_rank, use_device
+from repq_cli.errors import ConfigError, DataError, Interrupted
 from repq_cli.files import make_folder
 from repq_cli.quant.options import QuantOptions
 from repq_cli.runs.closing import closing_table
@@ -23,11 +24,12 @@ from repq_cli.runs.row import Row, failure, now
 from repq_cli.train.context import RunContext
 from repq_cli.train.environment import environment
 from repq_cli.train.experiment import Experiment
-from repq_cli.train.interrupt import stop_request
-from repq_cli.train.log import RunLog, logger, logging_to
+from repq_cli.train.interrupt import StopRequest, stop_request
+from repq_cli.train.log import NoLog, RunLog, logger, logging_nowhere, logging_to
 from repq_cli.train.mending import damage, row_so_far
 from repq_cli.train.pipeline import Run
 from repq_cli.train.same_data import known_data
+from repq_cli.train.world import Ranks, World, world
 
 
 def run(
@@ -71,31 +73,59 @@ def run(
         log = RunLog(folder, experiment.runtime.tensorboard, experiment.verbosity == "quiet")
         row = _opening_row(experiment, identity, _env(folder, command_line))
         try:
-            device = _prepare(experiment, folder)
+            processes = world()
+            processes.share({"config": experiment.config.stored(), "data": identity.whole})
+            make_folder(folder.checkpoints)
+            device = _prepare(experiment, processes, stop)
             logger.info("%s\n%s", _title(experiment, device), folder)
             crowded = neighbours.hint(neighbours.load(), torch.get_num_threads(), neighbours.cores())
             if crowded is not None:
                 logger.info(crowded)
-            work = Run(RunContext(experiment, folder, device, log, stop, experiment.fp_key), row)
+            work = Run(RunContext(experiment, folder, device, log, stop, experiment.fp_key, processes), row)
             if done is not None and work.freeze_again():
                 return done
             work.carry_out(resume, done)
             for title, picture in figures(folder) if log.tensorboard else ():
                 log.image(title, picture)
         except Interrupted as interruption:
+            world().told(interruption)
             if done is None:
                 folder.write_row(row | {"status": "interrupted", "error": f"stopped by signal {interruption.args[0]}"})
             logger.warning("Stopped. Go on with: repq train resume=%s", folder)
             interruption.told = True
             raise
-        except Exception as error:
+        except Exception as found:
+            error = world().cause(found)
             if done is None:  # a good row is worth more than the failure of making something again
                 folder.write_row(row | failure(error))
-            raise
+            if error is found:
+                raise
+            raise error from found
         finally:
             log.close()
         logger.info("%s\n  %s", closing_table(row), folder)
         return row
+
+
+def follow(experiment: Experiment, whole: str) -> None:
+    """What a rank other than the first does of the run that rank 0 carries out: its part of training.
+
+    whole: what the data of that one consists of. Raises DataError where it is not this rank's.
+    """
+    processes = world()
+    with logging_nowhere(), stop_request() as stop:
+        try:
+            if experiment.identity.whole != whole:
+                raise DataError(
+                    f"The data of rank {processes.rank} is not that of rank 0: give all machines the same files."
+                )
+            device = _prepare(experiment, processes, stop)
+            nowhere = RunFolder(Path(os.devnull))
+            context = RunContext(experiment, nowhere, device, NoLog(), stop, experiment.fp_key, processes)
+            Run(context, {"lineage": {}}).carry_out(False)
+        except BaseException as found:
+            processes.told(found)
+            raise
 
 
 def _title(experiment: Experiment, device: torch.device) -> str:
@@ -109,12 +139,17 @@ def _title(experiment: Experiment, device: torch.device) -> str:
     )
 
 
-def _prepare(experiment: Experiment, folder: RunFolder) -> torch.device:
-    """Device and threads."""
-    if experiment.runtime.threads is not None:
-        torch.set_num_threads(experiment.runtime.threads)
-    make_folder(folder.checkpoints)
-    return use_device(experiment.runtime.device)
+def _prepare(experiment: Experiment, processes: World, stop: StopRequest) -> torch.device:
+    """Device, threads, and the other ranks."""
+    runtime = experiment.runtime
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    device = use_device(runtime.device)
+    if isinstance(processes, Ranks):
+        processes.check_stop = stop.check
+        device = device_of_rank(device, processes.place.local_rank, processes.place.local_size)
+        processes.connect(device, runtime.rank_timeout)
+    return device
 
 
 def _env(folder: RunFolder, command_line: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -13,14 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repq_cli.data.base import Batch
+from repq_cli.data.divided import divided
 from repq_cli.devices import is_waited_for
-from repq_cli.errors import CheckError
+from repq_cli.errors import CheckError, Interrupted
 from repq_cli.modes.calibrate import sees_nothing
-from repq_cli.quant.layers import QuantLayer
-from repq_cli.quant.quantizer import step_sizes
+from repq_cli.parts import Part
 from repq_cli.reparam.repvgg import repvgg_blocks
-from repq_cli.runs.quality import measured
-from repq_cli.runs.row import prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.arithmetic import Arithmetic
@@ -31,6 +30,9 @@ from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, Update, ev
 from repq_cli.train.log import logger
 from repq_cli.train.mending import keep_best
 from repq_cli.train.optim import learning_rate, leaves_out_steps, make_optimizer
+from repq_cli.train.parallel import in_parallel
+from repq_cli.train.spread import Divided, Spread
+from repq_cli.train.stage_log import StageLog
 
 
 class StageTrainer:
@@ -40,10 +42,15 @@ class StageTrainer:
         """``earlier`` are the times of the stages before."""
         self.stage, self.net, self.context, self.earlier = stage, net, context, earlier
         self.experiment, self.log = context.experiment, context.log
+        self.told = StageLog(stage, context.log, self.experiment.task.metric)
         self.arithmetic = Arithmetic(self.experiment.runtime, context.device)
         self.arithmetic.lay_out(net, training=True)
-        optim = self.experiment.optim
+        optim, runtime = self.experiment.optim, self.experiment.runtime
         self.optimizer = make_optimizer(net, optim, stage.options.lr, stage.steps_apart)
+        world = self.world = context.world
+        part = Part(world.rank, world.size, runtime.accumulate)
+        self.split = divided(self.experiment.data.train, part)
+        forward = CompiledForward(net, stage.name) if runtime.compile else None
         self.update = Update(
             net,
             self.experiment.task,
@@ -52,8 +59,11 @@ class StageTrainer:
             self._custom_l2 if optim.custom_l2 and repvgg_blocks(net) else None,
             self._advice,
             self.arithmetic,
-            CompiledForward(net, stage.name) if self.experiment.runtime.compile else None,
+            in_parallel(net, forward, context.device) if world.size > 1 else forward,
             stage.tools.objective,
+            Spread() if part.is_whole else Divided(part, self.experiment.batch_size),
+            world,
+            lambda: bool(context.stop),
         )
         self.unseen: list[Tensor] = []  # what steps since the last look have found
         self.last_look = time.perf_counter()
@@ -92,7 +102,8 @@ class StageTrainer:
         self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
         self.timer.waits = list(saved.get("input_seconds", []))
         self.log.rewind(saved["metrics_bytes"], self.global_step, saved.get("metrics_sha256"))
-        keep_best(self.stage, self.context.folder, saved)
+        if self.world.leads:
+            keep_best(self.stage, self.context.folder, saved)
 
     def fit(self) -> None:
         """Train to the end, then load the best weights. Raises Interrupted, after a checkpoint, if asked to stop."""
@@ -120,10 +131,12 @@ class StageTrainer:
                     f"{self._advice()}"
                 )
             self._save_best(None)  # nothing was trained: what calibration gave is what there is
-        best = checkpoint.load(self.stage.best)
-        self.net.load_state_dict(best["net"])
+        best = checkpoint.load(self.stage.best) if self.world.leads else {}
+        if self.world.leads:
+            self.net.load_state_dict(best["net"])
+        self.world.take_over(self.net)
         self.arithmetic.lay_out(self.net, training=False)
-        if self.stage.tools.finish():
+        if self.stage.tools.finish() and self.world.leads:
             checkpoint.save(self.stage.best, {**best, "net": self._finite_state()})
 
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
@@ -137,14 +150,14 @@ class StageTrainer:
             known = self._take(batch, lr)
             self.stage.tools.end_step()
             if known and self.step % experiment.runtime.log_every == 0:
-                self._log_step(known[-1], lr)
+                self.told.step(self.step, self.epoch, known[-1], lr)
             bar.update(len(known))
             bar.set_postfix_str(f"epoch {self.epoch + 1}/{options.epochs}, loss {self.totals.mean_loss:.3f}")
-            if self.context.stop:
+            if self.update.stops if self.world.size > 1 else self.context.stop:
                 self._look()
                 self.seconds = elapsed()
                 self._save_last()
-                self.context.stop.check()
+                self._end()
 
     def _take(self, batch: Batch, lr: float) -> list[float]:
         """One step; the losses that are known after it.
@@ -169,17 +182,19 @@ class StageTrainer:
         found = torch.stack(self.unseen).tolist()
         self.timer.steps_since(self.last_look, len(found))
         self.unseen.clear()
-        for loss, minimised, score in found:
+        self.update.stops = any(sum(asked) for _, _, _, *asked in found)
+        for loss, minimised, score, *_ in found:
             if not math.isfinite(minimised):
                 batch = next(self._batches(self.totals.steps))  # the step's own; the net has not changed since
-                raise diverged(self.net, batch, minimised, self._advice())
+                raise diverged(self.net, batch, minimised, self._advice(), self.world.size > 1)
             self.totals.add(loss, score)
-        return [loss for loss, _, _ in found]
+        return [loss for loss, *_ in found]
 
     def _batches(self, start: int = 0) -> Iterator[Batch]:
         """Those of this epoch, from ``start`` on."""
         experiment, seed = self.experiment, derive_seed(self.experiment.seed, self.stage.name, self.epoch)
-        return experiment.data.train.training_batches(experiment.batch_size, seed, start, self.context.device)
+        batches: Iterator[Batch] = self.split.training_batches(experiment.batch_size, seed, start, self.context.device)
+        return batches
 
     def _custom_l2(self) -> Tensor:
         """Half the weight decay times RepVGG's penalty, summed over its blocks."""
@@ -194,11 +209,18 @@ class StageTrainer:
             self._validate()
         self.epoch, self.totals = self.epoch + 1, EpochTotals()
         self._save_last()
+        asked = torch.tensor(float(bool(self.context.stop)), device=self.context.device)
+        if self.world.added_up(asked):
+            self._end()
+
+    def _end(self) -> None:
+        """All ranks stop, whichever of them was asked to."""
         self.context.stop.check()
+        raise Interrupted(signal.SIGTERM)
 
     def _validate(self) -> None:
         task = self.experiment.task
-        score = evaluate(self.net, self.experiment.data.val, task, self.context.device)
+        score = evaluate(self.net, self.experiment.data.val, task, self.context.device, self.world)
         if math.isnan(score):
             require_usable_images(self.experiment.data.val.batches(EVAL_BATCH), "the validation split")
         better = self.best_score is None or (
@@ -209,31 +231,8 @@ class StageTrainer:
             self._save_best(score)
         self._log_epoch(score)
 
-    def _log_step(self, loss: float, lr: float) -> None:
-        name = self.stage.name
-        self.log.write({"stage": name, "step": self.step, "epoch": self.epoch, "loss": loss, "lr": lr})
-        self.log.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.global_step)
-
     def _log_epoch(self, score: float) -> None:
-        name, log, metric = self.stage.name, self.log, self.experiment.task.metric
-        totals = self.totals
-        # A score is infinite, and then not logged, where all pictures are identical to their originals.
-        entry = prune({"train_loss": totals.mean_loss, f"train_{metric}": totals.mean_score, f"val_{metric}": score})
-        steps = step_sizes(self.net)
-        typical = {"step_sizes": {key: step.log().mean().exp().item() for key, step in steps.items()}} if steps else {}
-        log.write({"stage": name, "step": self.step, "epoch": self.epoch, **entry, **typical})
-        means = {f"{name}/step_size/{key}": step.mean().item() for key, step in steps.items()}
-        log.scalars({f"{name}/{key}": value for key, value in entry.items()} | means, self.global_step)
-        layers = {key: layer for key, layer in self.net.named_modules() if isinstance(layer, QuantLayer)}
-        weights = {f"{name}/merged_weight/{key}": layer.merged_weight() for key, layer in layers.items()}
-        per_channel = {f"{name}/step_sizes/{key}": step for key, step in steps.items() if step.dim() > 0}
-        log.histograms(weights | per_channel, self.global_step)
-        epochs = self.stage.options.epochs
-        log.epoch_line(
-            f"{name.upper():>4} epoch {self.epoch + 1:>3}/{epochs}  loss {totals.mean_loss:.4f}  "
-            f"train {measured(totals.mean_score, metric)}  val {measured(score, metric)}  {self.seconds:.0f} s",
-            last=self.epoch + 1 == epochs,
-        )
+        self.told.epoch(self.net, self.step, self.epoch, self.totals, score, self.seconds)
 
     def _finite_state(self) -> dict[str, Any]:
         """The net's tensors; an error, before anything is overwritten, if one of them is not finite."""
@@ -251,30 +250,29 @@ class StageTrainer:
 
     def _save_best(self, score: float | None) -> None:
         content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self._finite_state()}
-        checkpoint.save(self.stage.best, {**content, "signature": self.experiment.signature})
+        if self.world.leads:
+            checkpoint.save(self.stage.best, {**content, "signature": self.experiment.signature})
 
     def _save_last(self) -> None:
-        checkpoint.save_last(
-            self.context.folder,
-            {
-                "stage": self.stage.name,
-                "epoch": self.epoch,
-                "totals": asdict(self.totals),
-                "net": self._finite_state(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.arithmetic.state(),
-                "tools": self.stage.tools.state(),
-                "best_score": self.best_score,
-                "best_epoch": self.best_epoch,
-                "seconds": self.seconds,
-                "earlier": self.earlier,
-                "step_seconds": self.timer.seconds,
-                "input_seconds": self.timer.waits,
-                **self.log.state(),
-                "signature": self.experiment.signature,
-                "fp_key": self.context.fp_key,
-            },
-        )
+        content = {
+            "stage": self.stage.name,
+            "epoch": self.epoch,
+            "totals": asdict(self.totals),
+            "net": self._finite_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.arithmetic.state(),
+            "tools": self.stage.tools.state(),
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+            "earlier": self.earlier,
+            "step_seconds": self.timer.seconds,
+            "input_seconds": self.timer.waits,
+            "signature": self.experiment.signature,
+            "fp_key": self.context.fp_key,
+        }
+        if self.world.leads:
+            checkpoint.save_last(self.context.folder, content | self.log.state())
 
 
 def train_stage(
@@ -285,6 +283,8 @@ def train_stage(
     saved: dict[str, Any] | None,
 ) -> None:
     """Train ``net``, from ``saved`` if that is a checkpoint of this stage, and add what it took to ``times``."""
+    context.world.meet()
+    saved = context.world.broadcast(saved)
     trainer = StageTrainer(stage, net, context, dict(times))
     if saved is not None and saved["stage"] == stage.name:
         trainer.restore(saved)
