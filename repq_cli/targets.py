@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from repq_cli.bounds import Range
 
-HAVE_IDENTITY = ("repvgg", "qarepvgg", "orepa")  # blocks that add the input wherever it has the output's shape
+# Blocks that add the input wherever it has the output's shape.
+HAVE_IDENTITY = ("repvgg", "qarepvgg", "orepa", "mobileone", "mobileone_k1", "sesr")
 TARGET = re.compile(r"^\s*_target_:\s*([\w.]+)\s*$", re.MULTILINE)
 DOTTED = re.compile(r"(?!__)[A-Za-z_]\w*(\.(?!__)[A-Za-z_]\w*)*", re.ASCII)
 OWN = "repq_cli"

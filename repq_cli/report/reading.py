@@ -237,8 +237,8 @@ def _options(config: Row) -> dict[str, Any]:
     flat = _flatten(config, "")
     named = "data._target_" not in flat or str(flat["data._target_"]).startswith(NAMED_DATA)
     kept = {key: value for key, value in flat.items() if _counts(key, named) and key not in columns}
-    if kept.get("rep.name") in HAVE_IDENTITY and kept.get("rep.identity") is True:
-        del kept["rep.identity"]  # as it was before it could be anything else
+    if kept.get("rep.name") in HAVE_IDENTITY:
+        kept.setdefault("rep.identity", True)  # as it was before it could be anything else
     return {key: value for key, value in kept.items() if key not in LATER or value != LATER[key]}
 
 
