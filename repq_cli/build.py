@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 from uuid import uuid4
 
@@ -208,13 +209,20 @@ def _upscaling(config: Config) -> Upscaling | None:
 
 
 def data(config: Config) -> Data:
-    """The dataset."""
+    """The dataset; of a trial as much as it needs."""
+    from repq_cli.data.trial import PER_FOLDER, as_needed, trial_of
+    from repq_cli.images.few import at_most
+
     loader = resolve("data", config.data.target, config.plugins)
     pictures = "upscaling" in inspect.signature(loader).parameters
     if pictures != (config.task == "super_resolution"):
         right = "super_resolution" if pictures else "classification"
         raise ConfigError(f"task={config.task} is not that of data={config.data.name}: leave it out, or {right}.")
-    return _call("data", config.data, config.plugins, upscaling=_upscaling(config))
+    if not config.fast_dev_run:
+        return _call("data", config.data, config.plugins, upscaling=_upscaling(config))
+    with at_most(PER_FOLDER):
+        section = replace(config.data, arguments=as_needed(config.data.arguments))
+        return trial_of(_call("data", section, config.plugins, upscaling=_upscaling(config)), config.data.batch_size)
 
 
 def _beside(config: Config, name: str) -> Callable[..., Any] | None:
@@ -269,12 +277,14 @@ def experiment(config: Config, loaded: Data | None = None) -> Experiment:
     """Everything a run needs. ``config`` is validated and its mode resolved; ``loaded``: its data, if at hand."""
     import torch
 
+    from repq_cli.data.trial import trial_batch
     from repq_cli.modes.compose import refuse_signs_behind_relu
     from repq_cli.train.experiment import Experiment
     from repq_cli.train.fp_key import fp_key
 
     loaded = data(config) if loaded is None else loaded
-    loaded.train.steps(config.data.batch_size)  # says so if a batch is larger than the data
+    batch_size = trial_batch(loaded, config.data.batch_size) if config.fast_dev_run else config.data.batch_size
+    loaded.train.steps(batch_size)  # says so if a batch is larger than the data
     make_net = network_maker(config, loaded.info)
     with torch.device("meta"):  # what cannot be built is said before anything is written
         refuse_signs_behind_relu(make_net(), config.quant)
@@ -288,12 +298,12 @@ def experiment(config: Config, loaded: Data | None = None) -> Experiment:
         make_net=make_net,
         data=loaded,
         identity=identity,
-        batch_size=config.data.batch_size,
+        batch_size=batch_size,
         task=task(config),
         quant=config.quant,
         mode=config.mode,
-        fp=config.fp,
-        qat=config.qat,
+        fp=config.fp.tried() if config.fast_dev_run else config.fp,
+        qat=config.qat.tried() if config.fast_dev_run else config.qat,
         optim=config.optim,
         schedule=config.schedule,
         runtime=config.runtime,

@@ -34,6 +34,7 @@ class Config:
     What a key affects stands in its annotation; what a whole section is said to affect, all its keys do.
 
     psnr_rounding: (super-resolution) pictures are rounded to 8 bit before they are measured; false: ECBSR's own rule.
+    fast_dev_run: two steps of everything on a few images, to see what is broken; nothing of it is kept.
     input_shape: (``repq info`` only) channels, rows and columns of the images to count for, instead of the data's.
     given: the keys that were set, by a file or by hand, in their order; others are at their defaults.
     """
@@ -52,6 +53,7 @@ class Config:
     psnr_rounding: bool = True
     seed: Annotated[int, Range(0)] = 0
     verbosity: Annotated[Verbosity, Affects.NOTHING] = "normal"
+    fast_dev_run: Annotated[bool, Affects.NOTHING] = False
     plugins: Annotated[list[str], Affects.PLACE] = field(default_factory=list)
     input_shape: Annotated[ImageShape | None, Affects.NOTHING] = None
     given: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -12,10 +12,11 @@ from repq_cli import build
 from repq_cli.config import Config
 from repq_cli.data.base import Evaluation, Info, Inputs, Split
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.errors import DataError
+from repq_cli.errors import ConfigError, DataError
 from repq_cli.images.listing import some
 from repq_cli.runs.folder import ROW, RunFolder
 from repq_cli.runs.row import Row
+from repq_cli.text import command
 from repq_cli.train.reload import trained_nets
 
 # What commands read in a row without asking whether it is there.
@@ -68,12 +69,15 @@ class FinishedRun:
 
 
 def _row_of_finished(folder: RunFolder) -> Row:
+    if folder.path == Path():
+        raise ConfigError("run= names nothing: name the folder of a run that is done.")
     row = folder.read_row() if folder.path.is_dir() else None
     if not isinstance(row, dict):
         raise DataError(f"run={folder} is no run folder: it holds no {ROW}; name one below outputs/.")
     if row.get("status") != "done":
         raise DataError(
-            f"run={folder} is not done (status {row.get('status')}): go on with it by repq train resume={folder}."
+            f"run={folder} is not done (status {row.get('status')}): go on with it by "
+            f"{command('train', f'resume={folder}')}."
         )
     whole = all(isinstance(row.get(key), kind) for key, kind in ROW_KINDS.items())
     whole = whole and all(isinstance(metric, dict) for metric in row["metrics"])

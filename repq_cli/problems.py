@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repq_cli.errors import ConfigError
+from repq_cli.text import shortened
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Problem:
         value = (
             "null" if self.value is None else str(self.value).lower() if isinstance(self.value, bool) else self.value
         )
-        return f"{self.key}={value} {self.message}" + ("" if self.message.endswith("?") else ".")
+        said = f"{shortened(self.key)}={shortened(value)} {self.message}"
+        return said + ("" if self.message.endswith("?") else ".")
 
 
 def error_of(problems: list[Problem]) -> ConfigError:

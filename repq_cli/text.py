@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+import textwrap
 from collections.abc import Sequence
+from typing import TextIO
 
 # Control characters, halves of surrogate pairs, and marks that turn the direction of the text around them.
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+WIDEST = 120  # characters of a line on a terminal; longer ones are hard to read
 
 
 def columns(lines: Sequence[Sequence[str]], texts: int) -> str:
@@ -94,3 +100,76 @@ def visible(text: str) -> str:
     a\u202eb\x00
     """
     return INVISIBLE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most ``width`` characters, broken between words and indented as they began; a word is never broken.
+
+    What stands in columns, two spaces or more between words, is broken in its last column alone, and left as it is
+    where that would be narrow.
+
+    >>> print(wrapped("repq: a sentence of some words", 20))
+    repq: a sentence of
+      some words
+    >>> print(wrapped("  WARNING  a sentence of some words", 30))
+      WARNING  a sentence of some
+               words
+    """
+    return "\n".join(_wrapped_line(line, width) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    start, gap, _ = line.rstrip().rpartition("  ")
+    indent = " " * (len(start) + len(gap) if start.strip() else len(line) - len(line.lstrip()) + 2)
+    if len(indent) > width - 20:
+        return line
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+        replace_whitespace=False,
+    )
+
+
+def fitted(text: str, stream: TextIO | None) -> str:
+    """A text with lines that fit a terminal; as it is for any other stream, whose lines programs may read."""
+    if stream is None or not stream.isatty():
+        return text
+    return wrapped(text, min(WIDEST, shutil.get_terminal_size().columns))
+
+
+def shortened(value: object, most: int = 80) -> str:
+    """A value as text of at most ``most`` characters on one line, its middle left out where it has more.
+
+    >>> shortened("a" * 40 + "b" * 40, 21)
+    'aaaaaaaaaa…bbbbbbbbbb'
+    """
+    text = " ".join(str(value).split(chr(10)))
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
+
+
+def command(*words: object) -> str:
+    """A command of ours as a shell takes it.
+
+    >>> print(command("train", "resume=runs/my run"))
+    repq train 'resume=runs/my run'
+    """
+    return shlex.join(["repq", *map(str, words)])
+
+
+def setting(key: str, value: object) -> str:
+    """``key=value`` as Hydra takes it: quoted where its grammar has a meaning of its own for the value.
+
+    >>> print(setting("run", "runs/a"), setting("run", "runs/a,b"))
+    run=runs/a run="runs/a,b"
+    """
+    text = str(value)
+    if re.fullmatch(r"[\w./+ -]*", text):
+        return f"{key}={text}"
+    escaped = text.replace('"', '\\"')
+    return f'{key}="{escaped}"'

@@ -85,29 +85,44 @@ def test_help_and_completion_do_not_import_torch() -> None:
     python(code, COMP_LINE=line, COMP_POINT=str(len(line)))
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("repq train +model=rep", {"+model=repvgg_a0", "+model=repvgg_a0_cifar", "+model=repvgg_b0"}),
-        ("repq train +model=repvgg_a0 quant=w", {f"quant=w{bits}" for bits in ("1a1", "1a32", "2a2", "4a4", "8a8")}),
-        ("repq train quant.weight_b", {"quant.weight_bits="}),
-        ("repq info rep=rep", {"rep=repvgg"}),
-        ("repq tr", {"train"}),
-        ("repq unknown mod", set()),
-        ("repq table outp", set()),
-        ("repq table --", {"--help", "--table", "--format", "--out", "--published"}),
-        ("repq table outputs --format m", {"markdown"}),
-        ("repq cache pr", {"prune"}),
-        ("repq cache prune --d", {"--days", "--dry-run"}),
-    ],
-)
+OFFERED: list[tuple[str, set[str]]] = [
+    ("repq train +model=rep", {"+model=repvgg_a0", "+model=repvgg_a0_cifar", "+model=repvgg_b0"}),
+    ("repq train +model=repvgg_a0 quant=w", {f"quant=w{bits}" for bits in ("1a1", "1a32", "2a2", "4a4", "8a8")}),
+    ("repq train quant.weight_b", {"quant.weight_bits="}),
+    ("repq info rep=rep", {"rep=repvgg"}),
+    ("repq tr", {"train"}),
+    ("repq eval engine=in", {"engine=integer"}),
+    ("repq train mode=merged,repq_b", {"mode=merged,repq_bn", "mode=merged,repq_bnest"}),
+    ("repq train +model=ecbsr data.lo", {"data.low_rounding="}),
+    ("repq train fp.reuse=t", {"fp.reuse=true"}),
+    ("repq train --cfg j", {"job"}),
+    ("repq train --mu", {"--multirun"}),
+    ("repq train data=image_folder data.root=run", {"data.root=runs/"}),
+    ("repq eval run=outputs/", {"run=outputs/train/done", "run=outputs/train/"}),
+    ("repq train resume=outputs/train/", {"resume=outputs/train/done", "resume=outputs/train/half"}),
+    ("repq unknown mod", set()),
+    ("repq table outp", set()),
+    ("repq table --", {"--help", "--table", "--format", "--out", "--published"}),
+    ("repq table outputs --format m", {"markdown"}),
+    ("repq cache pr", {"prune"}),
+    ("repq cache prune --d", {"--days", "--dry-run"}),
+]
+
+
 def test_tab_completion(
-    line: str, words: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], subtests: pytest.Subtests
 ) -> None:
-    monkeypatch.setenv("COMP_LINE", line)
-    monkeypatch.setenv("COMP_POINT", str(len(line)))
-    assert main(["-sc", "query=bash"]) == 0
-    assert set(capfd.readouterr().out.split()) == words
+    for name, status in (("done", "done"), ("half", "interrupted")):
+        (folder := Path("outputs/train", name)).mkdir(parents=True)
+        (folder / "config.yaml").write_text("")
+        (folder / "summary.json").write_text(f'{{"status": "{status}"}}')
+    Path("runs").mkdir()
+    for line, words in OFFERED:
+        with subtests.test(line):
+            monkeypatch.setenv("COMP_LINE", line)
+            monkeypatch.setenv("COMP_POINT", str(len(line)))
+            assert main(["-sc", "query=bash"]) == 0
+            assert set(capfd.readouterr().out.split()) == words
 
 
 def test_completion_can_be_installed(capfd: pytest.CaptureFixture[str]) -> None:
@@ -180,9 +195,9 @@ def test_a_missing_model_is_said_before_anything_is_composed(
     [
         ("quant=w4b4", f"quant=w4b4 must be one of {', '.join(names('quant'))}; did you mean 'w4a4'?"),
         ("mod=plain", "mod=plain is an unknown key; did you mean 'mode'?"),
-        ("lr=0.1", "lr=0.1 is an unknown key; did you mean 'fp.lr'?"),
+        ("lr=0.1", "lr=0.1 is an unknown key; write fp.lr=0.1 qat.lr=0.1."),
         ("+new.key=1", "new.key=1 is an unknown key"),
-        ("++quant.bits=4", "quant.bits=4 is an unknown key; did you mean 'quant.act_bits'?"),
+        ("++quant.bits=4", "quant.bits=4 is an unknown key; write quant.weight_bits=4 quant.act_bits=4."),
         ("model.widht=2", "model.widht=2 is an unknown key; did you mean 'model.width'?"),
         ("quant.weight_bits=3.5", "quant.weight_bits=3.5 must be one of 1, 2, 3, 4, 5, 6, 7, 8, 32; the nearest is 3."),
         ("quant.act_bits=16", "quant.act_bits=16 must be one of 1, 2, 3, 4, 5, 6, 7, 8, 32; the nearest is 8."),
@@ -217,9 +232,9 @@ def test_a_missing_model_is_said_before_anything_is_composed(
             "model._target_=os.system is none of repq's functions for model and of no package in",
         ),
         ("model._target_=repq_cli.models.repvg.repvg", "did you mean 'repq_cli.models.repvgg.repvgg'?"),
-        ("fp.lr=${nothing}", "cannot be composed"),
+        ("fp.lr=${nothing}", "refers to a key that there is not (nothing), in fp.lr."),
         ("quant=7", "quant=7 must be one of"),
-        ("fp=3", "fp=3 must be a group option or a section with keys epochs, lr, checkpoint, format"),
+        ("fp=3", "fp=3 must be a group option or a section with keys epochs, patience, lr, checkpoint, format"),
         ("qat.checkpoint=x", "qat.checkpoint=x is an unknown key"),
         ("hydra/launcher=nothing", "hydra/launcher=nothing must be one of"),
         ("hydra/launcher=submitit_slurm", "pip install 'repq[slurm]' brings this one"),

@@ -60,7 +60,19 @@ ALLOWED: dict[str, set[str]] = {
         "config",
         "targets",
     },
-    "train": {"pretrained", "data", "modes", "quant", "reparam", "tasks", "deploy", "images", "runs", "config"},
+    "train": {
+        "pretrained",
+        "data",
+        "modes",
+        "quant",
+        "reparam",
+        "tasks",
+        "deploy",
+        "images",
+        "runs",
+        "config",
+        "extras",
+    },
 }
 # What a mode is, without torch: every room may ask.
 SAYS_WHAT_MODES_ARE = ("repq_cli.modes.catalogue", "repq_cli.modes.mode.")

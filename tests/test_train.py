@@ -207,13 +207,13 @@ def test_outputs_that_are_not_finite_score_nothing() -> None:
 
 def test_logging_takes_any_number(tmp_path: Path) -> None:
     """Metrics stay valid JSON, without what JSON cannot say; a histogram has bins for what is finite."""
-    log = RunLog(RunFolder(tmp_path), tensorboard=True, quiet=True)
+    log = RunLog(RunFolder(tmp_path), trackers=["tensorboard"], quiet=True)
     log.write({"stage": "qat", "train_loss": 2.0, "val_top1": math.nan, "step_sizes": {"a": math.inf, "b": 1e300}})
     log.write({"stage": "qat", "loss": -math.inf})
-    log.scalars({"a": math.nan, "b": math.inf, "c": 1e300}, 1)
+    log.trackers.scalars({"a": math.nan, "b": math.inf, "c": 1e300}, 1)
     for values in ([math.nan], [math.inf, -math.inf], [1e38, -1e38], [1e25, 0.0], [1e-45], [math.nan, 1.0], []):
-        log.histograms({"values": torch.tensor(values)}, 1)
-    log.close()
+        log.trackers.histograms({"values": torch.tensor(values)}, 1)
+    log.trackers.close()
     first, second = (json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text().splitlines())
     assert first == {"stage": "qat", "train_loss": 2.0, "step_sizes": {"b": 1e300}}
     assert second == {"stage": "qat"}
@@ -339,7 +339,7 @@ def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not() -> No
 
 
 def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
-    log = RunLog(RunFolder(tmp_path), tensorboard=False, quiet=True)
+    log = RunLog(RunFolder(tmp_path), trackers=[], quiet=True)
     log.write({"step": 1})
     offset = log.state()["metrics_bytes"]
     log.write({"step": 2})
@@ -349,16 +349,16 @@ def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_scalars_and_histograms(tmp_path: Path) -> None:
-    log = RunLog(RunFolder(tmp_path), tensorboard=True, quiet=True)
-    log.scalars({"fp/loss": 1.5}, 3)
-    log.histograms({"fp/w": torch.randn(10)}, 3)
-    log.close()
+    log = RunLog(RunFolder(tmp_path), trackers=["tensorboard"], quiet=True)
+    log.trackers.scalars({"fp/loss": 1.5}, 3)
+    log.trackers.histograms({"fp/w": torch.randn(10)}, 3)
+    log.trackers.close()
     (events,) = (tmp_path / "tb").iterdir()
     assert b"fp/loss" in events.read_bytes()
 
 
 def test_the_log_goes_to_file_and_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog(RunFolder(tmp_path), tensorboard=False, quiet=True)
+    log = RunLog(RunFolder(tmp_path), trackers=[], quiet=True)
     before = logger.level, logger.propagate, list(logger.handlers)
     with logging_to(tmp_path / "train.log", "normal"):
         log.epoch_line("first", last=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 
+from repq_cli.cli.guesses import HYDRA_FLAGS, of_flag
+from repq_cli.cli.paths import with_home
 from repq_cli.errors import ConfigError
 
 SHOWING = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -27,7 +30,7 @@ class CommandLine:
     typed: list[str] = field(default_factory=list)
 
     @classmethod
-    def parse(cls, arguments: list[str]) -> CommandLine:
+    def parse(cls, arguments: list[str], command: str = "train") -> CommandLine:
         """Tell flags (``-c job``, ``--cfg=job``) from overrides. Raises ConfigError for one that cannot be used."""
         line = cls()
         rest, names = list(arguments), []
@@ -37,11 +40,14 @@ class CommandLine:
         while rest:
             argument = rest.pop(0)
             if not argument.startswith("-"):
-                line.overrides.append(argument)
+                line.overrides.append(with_home(argument))
                 continue
             flag, joined, value = argument.partition("=")
             if flag in CONFIG_NAMES:
                 raise ConfigError(f"The flag {flag} cannot be used: a command has one configuration; see --config-dir.")
+            if flag not in HYDRA_FLAGS:
+                following = rest[0] if rest and not rest[0].startswith("-") and "=" not in rest[0] else ""
+                raise ConfigError(of_flag(flag, value or following, command))
             line.flags.append(argument)
             names.append(flag)
             if not joined and (
@@ -52,7 +58,7 @@ class CommandLine:
                 value = rest.pop(0)
                 line.flags.append(value)
             if flag in ("--config-dir", "-cd"):
-                line.config_dir = value
+                line.config_dir = os.path.expanduser(value)
         line.typed = list(line.overrides)
         line._refuse_flags(names)
         return line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ class App:
         from repq_cli.cli.hydra_app import run_app, show
         from repq_cli.cli.overrides import Checker
 
-        line = CommandLine.parse(arguments)
+        line = CommandLine.parse(arguments, name)
         checker = Checker(name, line)
         if line.only_shows:
             return show(name, checker.check_shown())
@@ -58,9 +59,15 @@ class FileCommand:
 
     def run(self, name: str, arguments: list[str]) -> int:
         """Parse the arguments, do it; the exit code."""
-        options = self.parser().parse_args(arguments)
+        options = self.parser().parse_args([_at_home(word) for word in arguments])
         options.typed = arguments
         return int(resolve_name(f"{self.module}:run")(options))
+
+
+def _at_home(word: str) -> str:
+    """A path, or a flag with one, with ``~`` as a shell takes it, which it does at the beginning of words alone."""
+    flag, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{sign}{os.path.expanduser(value)}"
 
 
 COMMANDS: dict[str, App | FileCommand] = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from repq_cli import __version__
 from repq_cli.cli.commands import COMMANDS
 from repq_cli.cli.output import guarded_output
-from repq_cli.cli.terminal import shown_output
+from repq_cli.cli.terminal import complaint, shown_output
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.neighbours import wait_briefly
 from repq_cli.ranks import place
@@ -102,7 +102,7 @@ def complain(error: Exception, exit_code: int) -> int:
 
         traceback.print_exception(error)
     else:
-        print(f"repq: {error}", file=sys.stderr)
+        complaint(str(error))
     return exit_code
 
 

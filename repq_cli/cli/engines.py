@@ -14,6 +14,7 @@ from repq_cli.errors import ConfigError, DataError
 from repq_cli.extras import extra
 from repq_cli.finished_run import FinishedRun
 from repq_cli.runs.folder import RunFolder
+from repq_cli.text import command, setting
 
 TRAINED = ("fp", "fake")
 
@@ -52,7 +53,7 @@ def _onnx_net(folder: RunFolder, deployed: DeployedNet, threads: int | None) -> 
         from repq_cli.deploy.onnx_run import OnnxNet
     path = folder.onnx
     if not path.is_file():
-        raise DataError(f"There is no {path}: make it by repq export run={folder}.")
+        raise DataError(f"There is no {path}: make it by {command('export', setting('run', folder))}.")
     net = OnnxNet(path, deployed.halo, threads)
     if net.about.get("deployed") != deployed.digest():
         raise DataError(f"{path} was not made of this run's network: make it again by repq export.")

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.composing import CONFIGS, Loader
 from repq_cli.cli.folders import register_resolvers
+from repq_cli.cli.foreign import in_our_words
 from repq_cli.errors import ConfigError, DataError, RepqError
 from repq_cli.problems import Problem
 from repq_cli.targets import unnamed_plugins
@@ -97,7 +98,7 @@ def _in_sentences() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ours_behind(error) or ConfigError(f"Hydra refuses the arguments: {error}") from None
+        raise ours_behind(error) or ConfigError(f"The configuration {in_our_words(error)}.") from None
     except BrokenPipeError:  # the reader of a help has seen enough
         raise
     except OSError as error:

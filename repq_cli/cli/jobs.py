@@ -24,6 +24,7 @@ from repq_cli.errors import ConfigError
 from repq_cli.ranks import place
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import deployed_metric, failure
+from repq_cli.train.extension import Extension
 from repq_cli.train.runner import run
 
 
@@ -72,10 +73,22 @@ def _shown(folder: Path) -> Path:
 
 
 def resume_job(
-    folder: RunFolder, config: Config, stop_file: Path | None = None, beside: RunFolder | None = None
+    folder: RunFolder,
+    config: Config,
+    stop_file: Path | None = None,
+    beside: RunFolder | None = None,
+    extended: Extension | None = None,
 ) -> None:
-    """Go on with the run in ``folder``, whose ``config`` was read there."""
-    run(build.experiment(config), folder.path, resume=True, stop_file=stop_file, figures=pictures_of, beside=beside)
+    """Go on with the run in ``folder``, whose ``config`` was read there; ``extended``: with what is changed of it."""
+    run(
+        build.experiment(config),
+        folder.path,
+        resume=True,
+        stop_file=stop_file,
+        figures=pictures_of,
+        beside=beside,
+        extended=extended,
+    )
 
 
 def compose_plain(overrides: Sequence[str]) -> Config:

@@ -6,6 +6,7 @@ Hydra stops at the first mistake with exit code 1; here all of them are found, e
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,14 +20,18 @@ from repq_cli.build import target_arguments
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.composing import Loader
 from repq_cli.cli.config_folder import config_file
+from repq_cli.cli.foreign import in_our_words
+from repq_cli.cli.guesses import nearest_key, of_key
 from repq_cli.cli.hydra_app import plain
 from repq_cli.cli.hydra_rules import forbidden_key, problems_of
 from repq_cli.cli.override_text import as_given, choices_of, for_each_job, once, text_of, values_of
+from repq_cli.cli.paths import is_path
 from repq_cli.config import Config
 from repq_cli.errors import ConfigError
 from repq_cli.problems import Problem, error_of
 from repq_cli.schema import KEYS, resolved, validate
 from repq_cli.targets import unnamed_plugins
+from repq_cli.text import setting
 from repq_cli.typecheck import nearest
 
 APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
@@ -35,6 +40,7 @@ SET_BY_CHOICE = ("model.name", "rep.name", "data.name", "mode.name", "optim.name
 
 
 MOST_VALUES = 10_000  # of one key of a sweep
+LONGEST_NAME = 200  # of a group: a file system has none of more than 255
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Checker:
             if wrong is not None:
                 self.problems.append(Problem(override.key_or_group, value, wrong))
             elif override.is_sweep_override() and not self.line.multirun:
-                self.problems.append(Problem(key, value, "names several values, which is a sweep: add -m"))
+                self.problems.append(Problem(key, value, self._several(key, value)))
             elif not override.is_sweep_override():
                 yield override
             elif override.is_discrete_sweep():
@@ -125,6 +131,13 @@ class Checker:
                     self.problems.append(Problem(key, value, f"names {much}; list those that are wanted"))
             else:
                 self.problems.append(Problem(key, value, "is an interval, for which a sweeper is needed; list values"))
+
+    def _several(self, key: str, value: str) -> str:
+        """What to say of commas where one value is asked for."""
+        one = f"for one name with commas, quote it: {shlex.quote(setting(key, value))}"
+        if self.config_name != "train":
+            return f"names several values; {one}"
+        return f"names several values, which is a sweep: add -m{f'; {one}' if is_path(key) else ''}"
 
     def _fit_form(self, overrides: list[Override]) -> list[Override]:
         """``model=``, ``experiment=`` and ``sweep=`` with or without ``+``, whichever Hydra wants."""
@@ -159,7 +172,7 @@ class Checker:
 
     def _is_group(self, override: Override) -> bool:
         key = override.key_or_group
-        return "." not in key and bool(self._options(key))
+        return "." not in key and len(key) < LONGEST_NAME and bool(self._options(key))
 
     def _require_model(self) -> None:
         """Without a model there is nothing to compose, and nothing else worth saying yet."""
@@ -205,8 +218,7 @@ class Checker:
         try:
             return self._tree(overrides)
         except Exception as error:  # of files and of interpolations, which raise nearly everything
-            said = " ".join(str(error).split()) or type(error).__name__
-            self.problems.append(Problem("configuration", " ".join(overrides), f"cannot be composed: {said}"))
+            self.problems.append(Problem("configuration", " ".join(overrides), in_our_words(error)))
             return None
 
     def _tree(self, overrides: list[str]) -> dict[str, Any]:
@@ -228,7 +240,9 @@ class Checker:
         node: Any = tree
         for part in key.split("."):
             if not isinstance(node, dict) or part not in node:
-                self.problems.append(Problem(key, text_of(override), f"is an unknown key{_nearest_key(key, tree)}"))
+                meant = of_key(key, text_of(override), self.config_name)
+                hint = f"; write {meant}" if meant else nearest_key(key, tree)
+                self.problems.append(Problem(key, text_of(override), f"is an unknown key{hint}"))
                 return False
             node = node[part]
         if key in SET_BY_CHOICE:
@@ -291,20 +305,3 @@ class Checker:
 def own_keys(command: str, tree: dict[str, Any]) -> dict[str, Any]:
     """A composed tree without what a group brings for other commands, such as the recipe of a data set."""
     return {key: value for key, value in tree.items() if key in KEYS[command]}
-
-
-def _nearest_key(key: str, tree: dict[str, Any]) -> str:
-    """The known key that was probably meant: by its whole path, else by its last word."""
-    keys = list(_keys(tree))
-    near = nearest(key, keys)
-    if near is None or key.rpartition(".")[2] != near.rpartition(".")[2]:
-        last = nearest(key.rpartition(".")[2], {known.rpartition(".")[2] for known in keys})
-        near = near or next((known for known in keys if known.rpartition(".")[2] == last), None)
-    return f"; did you mean '{near}'?" if near else f"; the sections are {', '.join(tree)}"
-
-
-def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from repq_cli import build
 from repq_cli.cli.engines import networks
+from repq_cli.cli.terminal import say
 from repq_cli.devices import use_device
 from repq_cli.errors import CheckError, ConfigError, DataError
 from repq_cli.files import make_folder, write_atomically, write_json
@@ -66,7 +67,7 @@ def predict_job(config: dict[str, Any]) -> None:
     if config["verbosity"] != "quiet":
         counts = Counter(prediction.guesses[0][0] for prediction in found if prediction.guesses)
         said = some(f"{name} ({count})" for name, count in counts.most_common()) or "none could be read"
-        print(f"{len(found)} image{'s' * (len(found) > 1)} in {time.perf_counter() - started:.1f} s: {said}; in {out}")
+        say(f"{len(found)} image{'s' * (len(found) > 1)} in {time.perf_counter() - started:.1f} s: {said}; in {out}")
     if wrong:
         raise DataError(f"{len(wrong)} of {len(found)} images have no class, and stand in {out}:{on_lines(wrong)}")
 

@@ -26,6 +26,7 @@ from repq_cli.train.compiled import require_compiler
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.fp_weights import fp_choice
 from repq_cli.train.spread import require_images
+from repq_cli.train.trackers.tracker import require
 
 _prepared: list[Experiment] = []  # what the run of this process was checked with, so that nothing is read twice
 
@@ -45,6 +46,7 @@ def _check_machine(config: Config) -> None:
     require_images(config, config.runtime.devices if where is None else where.size)
     device = pick_device(config.runtime.device)
     Arithmetic(config.runtime, device)
+    require(config.runtime.trackers)
     if config.runtime.compile:
         require_compiler(device)
 

@@ -17,6 +17,8 @@ from repq_cli.runs.folder import CONFIG, RunFolder
 from repq_cli.runs.outputs import OUTPUTS
 from repq_cli.runs.sweep import PLAN, SweepFolder
 
+EXTENDABLE = ("fp.epochs", "fp.patience", "qat.epochs", "qat.patience")
+
 
 def go_on(target: str, line: CommandLine) -> int:
     """Go on with the run or the sweep in ``target``; ``auto`` is the newest unfinished one of the same configuration.
@@ -26,6 +28,8 @@ def go_on(target: str, line: CommandLine) -> int:
     from repq_cli.cli import sweep
 
     changes = [text for text in line.overrides if not text.lstrip("+").startswith("plugins=")]
+    if len(target) > 1 and target[0] == target[-1] and target[0] in "\"'":  # as other keys take it
+        target = target[1:-1]
     if not target:
         raise ConfigError("resume= names nothing: name the folder of a run or a sweep, or auto.")
     if target == "auto":
@@ -44,17 +48,25 @@ def go_on(target: str, line: CommandLine) -> int:
 def _resume_run(folder: RunFolder, changes: Sequence[str], line: CommandLine) -> int:
     from repq_cli.build import stored
     from repq_cli.cli.jobs import resume_job
+    from repq_cli.train.extension import extension
 
     if not folder.config_file.is_file():
-        raise ConfigError(
+        raise DataError(
             f"resume={folder} is no folder of a run or a sweep: it holds neither {CONFIG} nor {PLAN}; "
             f"name one below {OUTPUTS}."
         )
+    begun = stored(folder, line.plugins, _changed([text for text in changes if _key(text) not in EXTENDABLE]))
     config = stored(folder, line.plugins, _changed(changes))
+    extended = extension(folder, begun, config)
+    if extended is not None and SweepFolder(folder.path.parent).is_used:
+        raise ConfigError(
+            f"{folder} is a job of a sweep, whose jobs stay as they were planned: start a new run with "
+            f"{' '.join(changes)}."
+        )
     if (processes := processes_to_start(config, line.typed_keys)) > 1:
         plugins = [text for text in line.overrides if text.lstrip("+").startswith("plugins=")]
         return launch(processes, [f"resume={folder}", *changes, *plugins])
-    resume_job(folder, config)
+    resume_job(folder, config, extended=extended)
     return 0
 
 
@@ -66,13 +78,16 @@ def _changed(overrides: Sequence[str]) -> dict[str, Any]:
         section, _, name = key.partition(".")
         if key == "verbosity":
             found[key] = text
-        elif may_change(key):
+        elif may_change(key) or key in EXTENDABLE:
             try:
                 found.setdefault(section, {})[name] = yaml.safe_load(text)
             except (yaml.YAMLError, ValueError, RecursionError) as error:
                 raise ConfigError(f"{override} cannot be read: write it as runtime.threads=2.") from error
         else:
-            raise ConfigError(f"{override} cannot be changed by resume=, only {CHANGEABLE} can: start a new run.")
+            raise ConfigError(
+                f"{override} cannot be changed by resume=, only {CHANGEABLE} can, and {', '.join(EXTENDABLE)}: "
+                f"start a new run."
+            )
     return found
 
 

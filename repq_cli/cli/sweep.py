@@ -18,6 +18,7 @@ from repq_cli.cli.jobs import run_key
 from repq_cli.cli.monitor import Monitor
 from repq_cli.cli.overrides import Checker, Composed
 from repq_cli.cli.preflight import refusals
+from repq_cli.cli.terminal import say
 from repq_cli.config import CHANGEABLE, Config, may_change
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.files import make_folder
@@ -25,6 +26,7 @@ from repq_cli.problems import error_of
 from repq_cli.runs.folder import alone_in
 from repq_cli.runs.outputs import OUTPUTS, reserve
 from repq_cli.runs.sweep import PLAN, Job, Plan, SweepFolder, same_jobs
+from repq_cli.text import command
 from repq_cli.train.interrupt import stop_request
 from repq_cli.train.mending import damage
 
@@ -40,7 +42,8 @@ def start(line: CommandLine, typed: Sequence[str]) -> int:
     with alone_in(folder.path):
         if folder.is_used:
             raise ConfigError(
-                f"{folder} holds a sweep already: go on with it by resume={folder}, or name another folder."
+                f"{folder} holds a sweep already: go on with it by {command('train', f'resume={folder}')}, or name "
+                f"another folder."
             )
         folder.write_plan(plan)
         return _carry_out(folder, plan, line.plugins)
@@ -68,8 +71,10 @@ def plan_of(line: CommandLine, typed: Sequence[str] = (), inputs: bool = False) 
 
     inputs: also read what the jobs start from; see ``_with_inputs``.
     """
-    checker = Checker("train", _expanded(line))
+    checker = Checker("train", expanded(line))
     checked = checker.check()
+    if any(composed.config.fast_dev_run for composed in checker.composed):
+        raise ConfigError("fast_dev_run=true comes from a file, and a sweep would keep what two steps give: type it.")
     jobs = [_job(number, composed) for number, composed in enumerate(checker.composed)]
     overrides = [text for text in checked.overrides if not text.startswith("hydra.sweep.dir=")]
     flags = checked.flags if checked.has("-m", "--multirun") else [*checked.flags, "-m"]
@@ -99,7 +104,7 @@ def _with_inputs(plan: Plan, configs: Sequence[Config]) -> Plan:
     return replace(plan, jobs=jobs)
 
 
-def _expanded(line: CommandLine) -> CommandLine:
+def expanded(line: CommandLine) -> CommandLine:
     """The values of a saved sweep as if they had been typed; what the command line says of the same keys wins."""
     names = [override.partition("=")[2] for override in line.overrides if override.lstrip("+").startswith("sweep=")]
     given = {override.lstrip("+").partition("=")[0] for override in line.overrides}
@@ -175,17 +180,17 @@ def _carry_out(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> int:
     """Launch the jobs; the rows that they leave decide the exit code."""
     started = time.monotonic()
     for line in _opening(folder, plan):
-        print(line, flush=True)
+        say(line)
     stopped, failure = (0, None) if _is_whole(folder, plan) else _launch(folder, plan, plugins)
-    print("\n".join(_closing(folder, plan, time.monotonic() - started)))
+    say("\n".join(_closing(folder, plan, time.monotonic() - started)))
     if stopped:
-        print(f"Stopped. Go on with: repq train resume={folder}")
+        say(f"Stopped. Go on with: {command('train', f'resume={folder}')}")
         return stopped
     if isinstance(failure, RepqError):
         raise failure
     if failure is not None:  # such as a worker process that was killed
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0].rstrip(".")
-        raise RepqError(f"The launcher broke off ({reason}). Go on with: repq train resume={folder}")
+        raise RepqError(f"The launcher broke off ({reason}). Go on with: {command('train', f'resume={folder}')}")
     return 0 if folder.is_finished(plan) else 1
 
 
@@ -231,7 +236,7 @@ def _closing(folder: SweepFolder, plan: Plan, seconds: float) -> list[str]:
         for number in (number for number, error in failed.items() if error == reason):
             lines += [f"  job {number} {plan.label(number)}".rstrip(), f"    {_again(folder, plan, number)}"]
     if len(failed) > 1:
-        lines.append(f"all of them: repq train resume={folder}")
+        lines.append(f"all of them: {command('train', f'resume={folder}')}")
     done = len(folder.numbers(plan, "done"))
     count = f"{done} of {len(plan.legal)} runs done, {len(failed)} failed, in {seconds / 60:.1f} min"
     return [*lines, f"{count}, rows in {folder}"]
@@ -258,6 +263,6 @@ def _again(folder: SweepFolder, plan: Plan, number: int) -> str:
     """The command that runs one job once more, in its place."""
     own = folder.job(number)
     if own.is_used:
-        return shlex.join(["repq", "train", f"resume={own}"])
+        return command("train", f"resume={own}")
     flags = [flag for flag in plan.flags if flag not in ("-m", "--multirun")]
     return shlex.join(["repq", "train", *plan.jobs[number].overrides, f"hydra.run.dir={_quoted(own.path)}", *flags])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from repq_cli.cli import trial
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import run_app, show
 from repq_cli.cli.launch import launch
@@ -25,11 +26,15 @@ def _train(job: str, arguments: list[str]) -> int:
     if resume:
         line.overrides = [override for override in line.overrides if override not in resume]
         return go_on(resume[-1].partition("=")[2], line)
+    if trial.is_asked_for(line):
+        return trial.try_out(line)
     refuse_what_ranks_cannot(line)
     if not line.multirun:
         checker = Checker("train", line)
         checked = checker.check()
         config = checker.composed[0].config
+        if config.fast_dev_run:
+            return trial.carry_out(checker.composed)
         if (processes := processes_to_start(config, line.typed_keys)) > 1:
             return launch(processes, arguments)
         from repq_cli.cli.preflight import prepare

@@ -19,6 +19,7 @@ from repq_cli.data.image_files import TASK, Files, Reader, Subset
 from repq_cli.data.mixing import Alpha, Magnitude, mixing
 from repq_cli.errors import DataError
 from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, decode, open_image
+from repq_cli.images.few import few
 from repq_cli.images.files import pixels_of
 from repq_cli.images.listing import EXTENSIONS, but_others, entries, files_below, is_image, say_passed_over, some
 
@@ -213,7 +214,7 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
             place = min(both)
             raise DataError(f"{place} is in two classes, '{classes_of[place]}' and '{name}', by links: remove one.")
         classes_of |= dict.fromkeys(images, name)
-        listed += [(path, label) for path in images.values()]
+        listed += [(path, label) for path in few(list(images.values()))]
         passed += [path for path in files.values() if not is_image(path)]
         again += repeated
     say_passed_over(folder, passed, again)

@@ -16,6 +16,7 @@ from repq_cli.data.base import Data, Evaluation, Inputs
 from repq_cli.data.pictures import Pair, Patches, PictureInfo, Pictures, Upscaling, cropped, pair_of
 from repq_cli.errors import DataError
 from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, ImageError
+from repq_cli.images.few import few
 from repq_cli.images.files import read_rgb
 from repq_cli.images.listing import list_folder, on_lines, some
 from repq_cli.images.resize import LowRounding
@@ -117,7 +118,7 @@ def _listed(folder: Path, low: Path | None, scale: int) -> list[Entry]:
     """The photographs of a folder, each with its low-resolution file where there is a folder of them."""
     highs = list_folder(folder)
     if low is None:
-        return [(path, None) for path in highs]
+        return few([(path, None) for path in highs])
     names = _by_name(folder, highs)
     lows = {
         name if name in names else name.removesuffix(f"x{scale}"): path
@@ -129,7 +130,7 @@ def _listed(folder: Path, low: Path | None, scale: int) -> list[Entry]:
             f"{folder} and {low} do not pair: {some(alone)} {'is' if len(alone) == 1 else 'are'} in one of them only; "
             f"a picture of NAME.png is NAME.png or NAMEx{scale}.png."
         )
-    return [(path, lows[name]) for name, path in names.items()]
+    return few([(path, lows[name]) for name, path in names.items()])
 
 
 def _by_name(folder: Path, paths: list[Path]) -> dict[str, Path]:

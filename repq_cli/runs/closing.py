@@ -56,7 +56,9 @@ def closing_time(row: Row) -> str:
             waited = time.get(f"{key}_input_share", 0.0)  # of a run of an earlier version unknown
             waiting = f", {100 * waited:.0f} % of the time waiting for data" if waited >= MUCH_WAITING else ""
             step = f" ({time[f'{key}_step_ms']:.0f} ms a step{waiting})" if f"{key}_step_ms" in time else ""
-            parts.append(f"{name} {time[f'{key}_seconds']:.0f} s{step}{where}")
+            epochs = time.get(f"{key}_stopped_after")
+            stopped = f", stopped after {epochs:.0f} epochs" if epochs is not None else ""
+            parts.append(f"{name} {time[f'{key}_seconds']:.0f} s{step}{stopped}{where}")
     return ", ".join(parts) or "no training"
 
 

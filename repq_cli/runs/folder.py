@@ -16,10 +16,12 @@ import yaml
 from repq_cli.errors import DataError
 from repq_cli.files import Taken, link, locked, parsed_json, read_regular, write_atomically, write_json
 from repq_cli.runs.row import Row, prune
+from repq_cli.text import command
 
 CONFIG, ROW, LOG, FP_NET, LOCK = "config.yaml", "summary.json", "metrics.jsonl", "fp.pt", ".lock"
 CHECKPOINTS, DEPLOY, CROPS, EXPORT, DIAGNOSE, TENSORBOARD = "checkpoints", "deploy", "crops", "export", "diagnose", "tb"
-INNER = {CHECKPOINTS, DEPLOY, CROPS, EXPORT, DIAGNOSE, TENSORBOARD}  # folders of a run that hold no other one
+TRACKED = {"mlruns", "wandb"}  # what other programs keep below outputs/
+INNER = {CHECKPOINTS, DEPLOY, CROPS, EXPORT, DIAGNOSE, TENSORBOARD, *TRACKED}  # folders that hold no other run
 REPLACED = {CHECKPOINTS, DEPLOY}  # folders whose files are replaced and never changed, so that runs may share them
 OWN = (LOCK, CONFIG, ROW)  # what identical runs do not share
 DIAGNOSIS = "diagnosis.json"  # in DIAGNOSE, or in a folder that the command line names
@@ -46,6 +48,7 @@ class RunFolder:
     data_file    what its data consists of
     row_file     what came of the run           weights_file  histograms of its weights
     log_file     an object a step or epoch      printed_file  what was said
+    scalars_file metrics.csv of runtime.trackers=[csv]
     tensorboard  TensorBoard's events           crops         pictures of each evaluation set
     fp, best     the FP and the quantization-aware net with the best validation score
     last         all that is needed to go on; previous: the one before, in case it is lost
@@ -59,6 +62,7 @@ class RunFolder:
         self.config_file, self.row_file, self.env_file = path / CONFIG, path / ROW, path / "env.json"
         self.data_file = path / "data.json.gz"
         self.log_file, self.printed_file, self.tensorboard = path / LOG, path / "train.log", path / TENSORBOARD
+        self.scalars_file = path / "metrics.csv"
         self.checkpoints = path / CHECKPOINTS
         self.fp, self.best = self.checkpoints / FP_NET, self.checkpoints / "best.pt"
         self.last, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
@@ -96,7 +100,7 @@ class RunFolder:
             return None
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self.row_file} is damaged ({error}): repq train resume={self.path} makes it again."
+                f"{self.row_file} is damaged ({error}): {command('train', f'resume={self.path}')} makes it again."
             ) from error
 
     def readable_row(self) -> Row:

@@ -87,7 +87,7 @@ class FPStage:
             logger.warning("%s The FP stage is taken or trained once more.", error)
         again = RunFolder(folder.fp_again)
         make_folder(again.checkpoints)
-        context = replace(self.context, folder=again, log=RunLog(again, tensorboard=False, quiet=True))
+        context = replace(self.context, folder=again, log=RunLog(again, trackers=[], quiet=True))
         stage = FPStage(context, {}, owner=folder)
         stage._made(checkpoint.load_last(again))
         self._is_trained = stage._is_trained
@@ -110,7 +110,7 @@ class FPStage:
         if self.experiment.identity.training is None:
             why = f"data={self.experiment.data_name} does not tell what it consists of."
         elif self.context.fp_key != self.experiment.fp_key:
-            why = "data, sources or versions are not those that it began with."
+            why = "its epochs, data, sources or versions are not those that it began with."
         if why is not None:
             logger.warning("This FP stage is not shared with other runs: %s", why)
         return why is None

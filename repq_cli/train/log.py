@@ -1,4 +1,4 @@
-"""What a run says: train.log and the terminal, metrics.jsonl, TensorBoard, a progress bar."""
+"""What a run says: train.log and the terminal, metrics.jsonl, trackers, a progress bar."""
 
 from __future__ import annotations
 
@@ -8,32 +8,25 @@ import json
 import logging
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from repq_cli.devices import in_float64
 from repq_cli.errors import DataError
 from repq_cli.files import parsed_json, read_regular, write_atomically
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import prune
 from repq_cli.sealed import file_digest
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from repq_cli.text import fitted
+from repq_cli.train.trackers.tracker import Trackers
 
 logger = logging.getLogger("repq")
 
 SECONDS_BETWEEN_LINES = 10.0
-LARGEST_BIN = 1e19  # TensorBoard's bins end a little below 1e20
-TELLING = {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits"}  # the five that HParams shows at first
 
 
 class _File(logging.FileHandler):
@@ -48,16 +41,6 @@ class _File(logging.FileHandler):
             self.close()
         self.setLevel(logging.CRITICAL + 1)  # said once
         raise DataError(f"{self.baseFilename} cannot be written ({error.strerror}): free some space.") from error
-
-
-def _said_by_tensorboard(hook: Callable[[Any], object]) -> Callable[[Any], object]:
-    """The hook for errors in threads, but for those of TensorBoard's, which its next call raises in ours as well."""
-
-    def said(args: Any) -> None:
-        if type(args.thread).__name__ != "_AsyncWriterThread":
-            hook(args)
-
-    return said
 
 
 def require_no_special(path: Path) -> None:
@@ -91,7 +74,7 @@ class _Terminal(logging.Handler):
         if sys.stdout is None:
             return
         with contextlib.suppress(OSError, ValueError):
-            tqdm.write(self.format(record), file=sys.stdout)
+            tqdm.write(fitted(self.format(record), sys.stdout), file=sys.stdout)
             sys.stdout.flush()
 
 
@@ -143,15 +126,13 @@ def logging_nowhere() -> Iterator[None]:
 
 
 class RunLog:
-    """Numbers of a run over time: one JSON object a line, and the same in TensorBoard."""
+    """Numbers of a run over time: one JSON object a line, and the same for each of its ``trackers``."""
 
-    def __init__(self, folder: RunFolder, tensorboard: bool, quiet: bool) -> None:
-        self.path, self.tb_dir = folder.log_file, folder.tensorboard
+    def __init__(self, folder: RunFolder, trackers: Sequence[str], quiet: bool) -> None:
+        self.path = folder.log_file
         require_no_special(self.path)
         self.show_bar = sys.stderr is not None and sys.stderr.isatty() and not quiet
-        self.tensorboard = tensorboard
-        self._writer: SummaryWriter | None = None
-        self._hook = threading.excepthook
+        self.trackers = Trackers(folder, trackers)
         self._last_line = 0.0
 
     def state(self) -> dict[str, Any]:
@@ -180,8 +161,7 @@ class RunLog:
                 write_atomically(self.path, kept)
             elif self.path.exists():
                 os.truncate(self.path, len(kept))
-        with _writing(self.tb_dir):
-            self._open_writer(purge_step=step + 1)
+        self.trackers.begin(step)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl; what is not finite, which JSON cannot say, is left out."""
@@ -199,54 +179,6 @@ class RunLog:
         with _writing(self.path):
             write_atomically(self.path, lines)
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """Scalars for TensorBoard, of finite values."""
-        with _writing(self.tb_dir):
-            writer = self._open_writer()
-            if writer is not None:
-                for name, value in prune(values).items():
-                    writer.add_scalar(name, value, step)
-
-    def histograms(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Histograms for TensorBoard, of finite values; those beyond its bins stand in the outermost."""
-        with _writing(self.tb_dir):
-            writer = self._open_writer()
-            if writer is not None:
-                for name, tensor in tensors.items():
-                    values = in_float64(tensor[torch.isfinite(tensor)]).clamp(-LARGEST_BIN, LARGEST_BIN)
-                    if len(values):
-                        writer.add_histogram(name, values, step)
-
-    def image(self, name: str, picture: Tensor) -> None:
-        """A picture ``uint8 [3, H, W]`` for TensorBoard."""
-        with _writing(self.tb_dir):
-            writer = self._open_writer()
-            if writer is not None:
-                writer.add_image(name, picture)
-
-    def outcome(self, choices: dict[str, str | float], metrics: dict[str, float], step: int) -> None:
-        """A run's choices and final metrics for TensorBoard's HParams page, where runs are compared and sorted.
-
-        Choices have no fixed set of values: that of the first run would hide all others. ``SummaryWriter.add_hparams``
-        would make a second run, in a folder of its own.
-        """
-        self.scalars(metrics, step)
-        with _writing(self.tb_dir):
-            writer = self._open_writer()
-            if writer is not None:
-                from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-                from torch.utils.tensorboard.summary import hparams
-
-                experiment, start, end = hparams(choices, metrics)
-                plugin = experiment.value[0].metadata.plugin_data
-                data = HParamsPluginData.FromString(plugin.content)
-                for info in data.experiment.hparam_infos:
-                    info.differs = info.name in TELLING
-                plugin.content = data.SerializeToString()
-                file: Any = writer.file_writer  # open, since the metrics have just been written
-                for summary in (experiment, start, end):
-                    file.add_summary(summary)
-
     def epoch_line(self, line: str, last: bool) -> None:
         """One epoch in words: always in train.log, and on the terminal unless the last line is only seconds old."""
         now = time.monotonic()
@@ -255,34 +187,17 @@ class RunLog:
         if due:
             self._last_line = now
 
-    def close(self) -> None:
-        """Flush TensorBoard, without which a run is whole."""
-        if self._writer is not None:
-            try:
-                self._writer.close()
-            except OSError as error:
-                logger.warning("%s is not complete (%s).", self.tb_dir, error.strerror)
-            finally:
-                threading.excepthook = self._hook
-
-    def _open_writer(self, purge_step: int | None = None) -> SummaryWriter | None:
-        if self._writer is None and self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            threading.excepthook = _said_by_tensorboard(self._hook)
-            self._writer = SummaryWriter(str(self.tb_dir), purge_step=purge_step, max_queue=1000)
-        return self._writer
-
 
 class NoLog(RunLog):
     """Of a rank that has none."""
 
-    show_bar = tensorboard = False
+    show_bar = False
 
     def __init__(self) -> None:
         """No file is opened."""
+        self.trackers = Trackers(RunFolder(""), [])
 
     def _nothing(self, *_: object, **__: object) -> None:
         pass
 
-    rewind = write = adopt = scalars = histograms = image = outcome = epoch_line = close = _nothing
+    rewind = write = adopt = epoch_line = _nothing

@@ -5,8 +5,8 @@ A key without a default has none but in ``configs/``, where each option of a gro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, TypeVar
 
 from repq_cli.bounds import Range
 from repq_cli.effects import Affects
@@ -23,6 +23,9 @@ WeightFormat = Literal[
     "ecbsr_official",
 ]
 
+TrackerName = Literal["csv", "mlflow", "wandb"]
+S = TypeVar("S", bound="StageOptions")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
@@ -30,9 +33,11 @@ class TrainingOptions:
 
     epochs: passes over the training split; 0 skips training (QAT: calibration only).
     lr: the peak learning rate.
+    patience: epochs without a better validation score after which the stage ends; its best net is kept as always.
     """
 
     epochs: Annotated[int, Range(0)]
+    patience: Annotated[int, Range(1)] | None = None
     lr: Annotated[float, Range(0, None, open_low=True)]
 
 
@@ -66,6 +71,19 @@ class StageOptions(WeightOptions, TrainingOptions):
 
     merged_training: Literal["auto", True, False] = "auto"
     reuse: Annotated[bool, Affects.NOTHING] = True
+
+    def has_waited_enough(self, epochs: int, better_epoch: int) -> bool:
+        """Whether after ``epochs`` the last with a better score, ``better_epoch`` from 0, is ``patience`` ago.
+
+        >>> options = StageOptions(epochs=40, lr=0.1, patience=3)
+        >>> options.has_waited_enough(8, 4), options.has_waited_enough(8, 5)
+        (True, False)
+        """
+        return self.patience is not None and epochs - 1 - better_epoch >= self.patience
+
+    def tried(self: S) -> S:
+        """The stage in a trial: an epoch at most, which is shared with no other run."""
+        return replace(self, epochs=min(1, self.epochs), reuse=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +159,8 @@ class RuntimeOptions:
     compile: whether torch's compiler makes the training steps; the first of each stage then takes a minute or so. Sums
         get another order, as on another device, and nothing else changes.
     log_every: training steps between two entries of metrics.jsonl and TensorBoard.
+    trackers: where the same numbers go beside metrics.jsonl and TensorBoard: ``csv`` (metrics.csv), ``mlflow``,
+        ``wandb`` (both below outputs/, offline). One that fails is left out with a warning.
     tile: (super-resolution) pictures of more low-resolution pixels a side are run in tiles; results do not change.
     changed_data: whether a run, or a sweep, goes on with data that is not what it was; its row then says so.
     devices: processes that train together, each on a device of its own; they share every batch.
@@ -157,8 +177,14 @@ class RuntimeOptions:
     compile: Annotated[bool, Affects.NOTHING] = False
     log_every: Annotated[int, Range(1), Affects.NOTHING] = 10
     tensorboard: Annotated[bool, Affects.NOTHING] = True
+    trackers: Annotated[list[TrackerName], Affects.NOTHING] = field(default_factory=list)
     tile: Annotated[int, Range(64), Affects.NOTHING] = 1024
     changed_data: Annotated[Literal["refuse", "accept"], Affects.NOTHING] = "refuse"
     devices: Annotated[Annotated[int, Range(1, 1024)], Affects.NOTHING] = 1
     accumulate: Annotated[int, Range(1)] = 1
     rank_timeout: Annotated[Annotated[int, Range(1)], Affects.NOTHING] = 60
+
+    @property
+    def all_trackers(self) -> list[str]:
+        """Everything that shows the run's numbers elsewhere."""
+        return [*(["tensorboard"] if self.tensorboard else []), *dict.fromkeys(self.trackers)]

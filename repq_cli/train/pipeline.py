@@ -134,7 +134,7 @@ class Run:
             self.warn(warning)
         blocks = blocks_behind(qat_net if mode.trains else fp_net)
         self.folder.write_weights(weight_histograms(shipped, blocks))
-        self.context.log.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
+        self.context.log.trackers.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
         if earlier is not None:
             self.row["metrics"] = merge_metrics(earlier["metrics"], self.row["metrics"])
         self.row["lineage"]["finished"] = now()
@@ -152,7 +152,9 @@ class Run:
         self.row.setdefault("warnings", []).append(sentence)
 
     def warnings(self) -> Iterator[str]:
-        """What is wrong with a run that has ended well otherwise."""
+        """What is wrong with a run that has ended well otherwise; nothing is expected of a trial."""
+        if self.experiment.config.fast_dev_run:
+            return iter(())
         data, task, metric, log = self.experiment.data, self.experiment.task, self.row["metric"], self.context.log
         classes = data.info.num_classes
         found = [exploded(name, log.last_loss(name), classes) for name in ("fp", "qat")] if classes else []
@@ -250,7 +252,9 @@ class Run:
         }
         pictures = {**task.baselines(), "fp": fp_net, "deployed": deployed}
         for set_name, crop in crops(pictures, tests, task, device, tile):
-            context.log.image(set_name, side_by_side({ENGINES.get(key, key): picture for key, picture in crop.items()}))
+            context.log.trackers.image(
+                set_name, side_by_side({ENGINES.get(key, key): picture for key, picture in crop.items()})
+            )
             write_crops(self.folder.crops_of(set_name), crop, row["metrics"])
         parameters = parameter_count(deployed)
         row["size"] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -21,9 +22,11 @@ from repq_cli.quant.options import QuantOptions
 from repq_cli.runs.closing import closing_table
 from repq_cli.runs.folder import RunFolder, alone_in
 from repq_cli.runs.row import Row, failure, now
+from repq_cli.text import command
 from repq_cli.train.context import RunContext
 from repq_cli.train.environment import environment
 from repq_cli.train.experiment import Experiment
+from repq_cli.train.extension import Extension
 from repq_cli.train.interrupt import StopRequest, stop_request
 from repq_cli.train.log import NoLog, RunLog, logger, logging_nowhere, logging_to
 from repq_cli.train.mending import damage, row_so_far
@@ -40,12 +43,13 @@ def run(
     command_line: str | None = None,
     figures: Callable[[RunFolder], Iterable[tuple[str, Tensor]]] = lambda folder: (),
     beside: RunFolder | None = None,
+    extended: Extension | None = None,
 ) -> Row:
     """Carry out a run in ``run_dir`` and return its row, which also stands in summary.json, whatever happens.
 
     It stops after a checkpoint at a signal, or where ``stop_file`` appears. ``command_line``: what the row tells of how
     it was started, by default this process' own. ``figures``: of a run that is done, by title, for TensorBoard.
-    ``beside``: another run, which has to have the same data.
+    ``beside``: another run, which has to have the same data. ``extended``: what is changed of a run that is resumed.
     Raises ConfigError if ``run_dir`` holds a run that is not to be resumed, DataError if another process works in it or
     the data has changed.
     """
@@ -54,8 +58,11 @@ def run(
     with alone_in(run_dir), log_lines, stop_request(stop_file) as stop:
         if folder.is_used and not resume:
             raise ConfigError(
-                f"{folder} holds a run already: go on with it by resume={folder}, or name another folder."
+                f"{folder} holds a run already: go on with it by {command('train', f'resume={folder}')}, or name "
+                f"another folder."
             )
+        if extended is not None:
+            extended.begin(folder)
         done = row_so_far(folder) if resume else None
         if done is not None and done.get("status") != "done":
             done = None
@@ -70,7 +77,7 @@ def run(
         identity.save(folder.data_file)
         if not resume:
             folder.write_config(experiment.config.stored())
-        log = RunLog(folder, experiment.runtime.tensorboard, experiment.verbosity == "quiet")
+        log = RunLog(folder, experiment.runtime.all_trackers, experiment.verbosity == "quiet")
         row = _opening_row(experiment, identity, _env(folder, command_line))
         try:
             processes = world()
@@ -85,14 +92,15 @@ def run(
             if done is not None and work.freeze_again():
                 return done
             work.carry_out(resume, done)
-            for title, picture in figures(folder) if log.tensorboard else ():
-                log.image(title, picture)
+            for title, picture in figures(folder) if log.trackers.open else ():
+                log.trackers.image(title, picture)
         except Interrupted as interruption:
             world().told(interruption)
             if done is None:
                 folder.write_row(row | {"status": "interrupted", "error": f"stopped by signal {interruption.args[0]}"})
-            logger.warning("Stopped. Go on with: repq train resume=%s", folder)
-            interruption.told = True
+            if not experiment.config.fast_dev_run:
+                logger.warning("Stopped. Go on with: %s", command("train", f"resume={folder}"))
+                interruption.told = True
             raise
         except Exception as found:
             error = world().cause(found)
@@ -102,7 +110,7 @@ def run(
                 raise
             raise error from found
         finally:
-            log.close()
+            log.trackers.close()
         logger.info("%s\n  %s", closing_table(row), folder)
         return row
 
@@ -156,7 +164,8 @@ def _env(folder: RunFolder, command_line: str | None) -> dict[str, Any]:
     """What the run was made with, noted when it starts; a resumed run keeps the command and the time of its start."""
     found = folder.read_env()
     if found is None:
-        found = {"command_line": command_line or " ".join(sys.argv), "started": now(), **environment()}
+        typed = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
+        found = {"command_line": command_line or typed, "started": now(), **environment()}
         folder.write_env(found)
     return found
 
@@ -187,6 +196,7 @@ def _opening_row(experiment: Experiment, identity: Identity, env: dict[str, Any]
             "fp_run": experiment.fp.checkpoint,
             "data": identity.whole,
             "changed_data": identity.changed or None,
+            "extended": env.get("extended"),
             "git_commit": git and git["commit"],
             "torch_version": torch.__version__,
             "started": env["started"],

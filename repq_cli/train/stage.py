@@ -73,6 +73,7 @@ class StageTrainer:
         self.totals = EpochTotals()
         self.best_score: float | None = None
         self.best_epoch = 0
+        self.better_epoch = 0  # the last with a better score; of equals the best is a later one
         self.seconds = 0.0
         self.timer = StepTimer()
 
@@ -87,6 +88,13 @@ class StageTrainer:
         return self.totals.steps + len(self.unseen)
 
     @property
+    def is_over(self) -> bool:
+        """Whether every epoch is done, or the stage's patience is at its end."""
+        options = self.stage.options
+        enough = options.has_waited_enough(self.epoch, self.better_epoch)
+        return self.epoch >= options.epochs or (enough and self.steps_in_epoch == 0)
+
+    @property
     def global_step(self) -> int:
         """Training steps done in the run."""
         return self.stage.offset + self.step
@@ -99,6 +107,7 @@ class StageTrainer:
         self.stage.tools.restore(saved.get("tools", {}))
         self.epoch, self.totals = saved["epoch"], EpochTotals(**saved["totals"])
         self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
+        self.better_epoch = saved.get("better_epoch", self.best_epoch)
         self.seconds, self.timer.seconds = saved["seconds"], list(saved["step_seconds"])
         self.timer.waits = list(saved.get("input_seconds", []))
         self.log.rewind(saved["metrics_bytes"], self.global_step, saved.get("metrics_sha256"))
@@ -119,11 +128,16 @@ class StageTrainer:
             dynamic_ncols=True,
         )
         with bar:
-            while self.epoch < self.stage.options.epochs:
+            while not self.is_over:
                 self.stage.on_epoch(self.epoch)
                 self._train_epoch(bar, lambda: before + time.perf_counter() - started)
                 self.seconds = before + time.perf_counter() - started
                 self._end_epoch(bar)
+        if self.epoch < self.stage.options.epochs:
+            logger.info(
+                "%s ends after %d of %d epochs: none since epoch %d has a better validation score.",
+                *(self.stage.name.upper(), self.epoch, self.stage.options.epochs, self.better_epoch + 1),
+            )
         if self.best_score is None:
             if self.steps:
                 raise CheckError(
@@ -227,6 +241,8 @@ class StageTrainer:
             score >= self.best_score if task.higher_is_better else score <= self.best_score
         )
         if better and not math.isnan(score):  # of equals the later one: it has trained longer
+            if score != self.best_score:
+                self.better_epoch = self.epoch
             self.best_score, self.best_epoch = score, self.epoch
             self._save_best(score)
         self._log_epoch(score)
@@ -264,6 +280,7 @@ class StageTrainer:
             "tools": self.stage.tools.state(),
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
+            "better_epoch": self.better_epoch,
             "seconds": self.seconds,
             "earlier": self.earlier,
             "step_seconds": self.timer.seconds,
@@ -291,6 +308,8 @@ def train_stage(
         logger.info("%s goes on after epoch %d, step %d", stage.name.upper(), trainer.epoch, trainer.step)
     trainer.fit()
     if trainer.seconds:
+        if trainer.epoch < stage.options.epochs:
+            times[f"{stage.name}_stopped_after"] = trainer.epoch
         times[f"{stage.name}_seconds"] = round(trainer.seconds, 3)
         times[f"{stage.name}_step_ms"] = trainer.timer.median_ms()
         times[f"{stage.name}_input_share"] = trainer.timer.input_share()

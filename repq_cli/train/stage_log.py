@@ -23,7 +23,7 @@ class StageLog:
         """Of a training step."""
         name = self.name
         self.log.write({"stage": name, "step": step, "epoch": epoch, "loss": loss, "lr": lr})
-        self.log.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.stage.offset + step)
+        self.log.trackers.scalars({f"{name}/loss": loss, f"{name}/lr": lr}, self.stage.offset + step)
 
     def epoch(self, net: nn.Module, step: int, epoch: int, totals: EpochTotals, score: float, seconds: float) -> None:
         """Of an epoch (from 0) that is done and validated by ``score``."""
@@ -34,11 +34,11 @@ class StageLog:
         typical = {"step_sizes": {key: size.log().mean().exp().item() for key, size in steps.items()}} if steps else {}
         log.write({"stage": name, "step": step, "epoch": epoch, **entry, **typical})
         means = {f"{name}/step_size/{key}": size.mean().item() for key, size in steps.items()}
-        log.scalars({f"{name}/{key}": value for key, value in entry.items()} | means, at)
+        log.trackers.scalars({f"{name}/{key}": value for key, value in entry.items()} | means, at)
         layers = {key: layer for key, layer in net.named_modules() if isinstance(layer, QuantLayer)}
         weights = {f"{name}/merged_weight/{key}": layer.merged_weight() for key, layer in layers.items()}
         per_channel = {f"{name}/step_sizes/{key}": size for key, size in steps.items() if size.dim() > 0}
-        log.histograms(weights | per_channel, at)
+        log.trackers.histograms(weights | per_channel, at)
         epochs = self.stage.options.epochs
         log.epoch_line(
             f"{name.upper():>4} epoch {epoch + 1:>3}/{epochs}  loss {totals.mean_loss:.4f}  "

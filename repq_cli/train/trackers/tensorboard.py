@@ -1,0 +1,92 @@
+"""TensorBoard's event files, in the run's folder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from repq_cli.devices import in_float64
+from repq_cli.runs.folder import RunFolder
+
+LARGEST_BIN = 1e19  # TensorBoard's bins end a little below 1e20
+TELLING = {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits"}  # the five that HParams shows at first
+
+
+def _said_by_tensorboard(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """The hook for errors in threads, but for those of TensorBoard's, which its next call raises in ours as well."""
+
+    def said(args: Any) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            hook(args)
+
+    return said
+
+
+class TensorBoard:
+    """Curves, histograms, pictures, and a line of the HParams page."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder.tensorboard
+        self._writer: SummaryWriter | None = None
+        self._hook = threading.excepthook
+
+    def begin(self, step: int) -> None:
+        """Later events than those of ``step`` are not shown any more."""
+        self._open(purge_step=step + 1)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """One curve each."""
+        writer = self._open()
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    def histograms(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Of finite values; those beyond TensorBoard's bins stand in the outermost."""
+        writer = self._open()
+        for name, tensor in tensors.items():
+            values = in_float64(tensor[torch.isfinite(tensor)]).clamp(-LARGEST_BIN, LARGEST_BIN)
+            if len(values):
+                writer.add_histogram(name, values, step)
+
+    def image(self, name: str, picture: Tensor) -> None:
+        """A picture without a step."""
+        self._open().add_image(name, picture)
+
+    def outcome(self, choices: dict[str, str | float], metrics: dict[str, float], step: int) -> None:
+        """A line of the HParams page, where runs are compared and sorted.
+
+        Choices have no fixed set of values: that of the first run would hide all others. ``SummaryWriter.add_hparams``
+        would make a second run, in a folder of its own.
+        """
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+        from torch.utils.tensorboard.summary import hparams
+
+        self.scalars(metrics, step)
+        experiment, start, end = hparams(choices, metrics)
+        plugin = experiment.value[0].metadata.plugin_data
+        data = HParamsPluginData.FromString(plugin.content)
+        for info in data.experiment.hparam_infos:
+            info.differs = info.name in TELLING
+        plugin.content = data.SerializeToString()
+        file: Any = self._open().file_writer  # open, since the metrics have just been written
+        for summary in (experiment, start, end):
+            file.add_summary(summary)
+
+    def close(self) -> None:
+        """Flush."""
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            finally:
+                threading.excepthook = self._hook
+
+    def _open(self, purge_step: int | None = None) -> SummaryWriter:
+        if self._writer is None:
+            threading.excepthook = _said_by_tensorboard(self._hook)
+            self._writer = SummaryWriter(str(self.folder), purge_step=purge_step, max_queue=1000)
+        return self._writer
