@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repq_cli.deploy.freeze import freeze
@@ -44,6 +45,39 @@ class Parts(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
+
+
+class Everything(nn.Module):
+    """Every operation that other people's networks have, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.codes, self.last = LSQ(8, True), LSQ(8, True), LSQ(8, True)
+        self.first = conv(3, 4, (3, 2), nn.Hardtanh(-2, 3), padding=(1, 0, 1, 1), dilation=(1, 1))
+        self.second = conv(4, 8, 2, nn.PReLU(), stride=(1, 2), padding=(1, 0), output_padding=0, dilation=(1, 2))
+        self.slopes, self.scale = nn.PReLU(8), nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, image: Tensor) -> Any:
+        x = self.slopes(self.second(self.codes(self.first(self.image(image / 2)))))
+        for function in (
+            F.silu,
+            F.hardswish,
+            F.hardsigmoid,
+            torch.tanh,
+            F.mish,
+            F.softplus,
+            F.elu,
+            F.gelu,
+            F.leaky_relu,
+        ):
+            x = function(x)
+        x = x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1)) + 0.5 * x - x.mean((2, 3), keepdim=True) * self.scale
+        x = F.avg_pool2d(F.max_pool2d(x, (3, 2), 1, (1, 0), ceil_mode=True), 2, 1, 1, False, False)
+        x = F.interpolate(F.pad(x, (1, 0, 0, 1)), (8, 8), mode="bilinear")
+        x = torch.cat([F.adaptive_max_pool2d(x, (4, 4)), F.adaptive_avg_pool2d(x, (4, 4))], 1)
+        x = F.channel_shuffle(F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2), 2)[:, 2:]
+        x = self.last(x)
+        return [x, {"all": x.reshape(-1, 2, 7, 16).permute(0, 2, 1, 3).amax((2, 3)).log_softmax(1)}]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import seal, tiny_net
+from operations import Everything, prepared
 from safetensors.torch import load_file, save_file
 
 from repq_cli.deploy.cost import cost
@@ -31,6 +32,7 @@ from repq_cli.reparam.plain import plain_block
 
 Graph = dict[str, Any]
 ABOUT = {"task": "classification", "mean": [0.5] * 3, "std": [0.5] * 3, "classes": list("abcde")}
+ABOUT_ALL = ABOUT | {"input_shape": [3, 9, 8]}
 STRANGE: list[Any] = [
     *(
         None,
@@ -71,7 +73,7 @@ def networks() -> list[DeployedNet]:
         ecbsr(plain_block, 1, blocks=1, channels=4, scale=2, colour="luma"), ModeOptions("plain"), QuantOptions()
     )
     shown = {"task": "super_resolution", "input_shape": [1, 8, 8], "scale": 2, "colour": "luma"}
-    return [*nets, freeze(enlarging.eval(), shown)]
+    return [*nets, freeze(enlarging.eval(), shown), freeze(prepared(Everything(), torch.randn(2, 3, 9, 8)), ABOUT_ALL)]
 
 
 def mutations(graph: Graph) -> Iterator[tuple[str, Graph]]:

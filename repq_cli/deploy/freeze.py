@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations import OPERATIONS
-from repq_cli.deploy.tracing import Conversion
+from repq_cli.deploy.tracing import Conversion, Refusal
 from repq_cli.errors import ConfigError
 from repq_cli.quant.wiring import traced
 
@@ -23,10 +24,7 @@ def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
     """
     if "input_shape" not in description:
         raise ConfigError("A frozen network is described by at least input_shape=[channels, rows, columns]: give it.")
-    was_training = net.training
-    net.eval()
-    found = Conversion(net, traced(net), description["input_shape"])
-    net.train(was_training)
+    found = converted(net, description["input_shape"])
     if found.refusals:
         raise ValueError(" ".join(refusal.reason for refusal in found.refusals))
     number = max(OPERATIONS[node["op"]].format(node) for node in found.nodes)
@@ -34,3 +32,31 @@ def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
     # Copies: training that goes on must not reach what is frozen.
     stored = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in found.stored.items()}
     return DeployedNet(graph, stored).eval()
+
+
+def converted(
+    net: nn.Module, input_shape: Sequence[int] | None = None, known: tuple[type[nn.Module], ...] = ()
+) -> Conversion:
+    """What becomes of every step of ``net`` in eval mode, which is traced if it is no ``fx.GraphModule``.
+
+    input_shape  of an image, ``[C, H, W]``: where it is not given, steps that ask for sizes are refused
+    known        modules that are taken for what they are, since something will be made of them later
+    """
+    modes = {part: part.training for part in net.modules()}
+    net.eval()
+    try:
+        return Conversion(net, net.graph if isinstance(net, fx.GraphModule) else traced(net), input_shape, known)
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@torch.no_grad()
+def unsupported(
+    net: nn.Module, input_shape: Sequence[int] | None = None, known: tuple[type[nn.Module], ...] = ()
+) -> list[Refusal]:
+    """All steps of a network that have no deployed form, in order, each with its reason; arguments: ``converted``'s.
+
+    What is not refused here is not refused by ``freeze``.
+    """
+    return converted(net, input_shape, known).refusals

@@ -7,7 +7,8 @@ sum becomes codes is decided once, when the network is made; so is whether an in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from repq_cli.deploy.integer_scales import Scaled
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Constants, Node
-from repq_cli.deploy.outputs import made
+from repq_cli.deploy.outputs import leaves, made
 from repq_cli.errors import ConfigError
 
 
@@ -39,25 +40,41 @@ class IntegerNet(nn.Module):
         for node in self.nodes:
             self.constants[node["name"]], self.known[node["name"]] = self._prepared(node)
 
-    def _prepared(self, node: Node) -> tuple[Constants, Scaled]:
+    def _prepared(self, node: Node) -> tuple[Constants, Scaled | None]:
         """A node's integer constants and what is known of its output."""
         inputs = [self.known[name] for name in node["inputs"]]
         known = [given for given in inputs if given is not None]
+        if not known and "weight" not in node and node["op"] != "quantize":
+            return {}, None  # in front of the first codes
         if len(known) < len(inputs) and node["op"] != "quantize":
             why = "activations are not quantized" if "weight" in node else "shortcuts read them with quant.residual=fp"
             fix = "quantize them" if "weight" in node else "train with quant.residual=int"
             raise ConfigError(f"The layer {node['name']} reads floating-point numbers, since {why}: {fix}.")
         return OPERATIONS[node["op"]].scales(node, known, self)
 
+    def only_quantizers_read(self, name: str) -> bool:
+        """Whether whoever reads a node's output quantizes it, and somebody does."""
+        readers = [node["op"] == "quantize" for node in self.nodes if name in node["inputs"]]
+        return bool(readers) and all(readers) and name not in leaves(self.graph["output"])
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, list[int]]:
+        """Of every node's output for one image."""
+        return self.deployed.sizes()
+
     def next_steps(self, name: str) -> list[float]:
-        """The steps of the quantizers that a node's output reaches; none for an answer, or where only signs matter."""
-        found: list[float] = []
+        """The steps of the quantizers that a node's output reaches; none for an answer, where only signs matter, or
+        where a function in between makes other numbers of it.
+        """
+        found = list(self._next_steps(name))
+        return [] if None in found else [step for step in found if step is not None]
+
+    def _next_steps(self, name: str) -> Iterator[float | None]:
         for node in self.nodes:
             if name in node["inputs"] and node["op"] == "quantize":
-                found += [] if node["by_sign"] else [float(self.deployed.stored[node["step"]])]
+                yield from [] if node["by_sign"] else [float(self.deployed.stored[node["step"]])]
             elif name in node["inputs"]:
-                found += self.next_steps(node["name"])
-        return found
+                yield from self._next_steps(node["name"]) if OPERATIONS[node["op"]].keeps_numbers else [None]
 
     def forward(self, x: Tensor) -> Any:
         """As ``DeployedNet``'s."""
@@ -66,7 +83,8 @@ class IntegerNet(nn.Module):
 
     def _worth(self, name: str, integers: Tensor) -> Tensor:
         known = self.known[name]
-        assert known is not None
+        if known is None:  # behind the last codes
+            return integers
         return integers.float() * per_channel(known.scale.float(), integers)
 
     @property
@@ -92,8 +110,9 @@ class IntegerNet(nn.Module):
         return values
 
     def _computed(self, node: Node, inputs: list[Tensor]) -> Tensor:
-        if inputs[0].is_floating_point():  # the image: the first codes
-            return self.deployed.compute(node, *inputs).to(torch.int32)
+        if inputs[0].is_floating_point():  # the image, or what is made of it in front of the first codes
+            y = self.deployed.compute(node, *inputs)
+            return y.to(torch.int32) if node["op"] == "quantize" else y
         return OPERATIONS[node["op"]].integers(self, node, self.constants[node["name"]], *inputs)
 
 

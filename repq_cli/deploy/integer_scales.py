@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from repq_cli.deploy.fixed_point import INT32_MAX, quantize_multiplier
+from repq_cli.deploy.fixed_point import INT32_MAX, Multiplier, quantize_multiplier
 from repq_cli.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ class Scaled(NamedTuple):
     """What is known of a tensor beforehand: ``value = integer * scale``, ``|integer| <= bound``.
 
     Both are ``float64`` and ``[C]``, or ``[1]`` where all channels have the same. codes: whether it is a quantizer's
-    output, and so what a layer may read.
+    output, and so what a layer may read. values: what each integer from ``-bound`` to ``bound`` stands for where that
+    is a function of codes; only quantizers read it.
     """
 
     scale: Tensor
     bound: Tensor
     codes: bool = False
+    values: Tensor | None = None
 
 
 def prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tuple[dict[str, Any], Scaled]:
@@ -134,3 +136,21 @@ def _check(node: Node, bound: Tensor) -> None:
             f"The layer {node['name']} could reach integers of {largest:.3g}, more than int32's {INT32_MAX}: "
             f"use fewer bits, or a larger step of its inputs."
         )
+
+
+def one_scale(given: Scaled, steps: list[float]) -> tuple[Multiplier | None, Scaled]:
+    """How the integers of channels get the same scale, None where they have it, and what they are then.
+
+    steps: those of the quantizers that read them.
+    """
+    if len(given.scale) == 1:
+        return None, Scaled(given.scale, given.bound.max().view(1), given.codes)
+    bound = (given.scale * given.bound).max()
+    scale = torch.tensor([fine_scale(bound.item(), steps)], dtype=torch.float64)
+    return quantize_multiplier(given.scale / scale), Scaled(scale, (bound.view(1) / scale).clamp(max=INT32_MAX))
+
+
+def with_room(given: Scaled) -> tuple[int, Scaled]:
+    """By how much integers may be shifted to the left (below 0: have to be to the right), and what they are then."""
+    left = int((INT32_MAX / given.bound.max()).log2().floor())
+    return left, Scaled(given.scale * 2.0**-left, given.bound * 2.0**left)

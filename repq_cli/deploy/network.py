@@ -45,6 +45,11 @@ class DeployedNet(nn.Module):
             OPERATIONS[node["op"]].hold(self, node)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of its floating-point numbers."""
+        return next((held.dtype for held in self.buffers() if held.is_floating_point()), torch.float32)
+
+    @property
     def halo(self) -> int:
         """How many input pixels away an output pixel looks, for a chain of convolutions of stride 1."""
         return sum(_reach(node) for node in self.nodes if node["op"] == "conv")
@@ -113,8 +118,7 @@ class DeployedNet(nn.Module):
         """Of every node's output for one image, without a number of it. Raises what torch raises if two do not fit."""
         run = _AllOutputs(self)
         held = {name: tensor.to("meta") for name, tensor in run.named_buffers()}
-        dtype = next((tensor.dtype for tensor in held.values() if tensor.is_floating_point()), torch.float32)
-        x = torch.empty(1, *self.graph["input_shape"], device="meta", dtype=dtype)
+        x = torch.empty(1, *self.graph["input_shape"], device="meta", dtype=self.dtype)
         return {name: list(output.shape) for name, output in functional_call(run, held, (x,)).items()}
 
     def digest(self) -> str:

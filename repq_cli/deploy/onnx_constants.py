@@ -31,7 +31,8 @@ class Constants:
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
         """One constant; its name."""
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), name))
+        content = np.ascontiguousarray(array.astype(dtype)).reshape(array.shape)  # which numbers lose there
+        self.constants.append(numpy_helper.from_array(content, name))
         return name
 
     def stored(self, node: Node, key: str) -> Tensor | None:

@@ -7,7 +7,7 @@ what the call gives: a ``Ref``, several, or a number that is known beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from repq_cli.deploy.outputs import leaves
+from repq_cli.deploy.simplify import simplified
 from repq_cli.quant.frozen_layers import frozen_layers
 
 Node = dict[str, Any]
@@ -37,9 +39,20 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor of the deployed network, by the name of the node that gives it."""
+    """A tensor of the deployed network, by the name of the node that gives it.
+
+    is_refused: nothing gives it, being behind a step that was refused.
+    """
 
     name: str
+    is_refused: bool = False
+
+
+def plain(sizes: int | Sequence[int]) -> int | list[int]:
+    """Sizes as files have them: one number where it says all."""
+    if isinstance(sizes, int):
+        return sizes
+    return sizes[0] if len(set(sizes)) == 1 else list(sizes)
 
 
 def form(*kinds: Any) -> Callable[[Form], Form]:
@@ -66,8 +79,15 @@ class Conversion:
     refusals   steps without a deployed form
     """
 
-    def __init__(self, net: nn.Module, graph: fx.Graph, input_shape: Sequence[int] | None = None) -> None:
-        self.net, self.graph, self.input_shape = net, graph, input_shape
+    def __init__(
+        self,
+        net: nn.Module,
+        graph: fx.Graph,
+        input_shape: Sequence[int] | None = None,
+        known: tuple[type[nn.Module], ...] = (),
+    ) -> None:
+        """``known``: modules that are taken as they are, since something will be made of them later."""
+        self.net, self.graph, self.input_shape, self.known = net, graph, input_shape, known
         self.nodes: list[Node] = []
         self.stored: dict[str, Tensor] = {}
         self.became: dict[fx.Node, list[str]] = {}
@@ -84,10 +104,13 @@ class Conversion:
                 self._values[step] = self._converted(step, call)
             except ValueError as error:
                 self.refusals.append(Refusal(call.path, call.kind, str(error)))
-                self._values[step] = Ref(step.name)
+                self._values[step] = Ref(step.name, is_refused=True)
             if isinstance(self._values[step], Ref):
                 self._makers.setdefault(self._values[step].name, step)
             self.became[step] = [node["op"] for node in self.nodes[before:]]
+        self.nodes = simplified(self.nodes, list(leaves(self.output)))
+        read = {value for node in self.nodes for value in node.values() if isinstance(value, str)}
+        self.stored = {name: tensor for name, tensor in self.stored.items() if name in read}
 
     def _converted(self, step: fx.Node, call: Call) -> Any:
         args: tuple[Any, ...] = map_arg(step.args, lambda node: self._values[node])
@@ -99,12 +122,15 @@ class Conversion:
             return None
         if step.op == "get_attr":
             return _attribute(self.net, str(step.target))
-        if step.op == "call_module":
-            return call.form(call.module)(call, call.module, *args, **kwargs)
-        if step.op == "call_function" and not _has_ref((args, kwargs)):
+        if step.op == "call_module" and isinstance(call.module, self.known):
+            return Ref(step.name)
+        if step.op == "call_function" and not list(_refs((args, kwargs))):
             assert callable(step.target)
             return step.target(*args, **kwargs)  # arithmetic of sizes
-        return call.form(step.target)(call, *args, **kwargs)
+        form = call.form(call.module if step.op == "call_module" else step.target)
+        if any(ref.is_refused for ref in _refs((args, kwargs))):
+            return Ref(step.name, is_refused=True)
+        return form(call, call.module, *args, **kwargs) if step.op == "call_module" else form(call, *args, **kwargs)
 
     def _placeholder(self, step: fx.Node) -> Any:
         if self.source is None:
@@ -144,8 +170,9 @@ class Call:
     def form(self, kind: Any) -> Form:
         """The registered form of a module, a function or a method's name; RefusedError where there is none."""
         if not isinstance(kind, nn.Module):
-            if kind in FORMS:
-                return FORMS[kind]
+            for name in (kind, self.kind):  # libraries that need not be there are known by their functions' names
+                if name in FORMS:
+                    return FORMS[name]
             raise RefusedError(
                 f"The call of {self.kind} at {self.path} has no deployed form: use an operation that has one, or keep "
                 f"the module that calls it out of the network."
@@ -157,6 +184,13 @@ class Call:
         raise RefusedError(
             f"The {self.kind} of layer {self.path} has no deployed form; these have: {', '.join(legal)}."
         )
+
+    def axis(self, ref: Ref, dim: int) -> int:
+        """An axis of a tensor, counted from the first; RefusedError for that of the images."""
+        axis = dim + len(self.sizes(ref)) if dim < 0 else dim
+        if not 1 <= axis <= 3:
+            raise RefusedError(f"The axis {dim} of {self.kind} at {self.path} has no deployed form; 1, 2 and 3 have.")
+        return axis
 
     def emit(self, op: str, inputs: Sequence[Ref], **keys: Any) -> Ref:
         """One node; the first of a step has the step's name."""
@@ -171,6 +205,10 @@ class Call:
             return None
         self.conversion.stored[f"{self.path}.{key}"] = tensor
         return f"{self.path}.{key}"
+
+    def own_sizes(self) -> Any:
+        """Of what this step gives, for two images."""
+        return self.conversion.sizes(self.step)
 
     def sizes(self, ref: Ref) -> tuple[int, ...]:
         """Of a tensor that a step gives, for two images."""
@@ -198,14 +236,15 @@ def _names(output: Any) -> Any:
     )
 
 
-def _has_ref(value: Any) -> bool:
+def _refs(value: Any) -> Iterator[Ref]:
+    """All tensors in a step's arguments."""
     if isinstance(value, Ref):
-        return True
-    if isinstance(value, list | tuple):
-        return any(map(_has_ref, value))
-    if isinstance(value, slice):
-        return any(map(_has_ref, (value.start, value.stop, value.step)))
-    return isinstance(value, dict) and any(map(_has_ref, value.values()))
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _refs(item)
+    elif isinstance(value, slice):
+        yield from _refs((value.start, value.stop, value.step))
 
 
 def _attribute(net: nn.Module, path: str) -> Any:

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from repq_cli.deploy.freeze import converted
 from repq_cli.deploy.tracing import Conversion
 from repq_cli.library.quantize import mode_options, quant_options, require_blocks, require_fit, unblocked_layers
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.modes.compose import compose
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import Quantizer
-from repq_cli.quant.wiring import input_quantizers, traced
+from repq_cli.quant.wiring import input_quantizers
 from repq_cli.reparam.block import Block
 from repq_cli.text import columns
 
@@ -78,9 +79,8 @@ def explain(net: nn.Module, example: Tensor, weight_bits: int = 8, act_bits: int
     mode = mode_options(net, AUTO, quant)
     composed = compose(mode.rule.shaped_net(net, [example], mode), mode, quant).eval()
     left, reads = unblocked_layers(net), input_quantizers(composed)
-    graph = traced(composed)
-    found = Conversion(composed, graph, example.shape[1:])
-    steps = [node for node in graph.nodes if _computes(node, composed)]
+    found = converted(composed, example.shape[1:])
+    steps = [node for node in found.graph.nodes if _computes(node, composed)]
     return Explanation(mode.name, tuple(_layer(node, net, found, left, reads) for node in steps))
 
 

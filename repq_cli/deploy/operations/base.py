@@ -24,6 +24,7 @@ Size = Annotated[int, Range(1, 2**20)]
 Place = Annotated[int, Range(0, 256)]
 Step = Annotated[int, Range(1, 256)]
 Places = Place | tuple[Place, Place]  # of rows and columns
+Axis = Annotated[int, Range(1, 3)]  # 1: channels
 Steps = Step | tuple[Step, Step]
 Padding = Place | tuple[Place, Place] | tuple[Place, Place, Place, Place]  # or top, left, bottom, right
 Optional = str | None
@@ -47,6 +48,8 @@ class Operation:
     inputs         the least and the greatest number of its inputs
     tensors        keys that name a tensor with which ``compute`` computes as it is
     keeps_codes    codes in are codes out, of the same step, so that a layer may read them
+    keeps_numbers  a number out is one of those in, a mean or a sum of them, so that steps behind it say how fine they
+                   have to be
     """
 
     name: ClassVar[str]
@@ -55,6 +58,7 @@ class Operation:
     inputs: tuple[int, int] = (1, 1)
     tensors: tuple[str, ...] = ()
     keeps_codes = False
+    keeps_numbers = True
 
     def format(self, node: Node) -> int:
         """The first version of files whose readers know this node."""
@@ -77,7 +81,7 @@ class Operation:
         """In floating point."""
         raise NotImplementedError
 
-    def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
+    def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled | None]:
         """The node's integer constants and what is known of its output. By default it has its input's scale."""
         (given,) = known
         return {}, given._replace(codes=given.codes and self.keeps_codes)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from repq_cli.deploy.operations.base import Node
 from repq_cli.deploy.operations.quantize import codes_of
 from repq_cli.deploy.packing import pack
-from repq_cli.deploy.tracing import Call, Ref, RefusedError, form
+from repq_cli.deploy.tracing import Call, Ref, RefusedError, form, plain
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.split import SplitLSQ
+from repq_cli.quant.windows import turned
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Identity: "none",
@@ -33,27 +32,61 @@ def _conv(call: Call, module: QuantConv, x: Ref, raw: Ref | None = None) -> Ref:
     node = _layer(call, module)
     node |= {"stride": plain(module.stride), "padding": plain(module.padding), "groups": module.groups}
     node |= {"pad_value": int(module.pad_value), "input_scale": module.input_scale}
-    if type(module.activation) not in ACTIVATIONS:
-        raise RefusedError(
-            f"The {type(module.activation).__name__} of layer {call.path} has no deployed form; these have: "
-            f"{', '.join(kind.__name__ for kind in ACTIVATIONS)}."
-        )
-    node["activation"] = ACTIVATIONS[type(module.activation)]
-    if isinstance(module.activation, nn.PReLU):
-        node["slope"] = call.store("slope", module.activation.weight)
+    activation, behind = module.activation, call.form(module.activation)
+    is_fused = type(activation) in ACTIVATIONS and not (
+        isinstance(activation, nn.Hardtanh) and _has_own_ends(activation)
+    )
+    node["activation"] = ACTIVATIONS[type(activation)] if is_fused else "none"
+    if isinstance(activation, nn.PReLU):
+        node["slope"] = call.store("slope", activation.weight)
     if plain(module.dilation) != 1:
         node["dilation"] = plain(module.dilation)
     inputs = [x] if raw is None or not module.input_scale else [x, raw]
     if module.output_padding is None:
-        return call.emit("conv", inputs, **node)
-    return call.emit("conv_transpose", inputs, **node, output_padding=plain(module.output_padding))
+        sums = call.emit("conv", inputs, **node)
+    else:
+        sums = call.emit("conv_transpose", inputs, **node, output_padding=plain(module.output_padding))
+    return sums if is_fused else behind(call, activation, sums)
 
 
-def plain(sizes: int | Sequence[int]) -> int | list[int]:
-    """Sizes as files have them: one number where it says all."""
-    if isinstance(sizes, int):
-        return sizes
-    return sizes[0] if len(set(sizes)) == 1 else list(sizes)
+def _has_own_ends(activation: nn.Module) -> bool:
+    return type(activation) is nn.Hardtanh and (activation.min_val, activation.max_val) != (-1, 1)
+
+
+@form(nn.Conv2d, nn.ConvTranspose2d)
+def _float_conv(call: Call, module: nn.Conv2d | nn.ConvTranspose2d, x: Ref) -> Ref:
+    """A layer that stays in floating point."""
+    if module.padding_mode != "zeros":
+        raise RefusedError(f"The layer {call.path} pads by {module.padding_mode}: put a padding module in front of it.")
+    is_transposed = isinstance(module, nn.ConvTranspose2d)
+    weight = turned(module.weight, module.groups) if is_transposed else module.weight
+    node: Node = {"bits": 32, "shape": list(weight.shape), "weight": call.store("weight", weight)}
+    node |= {"bias": call.store("bias", module.bias), "bias_step": None, "multiplier": None}
+    node |= {"stride": plain(module.stride), "padding": plain(_padding(module)), "groups": module.groups}
+    node |= {"pad_value": 0, "input_scale": False, "activation": "none"}
+    if plain(module.dilation) != 1:
+        node["dilation"] = plain(module.dilation)
+    if is_transposed:
+        return call.emit("conv_transpose", [x], **node, output_padding=plain(module.output_padding))
+    return call.emit("conv", [x], **node)
+
+
+def _padding(module: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...]:
+    """Also of ``padding="same"``, which gives an odd row or column to the end."""
+    if not isinstance(module.padding, str):
+        return tuple(module.padding)
+    spans = zip(module.kernel_size, module.dilation, strict=True)
+    rows, columns = (dilation * (size - 1) if module.padding == "same" else 0 for size, dilation in spans)
+    ends = (rows // 2, columns // 2, rows - rows // 2, columns - columns // 2)
+    return ends if rows % 2 or columns % 2 else ends[:2]
+
+
+@form(nn.Linear)
+def _float_linear(call: Call, module: nn.Linear, x: Ref) -> Ref:
+    """A layer that stays in floating point."""
+    node: Node = {"bits": 32, "shape": list(module.weight.shape), "weight": call.store("weight", module.weight)}
+    node |= {"bias": call.store("bias", module.bias), "bias_step": None, "multiplier": None}
+    return call.emit("linear", [x], **node)
 
 
 def _layer(call: Call, module: QuantLayer) -> Node:

@@ -12,6 +12,7 @@ from repq_cli.deploy.fixed_point import quantize_multiplier, rescaled
 from repq_cli.deploy.integer_scales import Scaled
 from repq_cli.deploy.operations.base import Bits, Code, Constants, Node, Operation, Optional, schema
 from repq_cli.deploy.operations.checks import problems_of_codes, problems_of_tensors
+from repq_cli.deploy.operations.tables import looked_up
 from repq_cli.deploy.tracing import Call, Ref, form
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
 
@@ -52,11 +53,15 @@ class Quantize(Operation):
         largest = max(abs(node["low"] - zero_point), abs(node["high"] - zero_point))
         out = Scaled(step, torch.tensor([float(largest)], dtype=torch.float64), codes=True)
         constants: Constants = {"zero_point": zero_point}
-        if known and not node["by_sign"]:
+        if known and known[0].values is not None:
+            constants["table"] = self.compute(net.deployed, node, known[0].values).to(torch.int32)
+        elif known and not node["by_sign"]:
             constants["multiplier"] = quantize_multiplier(known[0].scale / step)
         return constants, out
 
     def integers(self, net: IntegerNet, node: Node, constants: Constants, x: Tensor) -> Tensor:
+        if "table" in constants:
+            return looked_up(constants["table"], x)
         if node["by_sign"]:
             return torch.where(x >= 0, node["high"], node["low"]).to(torch.int32)
         codes = rescaled(x, constants["multiplier"]) + constants["zero_point"]
