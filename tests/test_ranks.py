@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise
-from processes import Function
+from conftest import TINY, randomise, row_of
+from processes import Function, Process, wait_until
 from torch import Tensor
 
+from repq_cli.cli import main
 from repq_cli.models.repvgg import repvgg
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
@@ -116,3 +119,66 @@ def test_two_ranks_train_as_one_process(in_folder: Path) -> None:
         for key, value in state.items():
             assert torch.equal(first[case][1][key], second[case][1][key]), (case, key)
             torch.testing.assert_close(first[case][1][key], value, rtol=1e-7, atol=1e-9, msg=f"{case} {key}")
+
+
+def ranks_of(*arguments: str, log: str = "log") -> list[Process]:
+    """``repq`` as two processes, as torchrun starts them."""
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [Process(*arguments, log=log, RANK=str(rank), **where) for rank in range(2)]
+
+
+SMALL = ["train", *TINY, "quant=w4a4", "mode=repq_bnest", "data.batch_size=101", "runtime.log_every=1"]
+
+
+def test_a_run_whose_other_rank_is_killed_says_so_and_one_process_goes_on(in_folder: Path) -> None:
+    """There is one folder, and everything in it is rank 0's."""
+    arguments = [*SMALL, "fp.epochs=2", "runtime.checkpoint_steps=2"]
+    processes = ranks_of(*arguments)
+    wait_until(lambda: any(in_folder.glob("outputs/train/*/checkpoints/last.pt")), processes[0])
+    processes[1].send(signal.SIGKILL)
+    assert [process.wait(60) for process in processes] == [1, -signal.SIGKILL]
+    (folder,) = in_folder.glob("outputs/train/*")
+    row = row_of(folder)
+    assert row["status"] == "failed"
+    assert f"Rank 1 ({socket.gethostname()}, process {processes[1].pid}) died without a word" in row["error"]
+    assert "Rank 1" in Path("log").read_text()
+    assert main(["train", f"resume={folder}"]) == 0
+    row = row_of(folder)
+    assert row["status"] == "done" and row["metric"]["deployed"] == row["metric"]["qat"]
+    steps = [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
+    ]
+    assert steps == [*range(1, 25), *range(1, 13)]
+
+
+def test_what_several_processes_cannot_share_is_refused(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one sentence, before anything has a folder."""
+    with monkeypatch.context() as patch:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+            patch.setenv(name, value)
+        patch.setenv("MASTER_PORT", str(free_port()))
+        patch.setattr("repq_cli.train.world._world", ALONE)
+        for said, arguments in {
+            "has not an image for each of 2 processes in each of 2 turns": [
+                "data.batch_size=3",
+                "runtime.accumulate=2",
+            ],
+            "leaves 1 images of a turn for statistics, fewer than 2 processes": [
+                "data.batch_size=8",
+                "runtime.accumulate=2",
+                "mode.stats_fraction=0.25",
+            ],
+            "A sweep (-m) is started once, and torchrun starts it 2 times": ["-m", "seed=0,1"],
+            "runtime.devices=3 is not the number of processes that torchrun has started, 2": ["runtime.devices=3"],
+        }.items():
+            assert main(["train", *TINY, "quant=w4a4", "mode=repq_bnest", *arguments]) == 2
+            assert said in capsys.readouterr().err
+        assert main(["table"]) == 2
+        assert "torchrun starts repq table 2 times: it is for repq train" in capsys.readouterr().err
+    assert main(["train", *TINY, "quant=w4a4", "runtime.sync_stats=false", "qat.ema=0.9"]) == 2
+    assert "runtime.sync_stats=false gives each process other" in capsys.readouterr().err
+    assert main(["train", *TINY, "quant=w4a4", "runtime.devices=2", "-m", "seed=0,1"]) == 2
+    assert "runtime.devices=2 is for a run alone" in capsys.readouterr().err
+    assert not list(in_folder.glob("outputs/*/*"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.config import Config
 from repq_cli.errors import ConfigError, Interrupted, RepqError
 from repq_cli.ranks import Place, place
+from repq_cli.runs.folder import RunFolder
 
 
 def as_rank(where: Place, train: Callable[[], int]) -> int:
@@ -21,6 +24,18 @@ def as_rank(where: Place, train: Callable[[], int]) -> int:
         return train()
     finally:
         world().share(None)  # for those that still wait to hear of a run
+
+
+def begun_before() -> Path | None:
+    """The folder of a run that an earlier attempt of the same launcher has begun: it goes on there."""
+    from repq_cli.train.world import Ranks, world
+
+    where = place()
+    if where is None or where.attempt == 0:
+        return None
+    ranks = world()
+    folder = ranks.begin() if isinstance(ranks, Ranks) else None
+    return folder if folder is not None and RunFolder(folder).is_used else None
 
 
 def refuse_what_ranks_cannot(line: CommandLine, is_sweep: bool = False) -> None:
@@ -70,10 +85,10 @@ def _quietly(carry_out: Callable[[], int]) -> int:
     except Interrupted as interruption:
         interruption.told = True
         raise
-    except Exception as found:
+    except Exception as error:
         ranks = world()
         assert isinstance(ranks, Ranks)
-        error = ranks.cause(found)
+        ranks.told(error)
         if ranks.speaks():
-            raise error from found
+            print(f"repq: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, RepqError) else 1

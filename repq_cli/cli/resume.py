@@ -65,7 +65,7 @@ def _resume_run(folder: RunFolder, changes: Sequence[str], line: CommandLine) ->
         )
     if (processes := processes_to_start(config, line.typed_keys)) > 1:
         plugins = [text for text in line.overrides if text.lstrip("+").startswith("plugins=")]
-        return launch(processes, [f"resume={folder}", *changes, *plugins])
+        return launch(processes, [f"resume={folder}", *changes, *plugins], config.runtime.restarts)
     resume_job(folder, config, extended=extended)
     return 0
 

@@ -7,8 +7,9 @@ from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.hydra_app import run_app, show
 from repq_cli.cli.launch import launch
 from repq_cli.cli.overrides import Checker
-from repq_cli.cli.ranks import as_rank, processes_to_start, refuse_what_ranks_cannot
+from repq_cli.cli.ranks import as_rank, begun_before, processes_to_start, refuse_what_ranks_cannot
 from repq_cli.cli.resume import go_on
+from repq_cli.config import may_change
 from repq_cli.ranks import place
 
 
@@ -22,6 +23,9 @@ def _train(job: str, arguments: list[str]) -> int:
     line = CommandLine.parse(arguments)
     if line.only_shows:
         return show("train", fit_shown(line))
+    if (begun := begun_before()) is not None:
+        line.overrides = [text for text in line.overrides if may_change(text.partition("=")[0])]
+        return go_on(str(begun), line)
     resume = [override for override in line.overrides if override.lstrip("+").startswith("resume=")]
     if resume:
         line.overrides = [override for override in line.overrides if override not in resume]
@@ -36,7 +40,7 @@ def _train(job: str, arguments: list[str]) -> int:
         if config.fast_dev_run:
             return trial.carry_out(checker.composed)
         if (processes := processes_to_start(config, line.typed_keys)) > 1:
-            return launch(processes, arguments)
+            return launch(processes, arguments, config.runtime.restarts)
         from repq_cli.cli.preflight import prepare
 
         prepare(config)

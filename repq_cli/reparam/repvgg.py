@@ -71,3 +71,9 @@ def _weight_and_multiplier(branch: ConvBranch) -> tuple[Tensor, Tensor]:
 def repvgg_blocks(net: nn.Module) -> list[RepVGGBlock]:
     """The RepVGG blocks of a network, whether it trains in full precision or inside quantized convolutions."""
     return [module for module in net.modules() if isinstance(module, RepVGGBlock)]
+
+
+def custom_l2(net: nn.Module, weight_decay: float) -> Tensor:
+    """Half the weight decay times RepVGG's penalty, summed over its blocks."""
+    penalties = torch.stack([block.custom_l2() for block in repvgg_blocks(net)])
+    return 0.5 * weight_decay * penalties.sum()

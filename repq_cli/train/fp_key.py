@@ -46,7 +46,12 @@ SOURCES = (
     "train/tools.py",
 )
 # Keys that came later, with the values that change nothing: stages without them are the same.
-LATER = {"data.randaugment": 0, "data.mixup": 0, "data.cutmix": 0, "runtime.accumulate": 1}
+LATER: dict[str, object] = {
+    **dict.fromkeys(("data.randaugment", "data.mixup", "data.cutmix"), 0),
+    "runtime.accumulate": 1,
+    "runtime.sync_stats": "auto",
+    "schedule.lr_for_batch": None,
+}
 VERSIONS = ("torch", "torchvision", "numpy", "pillow")  # of what computes, decodes images, and draws crops
 
 

@@ -137,11 +137,16 @@ class OptimOptions:
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """The learning rate: linear warm-up, then ``cosine`` to ``final_lr`` times the peak, or ``constant``."""
+    """The learning rate: linear warm-up, then ``cosine`` to ``final_lr`` times the peak, or ``constant``.
+
+    lr_for_batch: the batch size that the rates of both stages are meant for: they are multiplied by ``data.batch_size``
+        over it (arXiv 1706.02677, section 2.1); null: they are what they are, however many processes share a batch.
+    """
 
     name: Literal["cosine", "constant"]
     warmup_epochs: Annotated[float, Range(0)]
     final_lr: Annotated[float, Range(0, 1)] = 0.0
+    lr_for_batch: Annotated[int, Range(1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,12 @@ class RuntimeOptions:
     devices: processes that train together, each on a device of its own; they share every batch.
     accumulate: turns in which a process computes its part of a batch, so that less memory is needed; batch norm then
         has the statistics of a turn's images, of all processes'.
+    sync_stats: ``auto``: batch norm sees the images of all processes; false: each process' own, and running statistics
+        are averaged over processes after each epoch, so that results depend on their number.
     rank_timeout: seconds that processes wait for each other before the run ends.
+    restarts: how often all processes of ``devices`` are started again, to go on from the last checkpoint, after one of
+        them has failed.
+    checkpoint_steps: training steps between checkpoints inside an epoch; null: there are none but at its end.
     """
 
     device: Annotated[str, Affects.NOTHING] = "auto"
@@ -182,7 +192,14 @@ class RuntimeOptions:
     changed_data: Annotated[Literal["refuse", "accept"], Affects.NOTHING] = "refuse"
     devices: Annotated[Annotated[int, Range(1, 1024)], Affects.NOTHING] = 1
     accumulate: Annotated[int, Range(1)] = 1
+    sync_stats: Literal["auto", False] = "auto"
     rank_timeout: Annotated[Annotated[int, Range(1)], Affects.NOTHING] = 60
+    restarts: Annotated[Annotated[int, Range(0)], Affects.NOTHING] = 0
+    checkpoint_steps: Annotated[Annotated[int, Range(1)] | None, Affects.NOTHING] = None
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Whether one is made after so many steps of a stage, wherever its epochs end."""
+        return self.checkpoint_steps is not None and step % self.checkpoint_steps == 0
 
     @property
     def all_trackers(self) -> list[str]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from repq_cli.shared_norm import share_norms
+from repq_cli.train.options import RuntimeOptions
+from repq_cli.train.world import World
 
 
 class _Forward(nn.Module):
@@ -22,6 +24,13 @@ class _Forward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._outputs[0](x)
+
+
+def average_buffers(net: nn.Module, world: World, runtime: RuntimeOptions) -> None:
+    """Where each rank follows its own images, all take the mean of their running statistics."""
+    for buffer in net.buffers():
+        if runtime.sync_stats is False and world.size > 1 and buffer.is_floating_point():
+            world.added_up(buffer).div_(world.size)
 
 
 def in_parallel(

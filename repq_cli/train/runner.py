@@ -81,6 +81,8 @@ def run(
         row = _opening_row(experiment, identity, _env(folder, command_line))
         try:
             processes = world()
+            if isinstance(processes, Ranks):
+                processes.begin(folder.path)
             processes.share({"config": experiment.config.stored(), "data": identity.whole})
             make_folder(folder.checkpoints)
             device = _prepare(experiment, processes, stop)
@@ -131,9 +133,11 @@ def follow(experiment: Experiment, whole: str) -> None:
             nowhere = RunFolder(Path(os.devnull))
             context = RunContext(experiment, nowhere, device, NoLog(), stop, experiment.fp_key, processes)
             Run(context, {"lineage": {}}).carry_out(False)
-        except BaseException as found:
-            processes.told(found)
+        except Interrupted as interruption:
+            processes.told(interruption)
             raise
+        except Exception as found:
+            raise processes.cause(found) from found  # here, where a launcher's SIGTERM ends nothing
 
 
 def _title(experiment: Experiment, device: torch.device) -> str:

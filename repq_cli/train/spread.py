@@ -38,7 +38,7 @@ def require_images(config: Config, ranks: int) -> None:
     images = config.mode.statistics_images(batch // turns)
     if ranks > images:
         raise ConfigError(
-            f"mode.stats_fraction={config.mode.stats_fraction} leaves {images} images of a batch for statistics, fewer "
+            f"mode.stats_fraction={config.mode.stats_fraction} leaves {images} images of a turn for statistics, fewer "
             f"than {ranks} processes: use {ranks * turns / batch:.2g} or more."
         )
 

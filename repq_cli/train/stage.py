@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from repq_cli.devices import is_waited_for
 from repq_cli.errors import CheckError, Interrupted
 from repq_cli.modes.calibrate import sees_nothing
 from repq_cli.parts import Part
-from repq_cli.reparam.repvgg import repvgg_blocks
+from repq_cli.reparam.repvgg import custom_l2, repvgg_blocks
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
 from repq_cli.train.arithmetic import Arithmetic
@@ -30,7 +31,7 @@ from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, Update, ev
 from repq_cli.train.log import logger
 from repq_cli.train.mending import keep_best
 from repq_cli.train.optim import learning_rate, leaves_out_steps, make_optimizer
-from repq_cli.train.parallel import in_parallel
+from repq_cli.train.parallel import average_buffers, in_parallel
 from repq_cli.train.spread import Divided, Spread
 from repq_cli.train.stage_log import StageLog
 
@@ -46,7 +47,9 @@ class StageTrainer:
         self.arithmetic = Arithmetic(self.experiment.runtime, context.device)
         self.arithmetic.lay_out(net, training=True)
         optim, runtime = self.experiment.optim, self.experiment.runtime
-        self.optimizer = make_optimizer(net, optim, stage.options.lr, stage.steps_apart)
+        meant_for = self.experiment.schedule.lr_for_batch or self.experiment.batch_size
+        self.peak = stage.options.lr * (self.experiment.batch_size / meant_for)
+        self.optimizer = make_optimizer(net, optim, self.peak, stage.steps_apart)
         world = self.world = context.world
         part = Part(world.rank, world.size, runtime.accumulate)
         self.split = divided(self.experiment.data.train, part)
@@ -56,12 +59,12 @@ class StageTrainer:
             self.experiment.task,
             self.optimizer,
             optim.clip_norm,
-            self._custom_l2 if optim.custom_l2 and repvgg_blocks(net) else None,
+            partial(custom_l2, net, optim.weight_decay) if optim.custom_l2 and repvgg_blocks(net) else None,
             self._advice,
             self.arithmetic,
             in_parallel(net, forward, context.device) if world.size > 1 else forward,
             stage.tools.objective,
-            Spread() if part.is_whole else Divided(part, self.experiment.batch_size),
+            Spread() if part.is_whole else Divided(part, self.experiment.batch_size, runtime.sync_stats == "auto"),
             world,
             lambda: bool(context.stop),
         )
@@ -157,7 +160,7 @@ class StageTrainer:
         experiment, options = self.experiment, self.stage.options
         seed = derive_seed(experiment.seed, self.stage.name, self.epoch)
         for batch in self.timer.batches(self._batches(self.totals.steps)):
-            lr = learning_rate(experiment.schedule, options.lr, self.step, self.steps, self.steps_per_epoch)
+            lr = learning_rate(experiment.schedule, self.peak, self.step, self.steps, self.steps_per_epoch)
             # Quantizers may draw at random: from a state that a resumed run finds again.
             torch.manual_seed(derive_seed(seed, "step", self.steps_in_epoch))
             self.stage.tools.begin_step(self.optimizer, self.step / self.steps)
@@ -167,10 +170,13 @@ class StageTrainer:
                 self.told.step(self.step, self.epoch, known[-1], lr)
             bar.update(len(known))
             bar.set_postfix_str(f"epoch {self.epoch + 1}/{options.epochs}, loss {self.totals.mean_loss:.3f}")
-            if self.update.stops if self.world.size > 1 else self.context.stop:
+            stops = self.update.stops if self.world.size > 1 else bool(self.context.stop)
+            inside = self.steps_in_epoch < self.steps_per_epoch
+            if stops or (inside and experiment.runtime.is_checkpoint(self.step)):
                 self._look()
                 self.seconds = elapsed()
                 self._save_last()
+            if stops:
                 self._end()
 
     def _take(self, batch: Batch, lr: float) -> list[float]:
@@ -210,13 +216,9 @@ class StageTrainer:
         batches: Iterator[Batch] = self.split.training_batches(experiment.batch_size, seed, start, self.context.device)
         return batches
 
-    def _custom_l2(self) -> Tensor:
-        """Half the weight decay times RepVGG's penalty, summed over its blocks."""
-        penalties = torch.stack([block.custom_l2() for block in repvgg_blocks(self.net)])
-        return 0.5 * self.experiment.optim.weight_decay * penalties.sum()
-
     def _end_epoch(self, bar: Any) -> None:
         """Validate, keep the best, log, and make the epoch's checkpoint."""
+        average_buffers(self.net, self.world, self.experiment.runtime)
         self._finite_state()
         self.stage.tools.end_epoch()
         with self.stage.tools.validated():
@@ -270,6 +272,7 @@ class StageTrainer:
             checkpoint.save(self.stage.best, {**content, "signature": self.experiment.signature})
 
     def _save_last(self) -> None:
+        average_buffers(self.net, self.world, self.experiment.runtime)
         content = {
             "stage": self.stage.name,
             "epoch": self.epoch,

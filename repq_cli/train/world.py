@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from repq_cli.errors import CheckError, ConfigError, DataError, RanksError, Repq
 from repq_cli.ranks import Place, place
 
 PERIOD = 0.05  # seconds between two looks at the store
+BEGUN = "repq-folder"
 GRACE = 5.0  # seconds in which ranks that live say what has stopped them
 KINDS = {kind.__name__: kind for kind in (ConfigError, DataError, CheckError, RanksError, RepqError)}
 TELLING = (DataError, ConfigError, CheckError, RepqError)  # of several errors the first of these is the cause
@@ -83,17 +85,26 @@ class Ranks(World):
         self.check_stop: Callable[[], None] = lambda: None
         store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
         assert (rank, size) == (self.rank, self.size)
-        self._rendezvous = store
-        self.store = distributed_c10d.PrefixStore("repq", store)
+        self._of_all_attempts = store
+        of_this = distributed_c10d.PrefixStore(f"attempt-{where.attempt}", store)  # torch's names would be taken
+        self._for_group = distributed_c10d.PrefixStore("group", of_this)
+        self.store = distributed_c10d.PrefixStore("repq", of_this)
         self._shared = self._met = 0
         self.store.set(f"process/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
+
+    def begin(self, folder: Path | None = None) -> Path | None:
+        """Keep the run's folder for later attempts of the same launcher; or the one that an earlier attempt kept."""
+        store = self._of_all_attempts
+        if folder is not None:
+            store.set(BEGUN, str(folder.absolute()))
+        return Path(store.get(BEGUN).decode()) if store.check([BEGUN]) else None
 
     def connect(self, device: torch.device, seconds: float) -> None:
         """Make the group of all ranks, whose operations wait for each other ``seconds`` at most."""
         self.meet()
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, store=self._rendezvous, rank=self.rank, world_size=self.size, timeout=timedelta(seconds=seconds)
+            backend, store=self._for_group, rank=self.rank, world_size=self.size, timeout=timedelta(seconds=seconds)
         )
         self.device = device
 
