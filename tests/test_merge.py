@@ -331,3 +331,19 @@ def test_custom_l2_of_dead_channels_is_finite() -> None:
     penalty.backward()
     assert torch.isfinite(penalty)
     assert all(torch.isfinite(parameter.grad).all() for parameter in block.penalised())
+
+
+def test_a_strided_point_over_a_large_map_is_the_convolution() -> None:
+    """In oneDNN its backward pass would end the process, channels last."""
+    for padding, groups in ((1, 1), (0, 1), (1, 3)):
+        geometry = Geometry(3, 6, stride=2, padding=padding, groups=groups)
+        x = torch.randn(2, 3, 131, 128)
+        first = torch.randn(6, 3 // groups, 1, 1, requires_grad=True)
+        second = first.detach().clone().requires_grad_()
+        y = convolve(x.contiguous(memory_format=torch.channels_last), first, geometry)
+        seen = x if padding else x[:, :, 1:-1, 1:-1]
+        expected = F.conv2d(seen, second, stride=2, groups=groups)
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+        for output in (y, expected):
+            output.square().sum().backward()
+        torch.testing.assert_close(first.grad, second.grad, atol=1e-2, rtol=1e-4)

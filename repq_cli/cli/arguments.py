@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.runs.outputs import OUTPUTS
+from repq_cli.text import fitted
 from repq_cli.typecheck import nearest
 
 PATHS = "a run, a sweep, a folder of runs, a summary.json, or a .jsonl of runs (default: outputs)"
 
 
+class Parser(argparse.ArgumentParser):
+    """Whose help and complaints fit a terminal."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(fitted(message, file or sys.stderr), file)
+
+
 def parser_of_paths(command: str, description: str, epilog: str, paths: str = PATHS) -> argparse.ArgumentParser:
     """A parser of paths, to which flags are yet to be added."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         f"repq {command}",
         description=description,
         epilog=epilog,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from repq_cli.cli.arguments import Parser
 from repq_cli.data import image_cache
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import Taken
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Its paths and flags."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="repq cache",
         description="The FP stages that repq train keeps, so that runs with the same one train it once, and the images "
         "that it keeps decoded (data.disk_cache).",

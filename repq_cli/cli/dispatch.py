@@ -14,7 +14,7 @@ from repq_cli.cli.terminal import complaint, shown_output
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.neighbours import wait_briefly
 from repq_cli.ranks import place
-from repq_cli.text import columns
+from repq_cli.text import columns, fitted
 from repq_cli.train.interrupt import interruptible
 from repq_cli.typecheck import nearest
 
@@ -28,13 +28,14 @@ commands:
 {commands}
 
 try:
-  repq train +model=repvgg_a0 quant=w4a4                        minutes on two cores, no download
+  repq train +model=repvgg_a0 quant=w4a4    minutes on two cores, no download
   repq train -m +model=repvgg_a0 mode=merged,repq_bnest quant=w4a4,w2a2
   repq info +model=repvgg_b0 quant=w4a4
-  repq table                                                    all runs below outputs/, seeds averaged
-  repq report                                                   the same as a page, with figures
+  repq table                                all runs below outputs/, seeds averaged
+  repq report                               the same as a page, with figures
 
-exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data or files, 4 a check failed,
+exit codes: 0 done, 1 the run failed, 2 usage or configuration,
+            3 data or files, 4 a check failed,
             130 Ctrl-C and 143 SIGTERM, both after a checkpoint\
 """
 
@@ -113,7 +114,8 @@ def dispatch(arguments: list[str]) -> int:
 
         return complete(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        stream = sys.stdout if arguments else sys.stderr
+        print(fitted(usage(), stream), file=stream)
         return 0 if arguments else ConfigError.exit_code
     if arguments[0] in ("-V", "--version"):
         print(f"repq {__version__}")

@@ -96,6 +96,9 @@ def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:
     return F.pad(weight, (columns, columns, rows, rows)) if rows or columns else weight
 
 
+LARGE_MAP = 100 * 100  # positions
+
+
 class Window(NamedTuple):
     """How ``conv2d`` is to walk over its input: its last four arguments."""
 
@@ -115,7 +118,14 @@ def window_over(x: Tensor, kernel_size: torch.Size, geometry: Geometry) -> tuple
 
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
-    """``x * weight + bias``, for a weight of the geometry's size or a smaller one in its centre."""
+    """``x * weight + bias``, for a weight of the geometry's size or a smaller one in its centre.
+
+    Over a large map on a CPU a strided 1x1 kernel reads what it sees alone: backward of few channels, with channels
+    last, ends the process in oneDNN.
+    """
+    point, positions = tuple(weight.shape[2:]) == (1, 1), x.shape[-2] * x.shape[-1]
+    if point and geometry.stride > 1 and x.device.type == "cpu" and positions > LARGE_MAP:
+        return F.conv2d(seen_by_point(x, geometry), weight, bias, 1, 0, 1, geometry.groups)
     x, window = window_over(x, weight.shape[2:], geometry)
     return F.conv2d(x, weight, bias, *window)
 
