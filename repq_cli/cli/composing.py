@@ -1,7 +1,7 @@
-"""Hydra's configurations, composed once: nothing that was read or merged before is read or merged again.
+"""Hydra's configurations, composed once: the files of a choice of options are read and merged for the first run alone.
 
 Hydra composes a run three times and each job of a sweep as often: to see whether it is one, to check it, to run it.
-What is composed is its own affair; here it is kept, as bytes, since whoever is given a configuration changes it.
+What the options make is kept, as bytes, since whoever is given a configuration changes it; values are set on a copy.
 """
 
 from __future__ import annotations
@@ -12,24 +12,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
-from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobRuntime, setup_globals
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from repq_cli.errors import DataError
 
 CONFIGS = "repq_cli.configs"
 MOST_KEPT = 1024  # configurations, of some 20 kB
+# Of Hydra's own keys those that nothing else is made of while it composes.
+ONLY_VALUES = ("hydra.run.", "hydra.sweep.", "hydra.mode", "hydra.verbose")
 
-_files: dict[tuple[str, str, str], bytes] = {}  # of packages: while a process runs they stay as they are, as code does
-_merged: dict[bytes, bytes] = {}  # by what is merged
+_Kept = dict[tuple[object, ...], bytes]
+_files: _Kept = {}  # of packages: while a process runs they stay as they are, as code does
+_chosen: _Kept = {}  # what options of those make
 
 
 class Loader(ConfigLoaderImpl):
@@ -44,12 +50,16 @@ class Loader(ConfigLoaderImpl):
         JobRuntime.instance().set("name", command)
         super().__init__(_search_path(config_dir))
         self.repository = _Files(self.config_search_path)
-        self._composed: dict[tuple[object, ...], bytes] = {}
+        self._chosen = _chosen if config_dir is None else {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A launcher's processes are given Hydra's own loader: there its classes are made anew, and not to be kept."""
         state = {"config_search_path": self.config_search_path, "repository": self.repository}
         return _made, (ConfigLoaderImpl, state)
+
+    def compose(self, config_name: str, overrides: Sequence[str]) -> DictConfig:
+        """What one run is given, with Hydra's own section. Raises Hydra's errors."""
+        return self.load_configuration(config_name, list(overrides), RunMode.RUN, from_shell=False)
 
     def load_configuration(
         self,
@@ -60,24 +70,43 @@ class Loader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """What these overrides compose to. Raises Hydra's errors."""
-        key = (config_name, *overrides, run_mode, validate_sweep_overrides)
-        if key not in self._composed:
-            composed = super().load_configuration(
-                config_name, overrides, run_mode, from_shell, validate_sweep_overrides
-            )
-            _keep(self._composed, key, composed)
-        return _copy(self._composed[key])
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        if validate_sweep_overrides:
+            self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
+        single = [override for override in parsed if not override.is_sweep_override()]  # the others are for each job
+        values = [override for override in single if self._is_value(override)]
+        options = [str(override.input_line) for override in single if override not in values]
+        key = (config_name, *options, run_mode)
+        if key not in self._chosen:
+            composed = super().load_configuration(config_name, options, run_mode, from_shell, False)
+            self._chosen[key] = pickle.dumps(composed)
+            if len(self._chosen) > MOST_KEPT:
+                del self._chosen[next(iter(self._chosen))]
+        tree: DictConfig = _copy(self._chosen[key])
+        try:
+            self._apply_overrides_to_config(values, tree)
+            _note(parsed, tree)
+        except OmegaConfBaseException as error:
+            raise ConfigCompositionException from error
+        return tree
 
-    def compose(self, config_name: str, overrides: Sequence[str]) -> DictConfig:
-        """What one run is given, with Hydra's own section. Raises Hydra's errors."""
-        return self.load_configuration(config_name, list(overrides), RunMode.RUN, from_shell=False)
+    def _is_value(self, override: Override) -> bool:
+        """Whether it sets a key, and neither chooses an option nor is made use of by Hydra as it composes."""
+        key = override.key_or_group
+        if override.package is not None or self.repository.group_exists(key):
+            return False
+        return not key.startswith("hydra.") or key.startswith(ONLY_VALUES)
 
-    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
-        parts = [(default.config_path, default.package, default.primary) for default in defaults]
-        key = pickle.dumps([*parts, *(repo.load_config(str(path)) for path, _, _ in parts)])
-        if key not in _merged:
-            _keep(_merged, key, super()._compose_config_from_defaults_list(defaults, repo))
-        return _copy(_merged[key])
+
+def _note(overrides: Sequence[Override], tree: DictConfig) -> None:
+    """What Hydra's section says of the overrides that it was composed of, and of where."""
+    of_hydra = [override for override in overrides if override.is_hydra_override()]
+    others = [override for override in overrides if override not in of_hydra]
+    tree.hydra.overrides.hydra = [override.input_line for override in of_hydra]
+    tree.hydra.overrides.task = [override.input_line for override in others]
+    how = tree.hydra.job.config.override_dirname
+    tree.hydra.job.override_dirname = get_overrides_dirname(others, how.exclude_keys, how.item_sep, how.kv_sep)
+    tree.hydra.runtime.cwd = os.getcwd()
 
 
 class _Files(ConfigRepository):
@@ -108,13 +137,6 @@ def _search_path(config_dir: str | None) -> ConfigSearchPath:
         own = f"file://{os.path.abspath(config_dir)}"
         path.prepend(provider="command-line", path=own, anchor=SearchPathQuery(provider="schema"))
     return path
-
-
-def _keep(kept: dict[Any, bytes], key: object, config: DictConfig) -> None:
-    """Keep a configuration, and no more than so many: the oldest goes."""
-    kept[key] = pickle.dumps(config)
-    if len(kept) > MOST_KEPT:
-        del kept[next(iter(kept))]
 
 
 def _made(kind: type[Any], state: dict[str, Any]) -> Any:
