@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, own_logging, results, row_of
+from conftest import QUICK, own_logging, results, row_of
 from processes import Process, wait_until
 
 from repq_cli import build
@@ -21,7 +21,7 @@ from repq_cli.train.fp_cache import ROOT, FPCache, stored
 
 Run = Callable[..., tuple[int, Path | None]]
 
-SHARED = [*TINY, "fp.reuse=true", "qat.epochs=0"]
+SHARED = [*QUICK, "fp.reuse=true", "qat.epochs=0"]
 MODES = {"a": "merged", "b": "repq_bn"}  # of two runs that share a stage, by their folders
 
 
@@ -57,7 +57,7 @@ def trained_fp(folder: str | Path) -> bool:
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_modes_and_bits_share_a_stage_and_a_reusing_run_is_as_one_that_trained(run_repq: Run) -> None:
-    _, alone = run_repq("train", *TINY, "mode=merged", "quant=w4a4")
+    _, alone = run_repq("train", *QUICK, "mode=merged", "quant=w4a4")
     assert alone is not None and not ROOT.exists()  # fp.reuse=false neither takes nor keeps
     _, first = run_repq("train", *SHARED, "mode=repq_bn", "quant=w8a8")
     _, second = run_repq("train", *SHARED, "mode=merged", "quant=w4a4", "qat.epochs=1")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY, results, row_of
+from conftest import QUICK, TINY, results, row_of
 from processes import Process, wait_until
 
 from repq_cli.cli import main
@@ -56,8 +56,8 @@ TOOLS = [
         (7, ["quant=w4a4"]),
         (19, ["quant=w4a4"]),
         (26, ["quant=w4a4"]),
-        (38, ["quant=int8_affine", "quant.act_delay=8"]),
-        (27, ["quant=bnn", "quant.stochastic=true"]),  # draws go on where they stopped
+        (8, ["quant=int8_affine", "quant.act_delay=2"]),
+        (6, ["quant=bnn", "quant.stochastic=true"]),  # draws go on where they stopped
         (40, ["quant=w4a4", *TOOLS]),
     ],
 )
@@ -71,8 +71,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stopped in FP or QAT, in the middle of an epoch or at its end: equal metrics, log, and deployed bytes."""
-    arguments = ["train", *TINY, *quant, "runtime.log_every=2"]  # as ``finished`` logs
-    unbroken = finished if quant == ["quant=w4a4"] else run_repq(*arguments)[1]
+    as_finished = quant == ["quant=w4a4"]
+    arguments = ["train", *(TINY if as_finished else QUICK), *quant, "runtime.log_every=2"]  # as ``finished`` logs
+    unbroken = finished if as_finished else run_repq(*arguments)[1]
     assert unbroken is not None
     with monkeypatch.context() as patch:
         patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
@@ -93,7 +94,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 def test_a_process_killed_in_qat_goes_on_exactly(
     in_folder: Path, run_repq: Run, start_repq: Callable[..., Process]
 ) -> None:
-    arguments = ["train", *TINY, "quant=w4a4", "qat.epochs=4", "hydra.run.dir=killed"]
+    arguments = ["train", *QUICK, "quant=w4a4", "qat.epochs=12", "runtime.log_every=2", "hydra.run.dir=killed"]
     _, unbroken = run_repq(*arguments[:-1])
     process = start_repq(*arguments)
     wait_until(lambda: _three_qat_entries(in_folder / "killed"), process)
@@ -111,7 +112,7 @@ def _three_qat_entries(folder: Path) -> bool:
 
 def test_ctrl_c_ends_a_process_with_a_checkpoint_and_exit_code_130(in_folder: Path) -> None:
     """A new interpreter, as a person starts it."""
-    arguments = ["train", *TINY, "quant=w4a4", "qat.epochs=50", "hydra.run.dir=stopped"]
+    arguments = ["train", *QUICK, "quant=w4a4", "qat.epochs=200", "runtime.log_every=1", "hydra.run.dir=stopped"]
     command = [sys.executable, "-m", "repq_cli.cli", *arguments]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
@@ -136,13 +137,13 @@ def test_sigterm_ends_with_a_checkpoint_and_exit_code_143(
 
     def signalling(*arguments: Any) -> tuple[float, float]:
         steps.append(None)
-        if len(steps) == 25:
+        if len(steps) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
     monkeypatch.setattr(Update, "seen", signalling)
-    assert main(["train", *TINY, "quant=w4a4", "hydra.run.dir=stopped"]) == 143
-    assert len(steps) == 25
+    assert main(["train", *QUICK, "quant=w4a4", "hydra.run.dir=stopped"]) == 143
+    assert len(steps) == 6
     captured = capsys.readouterr()
     assert "Traceback" not in captured.out + captured.err
     assert "resume=stopped" in captured.out
@@ -155,13 +156,13 @@ def test_resume_auto_finds_the_unfinished_run_of_the_same_configuration(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
-        StopAfter.left = 5
-        _, stopped = run_repq("train", *TINY, "quant=w4a4")
+        StopAfter.left = 2
+        _, stopped = run_repq("train", *QUICK, "quant=w4a4")
     Path("outputs/train/zzz").mkdir()
     Path("outputs/train/zzz/config.yaml").write_text("[")  # somebody else's accident
-    assert main(["train", *TINY, "quant=w2a2", "resume=auto"]) == 2
+    assert main(["train", *QUICK, "quant=w2a2", "resume=auto"]) == 2
     assert "no unfinished run of this configuration" in capsys.readouterr().err
-    assert main(["train", *TINY, "quant=w4a4", "resume=auto"]) == 0
+    assert main(["train", *QUICK, "quant=w4a4", "resume=auto"]) == 0
     assert row_of(stopped)["status"] == "done"
 
 
@@ -213,10 +214,10 @@ def test_resuming_keeps_the_tensorboard_curves_and_the_first_command(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    arguments = [*(a for a in TINY if not a.startswith("runtime.tensorboard")), "quant=w4a4", "runtime.log_every=1"]
+    arguments = [*(a for a in QUICK if not a.startswith("runtime.tensorboard")), "quant=w4a4", "runtime.log_every=1"]
     with monkeypatch.context() as patch:
         patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
-        StopAfter.left = 30
+        StopAfter.left = 6
         _, folder = run_repq("train", *arguments)
     started = row_of(folder)["lineage"]["started"]
     command = row_of(folder)["command_line"]
@@ -226,8 +227,8 @@ def test_resuming_keeps_the_tensorboard_curves_and_the_first_command(
     events = EventAccumulator(str(folder / "tb")) if folder else None
     assert events is not None
     events.Reload()
-    assert [event.step for event in events.Scalars("fp/loss")] == list(range(1, 20))
-    assert [event.step for event in events.Scalars("qat/loss")] == list(range(20, 39))
+    assert [event.step for event in events.Scalars("fp/loss")] == list(range(1, 5))
+    assert [event.step for event in events.Scalars("qat/loss")] == list(range(5, 9))
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(finished: Path, in_folder: Path) -> None:

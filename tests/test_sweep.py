@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, results, row_of
+from conftest import QUICK, TINY, results, row_of
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from processes import Process, wait_until
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker")
 
 SWEPT = ["rep=none,repvgg", "mode=merged,plain", "quant=w8a8,w4a4"]
 LEGAL = [2, 3, 4, 5, 6, 7]  # of those eight; the first two have nothing to merge
-SMALL = [*(text for text in TINY if text != "fp.reuse=false"), "model.width=0.0625"]
+SMALL = [*(text for text in QUICK if text != "fp.reuse=false"), "model.width=0.0625"]
 
 
 def plan(*arguments: str) -> Plan:
@@ -180,7 +180,8 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not_stopped(
     start_repq: Callable[..., Process], in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C, then a process that is killed, then to the end: results as of a sweep that ran through."""
-    arguments = ["-m", *SMALL, "qat.epochs=3", "mode=merged,repq", "verbosity=normal"]
+    longer = ["data.batch_size=64", "qat.epochs=3"]
+    arguments = ["-m", *SMALL, *longer, "mode=merged,repq", "verbosity=normal"]
     first = start_repq("train", *arguments)
     wait_until(lambda: any("QAT epoch" in log.read_text() for log in Path().glob("outputs/sweep/*/0/train.log")))
     first.send(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -29,7 +30,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": dict(_packages()),
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
@@ -37,8 +38,17 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _packages() -> tuple[tuple[str, str], ...]:
+    return tuple((name, metadata.version(name)) for name in PACKAGES)
+
+
+@functools.cache
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that the code runs from and whether it has changes; None for an installed package."""
+    """Commit of the checkout that the code runs from and whether it has changes; None for an installed package.
+
+    As they are when a process first asks, which is nearest to when it imported the code.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
