@@ -171,6 +171,8 @@ def network_of(
     model: ModelSection, rep: RepSection, branches: bool, plugins: list[str], info: Inputs | Info
 ) -> Callable[[], nn.Module]:
     """A function that builds the network afresh, of blocks with ``branches`` or of ordinary convolutions."""
+    from repq_cli.memory import holding
+
     make_block = block_maker(rep, branches, plugins)
     classes = model.num_classes or info.num_classes
     if classes < info.num_classes:
@@ -181,7 +183,8 @@ def network_of(
 
     def make() -> nn.Module:
         channels = info.shape[0]
-        net = _call("model", model, plugins, make_block=make_block, in_channels=channels, num_classes=classes)
+        with holding(model.name):
+            net = _call("model", model, plugins, make_block=make_block, in_channels=channels, num_classes=classes)
         if branches:
             _require_blocks(net, rep.kernels)
         return net

@@ -24,6 +24,7 @@ SHARED = {
     "errors",
     "files",
     "kept",
+    "memory",
     "neighbours",
     "parts",
     "precision",

@@ -109,8 +109,8 @@ def _text(*parts: Any) -> str:
 
 
 def _check_layers(experiment: Experiment) -> None:
-    """Whether ``quant.layers`` names layers that the network has."""
-    if experiment.quant.layers:
+    """Whether memory holds the network, and ``quant.layers`` names layers that it has."""
+    if experiment.quant.layers or experiment.config.model.is_ours:  # others may want real tensors to begin with
         layer_bits(_shapes(experiment), experiment.quant)
 
 

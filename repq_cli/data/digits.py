@@ -12,6 +12,7 @@ from repq_cli.bounds import Range
 from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, InMemory, Split, channel_statistics, stratified_split
 from repq_cli.data.packaged import packaged
+from repq_cli.memory import require_memory
 
 
 def load(size: Annotated[int, Range(8)] = 32, crop: Annotated[int, Range(0, 64)] = 3) -> Data:
@@ -19,6 +20,7 @@ def load(size: Annotated[int, Range(8)] = 32, crop: Annotated[int, Range(0, 64)]
 
     ``crop``: training images are shifted by up to so many pixels. Source: UCI ML hand-written digits (CC BY 4.0).
     """
+    require_memory(1797 * size * size * 9, f"data.size={size}", "choose fewer pixels")  # as floats, then as bytes
     table = np.loadtxt(packaged("sklearn", "datasets/data/digits.csv.gz", "other data"), np.float32, delimiter=",")
     small = torch.from_numpy(table[:, :64]).view(-1, 1, 8, 8) / 16
     large = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)

@@ -1,0 +1,78 @@
+"""Whether what is asked for fits into this machine's memory: said before any of it is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from repq_cli.errors import ConfigError
+
+COPIES = 3  # of a network's weights, at least: the quantized net has its own, and training their gradients
+LIMITS = (  # of a container: what it may take, and what it has taken
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available() -> int | None:
+    """Bytes that a process may still take, as far as the system tells; None where it does not."""
+    free = [_number(limit) - _number(used) for limit, used in LIMITS if _number(limit) and _number(used)]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        pass
+    if not free and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, min(free)) if free else None
+
+
+def _number(path: str) -> int:
+    """What a file says; 0 where there is none, or it says ``max``."""
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def require_memory(size: int, what: str, fix: str) -> None:
+    """Raise ConfigError where ``size`` bytes for ``what`` are more than there are; ``fix`` says what to do then."""
+    free = available()
+    if free is not None and size > free:
+        raise ConfigError(f"{what} takes {_gigabytes(size)} of memory, and {_gigabytes(free)} are free: {fix}.")
+
+
+@contextmanager
+def holding(name: str) -> Iterator[None]:
+    """While a network is built: ConfigError as soon as its weights, on ``meta`` too, are more than memory holds."""
+    free, sizes = available(), [0]
+
+    def count(module: nn.Module, _: str, parameter: nn.Parameter | None) -> None:
+        sizes.append(sizes[-1] + (0 if parameter is None else COPIES * parameter.numel() * parameter.element_size()))
+        if free is not None and sizes[-1] > free:
+            raise ConfigError(_too_large(name, free))
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except RuntimeError as error:  # of a tensor that the system refuses at once
+        if "memory" in str(error):
+            raise ConfigError(_too_large(name, free)) from error
+        raise
+    finally:
+        hook.remove()
+
+
+def _too_large(name: str, free: int | None) -> str:
+    known = "" if free is None else f" ({_gigabytes(free)} are free)"
+    return f"model={name} with these keys does not fit into memory{known}: choose a smaller one, as by model.width."
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"
