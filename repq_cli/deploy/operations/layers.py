@@ -177,8 +177,7 @@ class Conv(Layer):
     def sums(self, node: Node, x: Tensor, constants: Constants) -> Tensor:
         """Of integers."""
         x, padding = padded(x, node["padding"], constants["pad"])
-        weight, dilation = constants["weight"], pair(node.get("dilation", 1))
-        return F.conv2d(x, spread(weight, dilation), None, node["stride"], padding, 1, node["groups"])
+        return integer_conv(x, constants["weight"], self.window(node, padding))
 
     def onnx(self, graph: OnnxGraph, node: Node) -> None:
         graph.conv(node, "Conv", {})
@@ -204,12 +203,12 @@ class ConvTranspose(Conv):
 
     def sums(self, node: Node, x: Tensor, constants: Constants) -> Tensor:
         """As a convolution with zeros between the input's numbers, and its kernel turned round."""
-        dilation = pair(node.get("dilation", 1))
-        weight = spread(constants["weight"], dilation).flip((2, 3))
-        before = [size - 1 - padding for size, padding in zip(weight.shape[2:], pair(node["padding"]), strict=True)]
+        spans = zip(node["shape"][2:], pair(node.get("dilation", 1)), pair(node["padding"]), strict=True)
+        before = [(size - 1) * dilation - padding for size, dilation, padding in spans]
         after = [size + more for size, more in zip(before, pair(node["output_padding"]), strict=True)]
         x = F.pad(spread(x, pair(node["stride"])), [before[1], after[1], before[0], after[0]])
-        return F.conv2d(x, weight, None, 1, 0, 1, node["groups"])
+        window = Window(1, 0, node["groups"], node.get("dilation", 1))
+        return integer_conv(x, constants["weight"].flip((2, 3)), window)
 
     def onnx(self, graph: OnnxGraph, node: Node) -> None:
         """Less padding behind is more output; what is left of ``output_padding`` runtimes want below the stride."""
@@ -227,6 +226,13 @@ def padded(x: Tensor, padding: Around, value: int) -> tuple[Tensor, Span]:
     if not value and (isinstance(padding, int) or len(padding) == 2):
         return x, tuple(padding) if isinstance(padding, list) else padding
     return F.pad(x, around(padding), value=value), 0
+
+
+def integer_conv(x: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """Sums of ``int32``, which float64 holds as well: torch has no convolution with dilation of integers."""
+    if pair(window.dilation) == (1, 1):
+        return weighted_sums(x, weight, None, window)
+    return weighted_sums(x.double(), weight.double(), None, window).to(torch.int32)
 
 
 def spread(x: Tensor, steps: tuple[int, int]) -> Tensor:
