@@ -81,20 +81,28 @@ def own_name() -> str:
     return f"{_system()}-{os.getpid()}-{uuid4().hex[:12]}"
 
 
+def is_dead(name: str) -> bool | None:
+    """Whether the process is gone that gave itself this ``own_name``; None where that cannot be seen from here."""
+    system, _, rest = name.partition("-")
+    if system != _system():
+        return None
+    try:
+        os.kill(int(rest.partition("-")[0]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError, ValueError):
+        return None
+    return False
+
+
 def _is_left(path: Path) -> bool:
     """Whether a file or folder of work in progress is that of a process which is gone."""
     named = LEFT.fullmatch(path.name)
     if named is None or not (named[1] == UNPROVEN or named[5]):
         return False
-    if named[3] == _system():
-        try:
-            os.kill(int(named[4]), 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, OverflowError):
-            pass
-        else:
-            return False
+    dead = named[2] is not None and is_dead(named[2])
+    if dead is not None:
+        return dead
     try:
         return time.time() - path.lstat().st_mtime > OLD_SECONDS
     except OSError:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from repq_cli.cli import composing, main
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.composing import Loader
-from repq_cli.cli.sweep import plan_of
+from repq_cli.cli.sweep_plan import plan_of
 
 RUN = RunMode.RUN
 A0 = ["+model=repvgg_a0", "rep=repvgg", "quant=w4a4", "model.width=0.25", "hydra.run.dir=x"]

@@ -15,7 +15,8 @@ from hydra import compose as compose_tree
 from hydra import initialize_config_module
 
 from repq_cli import build
-from repq_cli.cli.hydra_app import CONFIGS, plain
+from repq_cli.cli.composing import CONFIGS, VERSION_BASE
+from repq_cli.cli.hydra_app import plain
 from repq_cli.cli.jobs import compose_plain
 from repq_cli.config import DEFAULTS, Config
 from repq_cli.modes.calibrate import calibrate
@@ -90,7 +91,7 @@ def test_the_default_of_a_key_is_the_one_of_the_configuration_files() -> None:
     """Of all but those that the recipe of the default data brings."""
     found: dict[str, object] = {}
     for optimiser in ("adamw", "sgd"):
-        with initialize_config_module(CONFIGS, version_base="1.3"):
+        with initialize_config_module(CONFIGS, **VERSION_BASE):
             tree = plain(compose_tree("train", overrides=["+model=resnet18", f"optim={optimiser}"]))
         found |= flat(tree)
     recipe = flat(yaml.safe_load((ROOT / "data/digits.yaml").read_text())).keys() - {"data.batch_size"}

@@ -33,6 +33,7 @@ def one_job(words: list[str]) -> list[str]:
     if not {"-m", "--multirun"} & set(words):
         return words
     kept = [word for word in words if not word.startswith(("-m", "--multirun", "hydra"))]
+    kept = [re.sub(r"=.*interval\((.*?),.*", r"=\1", word) for word in kept]
     return [word if "[" in word or "{" in word else word.split(",")[0] for word in kept]
 
 

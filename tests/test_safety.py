@@ -18,6 +18,7 @@ from synthetic_runs import done
 
 from repq_cli import build
 from repq_cli.cli import main
+from repq_cli.cli.hydra_rules import LAUNCHERS
 from repq_cli.cli.terminal import Shown
 from repq_cli.config import EvalConfig, keys_of
 from repq_cli.errors import ConfigError, DataError
@@ -178,6 +179,7 @@ def test_a_plugin_is_what_it_defines_itself(evil: Callable[[], None], subtests: 
     assert build.resolve("rep", "evil_pkg.blocks.block", ["evil_pkg"]).__name__ == "block"
 
 
+OPTUNA = ["hydra/sweeper=optuna", "seed=0,1", "-m"]
 FILES: list[tuple[str, str, list[str]]] = [
     ("experiment/x.yaml", "plugins: [evil]\nrep: {_target_: evil.block}", []),
     ("experiment/x.yaml", "plugins: ['${oc.decode:evil}']", []),
@@ -187,6 +189,14 @@ FILES: list[tuple[str, str, list[str]]] = [
     ("experiment/x.yaml", "hydra: {launcher: {x: {_target_: evil.call}}}", ["-m"]),
     ("experiment/x.yaml", "hydra: {sweeper: {_target_: evil.call}}", ["-m"]),
     ("experiment/x.yaml", "hydra: {sweeper: {params: {seed: '0,1', plugins: '[evil]'}}}", ["-m"]),
+    ("experiment/x.yaml", "hydra: {sweeper: {storage: 'sqlite:///PWNED'}}", OPTUNA),
+    ("experiment/x.yaml", "hydra: {sweeper: {sampler: {_target_: evil.call}}}", OPTUNA),
+    ("experiment/x.yaml", "defaults: [{override /hydra/sweeper: optuna}]", ["-m"]),
+    ("hydra/sweeper/optuna.yaml", "_target_: evil.call", OPTUNA),
+    ("hydra/launcher/x.yaml", "_target_: @SLURM\ncomment: \"a\\ntouch PWNED\"", ["hydra/launcher=x", "-m"]),
+    ("hydra/launcher/x.yaml", "_target_: @SLURM\nsubmitit_folder: elsewhere", ["hydra/launcher=x", "-m"]),
+    ("hydra/launcher/x.yaml", "_target_: @RAY\nray: {init: {address: evil, num_cpus: 1}}",
+     ["hydra/launcher=x", "hydra.launcher.ray.init.num_cpus=2", "-m"]),
     ("experiment/x.yaml", "hydra: {mode: MULTIRUN}", []),
     ("experiment/x.yaml", "hydra: {job_logging: {handlers: {x: {(): evil.call}}}}", []),
     ("experiment/x.yaml", "hydra: {hydra_logging: {handlers: {x: {class: logging.FileHandler, filename: PWNED}}}}", []),
@@ -230,6 +240,7 @@ def test_no_configuration_folder_and_no_key_of_hydras_starts_code(
             file = in_folder / f"mine {number}" / name
             file.parent.mkdir(parents=True)
             is_global = name.startswith(("experiment", "sweep"))
+            text = text.replace("@SLURM", LAUNCHERS[3]).replace("@RAY", LAUNCHERS[4])
             file.write_text(f"# @package _global_\n{text}" if is_global else text)
             arguments = ["+experiment=x", *arguments] if name.startswith("experiment") else arguments
             assert main(["train", "+model=repvgg_a0", *arguments, "--config-dir", f"mine {number}"]) == 2
@@ -260,13 +271,15 @@ def test_no_stored_sweep_starts_code(
         (["+hydra.job.env_set.LD_PRELOAD=x.so"], ["-m"]),
         (["+experiment=x"], ["-m", "--config-dir", "mine"]),
         (["rep._target_=evil.block"], ["-m"]),
+        (["hydra/sweeper=optuna", "hydra.sweeper.storage=sqlite:///PWNED", "fp.lr=interval(0.1,0.2)"], ["-m"]),
         ([], ["--cfg", "job"]),
         ([], ["-m", "--config-path", "mine"]),
     ]
     for overrides, flags in plans:
         with subtests.test(f"{overrides} {flags}"):
             jobs = [{"number": 0, "overrides": [*own, *overrides], "key": "0", "left_out": None}]
-            content = {"command": "", "overrides": [*own, *overrides], "flags": flags, "jobs": jobs}
+            trials = 3 if "hydra/sweeper=optuna" in overrides else None
+            content = {"command": "", "overrides": [*own, *overrides], "flags": flags, "jobs": jobs, "trials": trials}
             (in_folder / PLAN).write_text(json.dumps(content))
             assert main(["train", "resume=."]) in (2, 3)
             assert "Traceback" not in capsys.readouterr().err

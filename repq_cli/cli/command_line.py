@@ -105,6 +105,17 @@ class CommandLine:
         return swept or self.has("--multirun", "-m") or "hydra.mode=MULTIRUN" in self.overrides
 
     @property
+    def quiet(self) -> bool:
+        """Whether only what goes wrong is to be said."""
+        said = [override for override in self.overrides if override.startswith("verbosity=")]
+        return said[-1:] == ["verbosity=quiet"]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the jobs of the sweep are what Optuna proposes."""
+        return any(override.removesuffix(".yaml") == "hydra/sweeper=optuna" for override in self.overrides)
+
+    @property
     def arguments(self) -> list[str]:
         """Overrides and flags as Hydra takes them: flags last, or ``--info`` would take an override for its topic."""
         return [*self.overrides, *self.flags]

@@ -11,8 +11,9 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra import __version__, version
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
@@ -29,6 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from repq_cli.errors import DataError
 
 CONFIGS = "repq_cli.configs"
+# Hydra 1.3 has to be told not to do as 1.1 did; later ones do as 1.3 does, and warn of being told.
+VERSION_BASE = {"version_base": "1.3"} if __version__.startswith("1.3.") else {}
 MOST_KEPT = 1024  # configurations, of some 20 kB
 # Of Hydra's own keys those that nothing else is made of while it composes.
 ONLY_VALUES = ("hydra.run.", "hydra.sweep.", "hydra.mode", "hydra.verbose")
@@ -45,7 +48,8 @@ class Loader(ConfigLoaderImpl):
     """
 
     def __init__(self, command: str, config_dir: str | None = None) -> None:
-        version.setbase("1.3")
+        for base in VERSION_BASE.values():
+            version.setbase(base)
         setup_globals()
         JobRuntime.instance().set("name", command)
         super().__init__(_search_path(config_dir))
@@ -104,8 +108,10 @@ def _note(overrides: Sequence[Override], tree: DictConfig) -> None:
     others = [override for override in overrides if override not in of_hydra]
     tree.hydra.overrides.hydra = [override.input_line for override in of_hydra]
     tree.hydra.overrides.task = [override.input_line for override in others]
-    how = tree.hydra.job.config.override_dirname
-    tree.hydra.job.override_dirname = get_overrides_dirname(others, how.exclude_keys, how.item_sep, how.kv_sep)
+    name_of = getattr(config_loader_impl, "get_overrides_dirname", None)
+    if name_of is not None:  # since Hydra 1.4 there is none
+        how = tree.hydra.job.config.override_dirname
+        tree.hydra.job.override_dirname = name_of(others, how.exclude_keys, how.item_sep, how.kv_sep)
     tree.hydra.runtime.cwd = os.getcwd()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, __version__
 
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.quant.options import QuantOptions
@@ -23,5 +23,7 @@ def sweep_dir() -> str:
 
 def register_resolvers() -> None:
     """Cached, so that every look at the configuration of one run gives the same folder."""
-    OmegaConf.register_new_resolver("repq_run_dir", run_dir, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("repq_sweep_dir", sweep_dir, use_cache=True, replace=True)
+    name = "register_new_resolver" if __version__.startswith("2.3.") else "register_resolver"
+    register = getattr(OmegaConf, name)  # the older of the second name is another function
+    register("repq_run_dir", run_dir, use_cache=True, replace=True)
+    register("repq_sweep_dir", sweep_dir, use_cache=True, replace=True)

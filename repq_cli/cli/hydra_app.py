@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pkgutil import resolve_name
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repq_cli.cli.command_line import CommandLine
-from repq_cli.cli.composing import CONFIGS, Loader
+from repq_cli.cli.composing import CONFIGS, VERSION_BASE, Loader
 from repq_cli.cli.folders import register_resolvers
 from repq_cli.cli.foreign import in_our_words
 from repq_cli.errors import ConfigError, DataError, RepqError
@@ -30,14 +30,22 @@ def plain(config: DictConfig) -> dict[str, object]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
+def trusted(config: DictConfig, plugins: Sequence[str]) -> dict[str, object]:
+    """The configuration as plain dicts. Raises ConfigError if it names other ``plugins`` than were typed."""
+    tree = plain(config)
+    if said := unnamed_plugins(tree.get("plugins"), plugins):
+        raise ConfigError(str(Problem("plugins", tree["plugins"], said)))
+    return tree
+
+
 def show(command: str, arguments: list[str]) -> int:
     """What Hydra prints of a command's configuration, as the flags among ``arguments`` ask for it; the exit code."""
 
-    @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=command)
+    @hydra.main(**VERSION_BASE, config_path=f"pkg://{CONFIGS}", config_name=command)
     def app(config: DictConfig) -> None:
         raise AssertionError(f"{arguments} run {command}")
 
-    with _hydra_process(command, arguments), _in_sentences():
+    with _hydra_process(command, arguments), in_sentences():
         try:
             app()
         except SystemExit as stop:
@@ -51,27 +59,17 @@ def run_app(command: str, job: str, line: CommandLine, loader: Loader) -> None:
     Plugins are those that were typed; a configuration that names others is refused. What goes wrong inside comes out
     as the exception that it is.
     """
-    plugins, several = line.plugins, line.multirun
     kept: list[Exception] = []
 
     def task(config: DictConfig) -> float | None:
         try:
-            tree = plain(config)
-            if said := unnamed_plugins(tree.get("plugins"), plugins):
-                raise ConfigError(str(Problem("plugins", tree["plugins"], said)))
-            return resolve_name(job)(tree)
+            return resolve_name(job)(trusted(config, line.plugins))
         except Exception as error:
-            if several:
-                raise
             kept.append(error)  # since Hydra would print a line of its own
             return None
 
-    with _hydra_process(command, line.arguments), _in_sentences():
-        app = Hydra(task_name=command, config_loader=loader)
-        if several:
-            app.multirun(command, task, [*line.overrides, "hydra.mode=MULTIRUN"])
-        else:
-            app.run(command, task, line.overrides)
+    with _hydra_process(command, line.arguments), in_sentences():
+        Hydra(task_name=command, config_loader=loader).run(command, task, line.overrides)
     if kept:
         raise kept[0]
 
@@ -93,7 +91,7 @@ def _hydra_process(command: str, arguments: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _in_sentences() -> Iterator[None]:
+def in_sentences() -> Iterator[None]:
     """Errors of Hydra and of its run folder as ours, and ours as they are."""
     try:
         yield

@@ -1,7 +1,8 @@
 """What Hydra's own section may hold: it names classes, commands and folders of code, and files may set it, too.
 
 Hydra builds its launcher, its sweeper, its callbacks and the handlers of its loggers from ``_target_`` and the like.
-Known launchers and our sweeper are all that a run has use for; what runs commands counts only where it was typed.
+Known launchers and sweepers are all that a run has use for; what runs commands or reaches other machines counts only
+where it was typed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from repq_cli.cli.command_line import CommandLine
+from repq_cli.cli.trial_options import problems_of as problems_of_trials
 from repq_cli.problems import Problem
 
 LAUNCHERS = (
@@ -19,7 +21,8 @@ LAUNCHERS = (
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
     "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
 )
-SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+SWEEPERS, SAMPLED = ("basic", "optuna"), "hydra/sweeper=optuna"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # Keys whose values are commands, or reach programs that are started.
 OF_COMMANDS = (
     "hydra.job.env_set",
@@ -28,7 +31,9 @@ OF_COMMANDS = (
     "hydra.launcher.srun_args",
     "hydra.launcher.additional_parameters",
     "hydra.launcher.ray",
+    "hydra.sweeper.storage",
 )
+SUBMITIT_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # its own default
 LOGGING = ("job_logging", "hydra_logging")
 HANDLER, STREAMS = "logging.StreamHandler", ("ext://sys.stdout", "ext://sys.stderr")
 NO_FOLDERS = "cannot be set: configurations of your own are found by --config-dir DIR"
@@ -47,8 +52,7 @@ def problems_of(hydra: Mapping[str, Any], line: CommandLine) -> Iterator[Problem
     if launcher.get("_target_") not in LAUNCHERS:
         names = ", ".join(name.rpartition(".")[2] for name in LAUNCHERS)
         yield Problem("hydra.launcher._target_", launcher.get("_target_"), f"is no known launcher; known are {names}")
-    if sweeper.get("_target_") != SWEEPER:
-        yield Problem("hydra.sweeper._target_", sweeper.get("_target_"), "is not the sweeper of repq; leave it out")
+    yield from _of_sweeper(sweeper, line)
     if sweeper.get("params") and not line.only_shows:
         yield Problem("hydra.sweeper.params", sweeper["params"], "may stand in a sweep/NAME.yaml alone; use sweep=NAME")
     if hydra.get("callbacks"):
@@ -65,9 +69,41 @@ def problems_of(hydra: Mapping[str, Any], line: CommandLine) -> Iterator[Problem
     if str(hydra.get("mode")).endswith("MULTIRUN") and not (line.multirun or line.only_shows):
         yield Problem("hydra.mode", "MULTIRUN", "is set by a file; add -m to run a sweep")
     for key in OF_COMMANDS:
-        value = _at(hydra, key)
-        if _says_something(value) and not any(f"{word}.".startswith(f"{key}.") for word in line.typed_keys):
-            yield Problem(key, value, "runs or reaches programs, and comes from a file: type it if you trust it")
+        for leaf, value in _leaves(_at(hydra, key), key):
+            if value not in (None, "", []) and not _is_typed(leaf, line):
+                yield Problem(leaf, value, "runs or reaches programs, and comes from a file: type it if you trust it")
+    for leaf, value in _leaves(launcher, "hydra.launcher"):
+        if isinstance(value, str) and not value.isprintable() and not _is_typed(leaf, line):
+            yield Problem(leaf, value, "may hold no line breaks: it becomes a line of a script")
+    if launcher.get("submitit_folder") not in (None, SUBMITIT_FOLDER):
+        yield Problem("hydra.launcher.submitit_folder", launcher["submitit_folder"], "cannot be set: it is the sweep's")
+
+
+def _of_sweeper(sweeper: Mapping[str, Any], line: CommandLine) -> Iterator[Problem]:
+    """Hydra's own sweeper, which is never called, or the options of ours for Optuna, where that was typed."""
+    target = sweeper.get("_target_")
+    if line.sampled and not (line.multirun or line.only_shows):
+        yield Problem("hydra/sweeper", "optuna", "is for a sweep: add -m")
+    elif line.sampled:
+        yield from problems_of_trials(sweeper)
+    elif target is None:
+        yield Problem("hydra/sweeper", "", f"is chosen by a file: type {SAMPLED} if that is what you want")
+    elif target != BASIC_SWEEPER:
+        yield Problem("hydra.sweeper._target_", target, "is not the sweeper of repq; leave it out")
+
+
+def _is_typed(key: str, line: CommandLine) -> bool:
+    """Whether the key, or what it is in, was typed."""
+    return any(f"{key}.".startswith(f"{word}.") for word in line.typed_keys)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """What is no section, with its key."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}")
+    else:
+        yield path, value
 
 
 def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -80,12 +116,6 @@ def _at(hydra: Mapping[str, Any], key: str) -> Any:
     for part in path:
         hydra = _section(hydra, part)
     return hydra.get(last)
-
-
-def _says_something(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_says_something, value.values()))
-    return value not in (None, "", [])
 
 
 def _is_names(value: Any) -> bool:

@@ -25,6 +25,7 @@ from repq_cli.ranks import place
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import deployed_metric, failure
 from repq_cli.train.extension import Extension
+from repq_cli.train.interrupt import Mark
 from repq_cli.train.runner import run
 
 
@@ -36,7 +37,7 @@ def run_job(tree: dict[str, Any]) -> float:
 def train(
     config: Config,
     folder: RunFolder,
-    stop_file: Path | None = None,
+    stop_file: Mark | None = None,
     command_line: str | None = None,
     beside: RunFolder | None = None,
 ) -> float:
@@ -75,7 +76,7 @@ def _shown(folder: Path) -> Path:
 def resume_job(
     folder: RunFolder,
     config: Config,
-    stop_file: Path | None = None,
+    stop_file: Mark | None = None,
     beside: RunFolder | None = None,
     extended: Extension | None = None,
 ) -> None:

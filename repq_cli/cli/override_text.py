@@ -1,10 +1,10 @@
-"""An override of the command line as text: its values, one by one, and the form that Hydra wants."""
+"""An override of the command line as text, and its values one by one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 
 
 def values_of(override: Override) -> list[Any]:
@@ -20,6 +20,9 @@ def choices_of(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line or ""]
     prefix = (override.input_line or "").partition("=")[0]
+    interval = override.value()
+    if isinstance(interval, IntervalSweep):  # of which the ends are all that can be listed
+        return [f"{prefix}={interval.start!r}", f"{prefix}={interval.end!r}"]
     return [f"{prefix}={value}" for value in override.sweep_string_iterator()]
 
 
@@ -31,20 +34,3 @@ def text_of(override: Override) -> str:
 def once(overrides: list[Override]) -> list[Override]:
     """Of overrides with the same key the last one, at the place of the first: as Hydra's sweeper has it."""
     return list({override.get_key_element(): override for override in overrides}.values())
-
-
-def as_given(override: Override) -> str:
-    """The override as it was typed."""
-    return override.input_line or ""
-
-
-def for_each_job(override: Override) -> str:
-    """The override as Hydra's sweeper applies it to each job, and not before.
-
-    It first composes what is not swept over, where keys of a model that differs from job to job would be unknown.
-    """
-    key, _, value = (override.input_line or "").partition("=")
-    section = override.key_or_group.partition(".")[0].partition("/")[0]
-    if override.is_sweep_override() or section in ("hydra", "sweep") or not value:
-        return as_given(override)
-    return f"{key}=choice({value})"

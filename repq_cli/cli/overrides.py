@@ -6,6 +6,7 @@ Hydra stops at the first mistake with exit code 1; here all of them are found, e
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,9 +24,10 @@ from repq_cli.cli.config_folder import config_file
 from repq_cli.cli.foreign import in_our_words
 from repq_cli.cli.guesses import nearest_key, of_key
 from repq_cli.cli.hydra_app import plain
-from repq_cli.cli.hydra_rules import forbidden_key, problems_of
-from repq_cli.cli.override_text import as_given, choices_of, for_each_job, once, text_of, values_of
+from repq_cli.cli.hydra_rules import SAMPLED, SWEEPERS, forbidden_key, problems_of
+from repq_cli.cli.override_text import choices_of, once, text_of, values_of
 from repq_cli.cli.paths import is_path
+from repq_cli.cli.progress import told
 from repq_cli.config import Config
 from repq_cli.errors import ConfigError
 from repq_cli.problems import Problem, error_of
@@ -63,6 +65,8 @@ class Checker:
         self.loader = Loader(config_name, line.config_dir)
         self.problems: list[Problem] = []
         self.composed: list[Composed] = []
+        self.overrides: list[Override] = []  # what was typed, in the form that Hydra wants
+        self.hydra: dict[str, Any] = {}  # Hydra's own section of the first run
         self._trees: dict[tuple[str, ...], dict[str, Any]] = {}  # what has been composed, since that takes a while
         self._groups: dict[str, list[str]] = {}
 
@@ -86,8 +90,8 @@ class Checker:
             self._check_composed([override for override in overrides if override in groups or override in values])
         if self.problems:
             raise error_of(self.problems)
-        as_text = for_each_job if self.line.multirun and not self.line.only_shows else as_given
-        return replace(self.line, overrides=[as_text(override) for override in overrides])
+        self.overrides = overrides
+        return replace(self.line, overrides=[override.input_line or "" for override in overrides])
 
     def check_shown(self) -> list[str]:
         """The arguments as they are, of a command line that asks Hydra to print something, where that is safe.
@@ -120,7 +124,7 @@ class Checker:
                 self.problems.append(Problem(override.key_or_group, value, wrong))
             elif override.is_sweep_override() and not self.line.multirun:
                 self.problems.append(Problem(key, value, self._several(key, value)))
-            elif not override.is_sweep_override():
+            elif not override.is_sweep_override() or (self.line.sampled and override.is_interval_sweep()):
                 yield override
             elif override.is_discrete_sweep():
                 count = len(list(itertools.islice(override.sweep_string_iterator(), MOST_VALUES + 1)))
@@ -130,7 +134,7 @@ class Checker:
                     much = f"more than {MOST_VALUES} values" if count else "no value"
                     self.problems.append(Problem(key, value, f"names {much}; list those that are wanted"))
             else:
-                self.problems.append(Problem(key, value, "is an interval, for which a sweeper is needed; list values"))
+                self.problems.append(Problem(key, value, f"is an interval: list values, or add {SAMPLED}"))
 
     def _several(self, key: str, value: str) -> str:
         """What to say of commas where one value is asked for."""
@@ -190,7 +194,7 @@ class Checker:
 
     def _group_is_legal(self, override: Override) -> bool:
         group = override.key_or_group
-        options = self._options(group)
+        options = list(SWEEPERS) if group == "hydra/sweeper" else self._options(group)
         if override.is_delete():
             self.problems.append(Problem(f"~{group}", text_of(override), "cannot be removed; choose another option"))
             return False
@@ -230,6 +234,7 @@ class Checker:
             with open_dict(composed):
                 del composed["hydra"]
             self._trees[key] = own_keys(self.config_name, plain(composed))
+            self.hydra = self.hydra or hydra
             self.problems += problems_of(hydra, self.line)
         return self._trees[key]
 
@@ -274,7 +279,11 @@ class Checker:
         if self.problems or not training:
             return
         runs = once(overrides) if self.line.multirun else overrides
-        for run in itertools.product(*map(choices_of, runs)):
+        # Of what Optuna may propose only those are tried that are at a bound.
+        several = [choices_of(override) for override in runs]
+        tried = trees if self.line.sampled else itertools.product(*several)
+        total = len(trees) if self.line.sampled else math.prod(map(len, several))
+        for run in told(tried, total, "composing", self.line.quiet):
             tree = trees.get(run) or self._validated(list(run), True, False)
             if tree is not None:
                 self.composed.append(self._settled(list(run), tree))

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from repq_cli import build
+from repq_cli.cli.progress import told
 from repq_cli.config import Config
 from repq_cli.devices import pick_device
 from repq_cli.errors import ConfigError, RepqError
@@ -57,16 +58,22 @@ def taken(config: Config) -> Experiment:
     return prepared if prepared is not None and prepared.config == config else build.experiment(config)
 
 
-def refusals(configs: Sequence[Config]) -> list[RepqError | None]:
-    """For each run of a sweep what is wrong with it, or None; runs of the same data read it once."""
+def refusals(configs: Sequence[Config], quiet: bool = False) -> list[RepqError | None]:
+    """For each run of a sweep what is wrong with it, or None; runs of the same data read it once.
+
+    quiet: without saying how far it has come.
+    """
     found: list[RepqError | None] = [None] * len(configs)
     weights: dict[str, RepqError | None] = {}
     numbers = sorted(range(len(configs)), key=lambda number: _data_key(configs[number]))
+    ticks = told(numbers, len(numbers), "checking", quiet)
     for _, group in itertools.groupby(numbers, key=lambda number: _data_key(configs[number])):
         runs = list(group)
         loaded, error = _tried(build.data, configs[runs[0]])
         for number in runs:
+            next(ticks)
             found[number] = error or _refusal(configs[number], loaded, weights)
+    ticks.close()
     return found
 
 

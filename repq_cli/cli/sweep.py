@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from repq_cli.cli.command_line import CommandLine
-from repq_cli.cli.composing import Loader
-from repq_cli.cli.config_folder import config_file
-from repq_cli.cli.hydra_app import run_app
-from repq_cli.cli.jobs import run_key
+from repq_cli.cli.launching import launching
 from repq_cli.cli.monitor import Monitor
-from repq_cli.cli.overrides import Checker, Composed
-from repq_cli.cli.preflight import refusals
+from repq_cli.cli.overrides import Checker
+from repq_cli.cli.sweep_plan import OF_HYDRA, Search, named_folder, of_job, plan_and_search, search_of
+from repq_cli.cli.sweep_words import closing, opening, quoted
 from repq_cli.cli.terminal import say
-from repq_cli.config import CHANGEABLE, Config, may_change
+from repq_cli.cli.trials import Trials, batches, require_optuna
+from repq_cli.config import CHANGEABLE, may_change
 from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
 from repq_cli.files import make_folder
-from repq_cli.problems import error_of
-from repq_cli.runs.folder import alone_in
+from repq_cli.runs.folder import RunFolder, alone_in
 from repq_cli.runs.outputs import OUTPUTS, reserve
 from repq_cli.runs.sweep import PLAN, Job, Plan, SweepFolder, same_jobs
 from repq_cli.text import command
@@ -35,8 +29,10 @@ JOB = "repq_cli.cli.sweep_job:sweep_job"  # by name, because it is looked up in 
 
 def start(line: CommandLine, typed: Sequence[str]) -> int:
     """Run every job of a new sweep; ``typed``: the arguments as the user gave them. Returns the exit code."""
-    named = _named_folder(line)
-    plan = plan_of(line, typed, inputs=True)
+    if line.sampled:
+        require_optuna()
+    named = named_folder(line)
+    plan, search = plan_and_search(line, typed, inputs=True)
     folder = SweepFolder(named or reserve(OUTPUTS / "sweep", "train"))
     make_folder(folder.path)
     with alone_in(folder.path):
@@ -46,92 +42,11 @@ def start(line: CommandLine, typed: Sequence[str]) -> int:
                 f"another folder."
             )
         folder.write_plan(plan)
-        return _carry_out(folder, plan, line.plugins)
+        return _carry_out(folder, plan, line, search)
 
 
-def _named_folder(line: CommandLine) -> Path | None:
-    """The folder that ``hydra.sweep.dir=`` names. Raises ConfigError for keys that a sweep of ours cannot have."""
-    named = None
-    for override in line.overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key == "hydra.sweep.subdir":
-            raise ConfigError("hydra.sweep.subdir cannot be set: the folder of a job is its number.")
-        if key.startswith("hydra.sweeper."):
-            raise ConfigError(f"{key} cannot be set: write the values as KEY=A,B, or into a sweep/NAME.yaml.")
-        if key == "hydra.sweep.dir":
-            value = value.strip("'\"")
-            if not value or "${" in value or "," in value:
-                raise ConfigError(f"hydra.sweep.dir={value} names no single folder: leave it out, or name one.")
-            named = Path(value)
-    return named
-
-
-def plan_of(line: CommandLine, typed: Sequence[str] = (), inputs: bool = False) -> Plan:
-    """The jobs of a command line. Raises ConfigError if something in it is wrong, or no combination is legal.
-
-    inputs: also read what the jobs start from; see ``_with_inputs``.
-    """
-    checker = Checker("train", expanded(line))
-    checked = checker.check()
-    if any(composed.config.fast_dev_run for composed in checker.composed):
-        raise ConfigError("fast_dev_run=true comes from a file, and a sweep would keep what two steps give: type it.")
-    jobs = [_job(number, composed) for number, composed in enumerate(checker.composed)]
-    overrides = [text for text in checked.overrides if not text.startswith("hydra.sweep.dir=")]
-    flags = checked.flags if checked.has("-m", "--multirun") else [*checked.flags, "-m"]
-    plan = Plan(shlex.join(["repq", "train", *typed]), overrides, flags, jobs)
-    if not plan.legal:
-        raise error_of(checker.composed[0].illegal)
-    return _with_inputs(plan, [composed.config for composed in checker.composed]) if inputs else plan
-
-
-def _with_inputs(plan: Plan, configs: Sequence[Config]) -> Plan:
-    """Leave out what cannot be built, and weights that do not fit the network of a job.
-
-    Raises the error of data, or of a file of weights, that no job can take: that is a mistake and no pair to skip.
-    """
-    legal = [job.number for job in plan.legal]
-    refused = dict(zip(legal, refusals([configs[number] for number in legal]), strict=True))
-    inputs: list[Callable[[Config], object]] = [lambda config: config.data, lambda config: config.fp.checkpoint]
-    for input_of in inputs:
-        errors: dict[str, list[RepqError | None]] = {}
-        for number, error in refused.items():
-            errors.setdefault(str(input_of(configs[number])), []).append(error)
-        for of_one_input in errors.values():
-            if of_one_input[0] is not None and None not in of_one_input:
-                raise of_one_input[0]
-    reasons = {number: str(error) for number, error in refused.items() if error is not None}
-    jobs = [replace(job, key=None, left_out=reasons[job.number]) if job.number in reasons else job for job in plan.jobs]
-    return replace(plan, jobs=jobs)
-
-
-def expanded(line: CommandLine) -> CommandLine:
-    """The values of a saved sweep as if they had been typed; what the command line says of the same keys wins."""
-    names = [override.partition("=")[2] for override in line.overrides if override.lstrip("+").startswith("sweep=")]
-    given = {override.lstrip("+").partition("=")[0] for override in line.overrides}
-    saved: list[str] = []
-    for name in (name.removesuffix(".yaml") for name in names):
-        if len(names) > 1 or not re.fullmatch(r"[\w-]+", name):
-            raise ConfigError(f"sweep={name} names no single saved sweep: name one, and write other values as KEY=A,B.")
-        content = config_file(f"sweep/{name}.yaml", line.config_dir)
-        params: Any = content
-        for key in ("hydra", "sweeper", "params"):
-            params = params.get(key) if isinstance(params, dict) else None
-        if not content:
-            continue  # there is no such file, which is said with the names of those that there are
-        if not isinstance(params, dict):
-            raise ConfigError(f"sweep={name} names no values of keys, below hydra: sweeper: params: as others have it.")
-        chosen = given | ({"experiment"} if "model" in given else set())
-        saved += [f"{key}={values}" for key, values in params.items() if key not in chosen]
-    if names:
-        saved.append("hydra.sweeper.params=null")
-    return replace(line, overrides=[*saved, *line.overrides])
-
-
-def _job(number: int, composed: Composed) -> Job:
-    overrides = [text for text in composed.overrides if not text.lstrip("+").startswith(("hydra.", "hydra/", "sweep="))]
-    if composed.illegal:
-        return Job(number, overrides, left_out=" ".join(map(str, composed.illegal)))
-    return Job(number, overrides, key=run_key(composed.config))
+# What of a search may be changed while it goes on, as how it is carried out may be.
+OF_SEARCH = tuple(f"hydra.sweeper.{key}" for key in ("n_trials", "n_jobs", "pruner", "storage"))
 
 
 def resume(folder: SweepFolder, changes: Sequence[str], plugins: Sequence[str]) -> int:
@@ -141,30 +56,47 @@ def resume(folder: SweepFolder, changes: Sequence[str], plugins: Sequence[str]) 
     """
     plan = folder.read_plan()
     changed = {change.lstrip("+").partition("=")[0] for change in changes}
+    others = () if plan.trials is None else OF_SEARCH
     for key in sorted(changed):
-        if not (may_change(key) or key.startswith(("hydra/launcher", "hydra.launcher."))):
-            raise ConfigError(
-                f"{key} cannot be changed by resume=, only hydra/launcher, {CHANGEABLE} can: start a new sweep."
-            )
+        if not (may_change(key) or key.startswith(("hydra/launcher", "hydra.launcher.")) or key in others):
+            may = ", ".join(("hydra/launcher", *others, CHANGEABLE))
+            raise ConfigError(f"{key} cannot be changed by resume=, only {may} can: start a new sweep.")
         if key in plan.varied:
             raise ConfigError(f"{key} is what this sweep varies: start a new sweep.")
     kept = [text for text in plan.overrides if text.lstrip("+").partition("=")[0] not in changed]
     typed = [*changes, *(f"plugins={name}" for name in plugins)]
-    if changes:  # which are those of a run, whatever the plan's own are
+    if changes and plan.trials is None:  # which are those of a run, whatever the plan's own are
         one_run = [text for text in plan.legal[0].overrides if text.lstrip("+").partition("=")[0] not in changed]
         Checker("train", CommandLine(overrides=[*one_run, *changes], typed=typed)).check()
     line = CommandLine.parse([*kept, *changes, *plan.flags])
     line.typed = typed
-    if line.only_shows or not line.multirun:
+    if line.only_shows or not line.multirun or line.sampled != (plan.trials is not None):
         raise DataError(f"{folder.plan_file} is no plan of a sweep (flags {' '.join(plan.flags)}): start a new sweep.")
-    Checker("train", line).check()
+    if line.sampled:
+        require_optuna()
+    checker = Checker("train", line)
+    checked = checker.check()
+    search = search_of(checker, checked)
+    plan = replace(plan, overrides=checked.overrides, jobs=_jobs_again(folder, plan, checker, search))
+    if search is not None:
+        plan = replace(plan, trials=max(search.options.n_trials, len(plan.jobs)))
     with alone_in(folder.path):
-        return _carry_out(folder, replace(plan, overrides=[*kept, *changes]), plugins)
+        return _carry_out(folder, plan, line, search)
+
+
+def _jobs_again(folder: SweepFolder, plan: Plan, checker: Checker, search: Search | None) -> list[Job]:
+    """The jobs of a stored plan with overrides that were checked just now. Raises DataError if they are others."""
+    if search is not None:
+        return [search.again(job) for job in plan.jobs]
+    if len(checker.composed) != len(plan.jobs):
+        raise DataError(f"{folder.plan_file} does not stand for its {len(plan.jobs)} jobs: start a new sweep.")
+    found = zip(plan.jobs, checker.composed, strict=True)
+    return [replace(job, overrides=of_job(composed.overrides)) for job, composed in found]
 
 
 def newest_like(line: CommandLine) -> SweepFolder:
     """The newest unfinished sweep of the same jobs. Raises ConfigError if there is none."""
-    wanted = plan_of(line)
+    wanted, _ = plan_and_search(line, (), inputs=False)
     for path in sorted((OUTPUTS / "sweep").glob(f"*/{PLAN}"), reverse=True):
         folder = SweepFolder(path.parent)
         try:
@@ -176,13 +108,15 @@ def newest_like(line: CommandLine) -> SweepFolder:
     raise ConfigError(f"resume=auto finds no unfinished sweep of these jobs below {OUTPUTS}: leave resume=auto out.")
 
 
-def _carry_out(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> int:
-    """Launch the jobs; the rows that they leave decide the exit code."""
+def _carry_out(folder: SweepFolder, plan: Plan, line: CommandLine, search: Search | None) -> int:
+    """Launch the jobs that are left; the rows that they leave decide the exit code. line: the running command."""
     started = time.monotonic()
-    for line in _opening(folder, plan):
-        say(line)
-    stopped, failure = (0, None) if _is_whole(folder, plan) else _launch(folder, plan, plugins)
-    say("\n".join(_closing(folder, plan, time.monotonic() - started)))
+    for text in opening(folder, plan):
+        say(text)
+    left = [job for job in plan.legal if not _is_whole(folder, job)]
+    whole = not left and (search is None or folder.is_finished(plan))
+    stopped, failure = (0, None) if whole else _launch(folder, plan, left, line, search)
+    say("\n".join(closing(folder, plan, time.monotonic() - started)))
     if stopped:
         say(f"Stopped. Go on with: {command('train', f'resume={folder}')}")
         return stopped
@@ -194,75 +128,61 @@ def _carry_out(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> int:
     return 0 if folder.is_finished(plan) else 1
 
 
-def _is_whole(folder: SweepFolder, plan: Plan) -> bool:
-    """Whether every job is done and none of their networks is damaged."""
-    return folder.is_finished(plan) and not any(damage(folder.job(job.number)) for job in plan.legal)
+def _is_whole(folder: SweepFolder, job: Job) -> bool:
+    """Whether nothing is left to do for a job: it is done, and none of its networks is damaged, or it was pruned."""
+    own = folder.job(job.number)
+    return own.status == "pruned" or (own.status == "done" and damage(own) is None)
 
 
-def _launch(folder: SweepFolder, plan: Plan, plugins: Sequence[str]) -> tuple[int, Exception | None]:
-    """Run the jobs; the exit code of a stop, or 0, and an error that no row tells of."""
+def _launch(
+    folder: SweepFolder, plan: Plan, left: list[Job], line: CommandLine, search: Search | None
+) -> tuple[int, Exception | None]:
+    """Run the jobs that are ``left``, then those that are proposed, if any are to be.
+
+    The exit code of a stop, or 0, and an error that no row tells of.
+    """
     folder.clear_marks()
-    line = CommandLine.parse([*plan.overrides, f"hydra.sweep.dir={_quoted(folder.path)}", *plan.flags])
-    line.typed = [f"plugins={name}" for name in plugins]
-    failure = None
-    with stop_request() as stop, Monitor(folder, plan, stop):
+    hydra = [text for text in plan.overrides if text.lstrip("+").startswith(OF_HYDRA)]
+    hydra.append(f"hydra.sweep.dir={quoted(folder.path)}")
+    together: Iterable[list[Job]] = iter([left])
+    failure, look = None, None
+    if search is not None:
+        trials = Trials(folder, plan, search.options, search.swept)
+        together, look = batches(trials, left, search.job), trials.watch
+    with stop_request() as stop, Monitor(folder, plan, stop, look):
+
+        def stopped() -> bool:  # a job may have got the signal, and we did not
+            return stop.signal_number is not None or folder.stopped_by is not None
+
         try:
-            run_app("train", JOB, line, Loader("train", line.config_dir))
+            with launching("train", JOB, hydra, line, folder.path, stopped) as launch:
+                for jobs in together:
+                    lost = launch([[*_launched(plan, job), f"hydra.sweep.subdir={job.number}"] for job in jobs])
+                    for job, reason in zip(jobs, lost, strict=True):
+                        if reason is not None:
+                            _tell_loss(folder.job(job.number), reason)
+                    if stopped():
+                        break
         except Interrupted as interruption:
             return interruption.exit_code, None
         except Exception as error:
             failure = error
-    number = stop.signal_number or folder.stopped_by  # a job may have got the signal, and we did not
+    number = stop.signal_number or folder.stopped_by
     return 0 if number is None else 128 + number, failure
 
 
-def _quoted(path: Path) -> str:
-    """A path as a value of Hydra's, in quotes where it needs them."""
-    if re.fullmatch(r"[\w./-]+", str(path)):
-        return str(path)
-    return "'" + str(path).replace("'", "\\'") + "'"
+def _launched(plan: Plan, job: Job) -> list[str]:
+    """The overrides of a job with the saved sweep that it comes from, in its place, since its file may set more."""
+    own = list(job.overrides)
+    of_all = [text for text in plan.overrides if not text.lstrip("+").startswith(OF_HYDRA)]
+    for index, text in enumerate(of_all):
+        if text.lstrip("+").startswith("sweep="):
+            own.insert(index, text)
+    return own
 
 
-def _failed(folder: SweepFolder, plan: Plan) -> dict[int, str]:
-    """The errors of the jobs that failed."""
-    return {number: str(folder.job(number).readable_row().get("error")) for number in folder.numbers(plan, "failed")}
-
-
-def _closing(folder: SweepFolder, plan: Plan, seconds: float) -> list[str]:
-    """Each reason of failures with its jobs and the commands that run them again; then the count."""
-    failed, lines = _failed(folder, plan), []
-    for reason in dict.fromkeys(failed.values()):
-        lines.append(f"failed: {reason}")
-        for number in (number for number, error in failed.items() if error == reason):
-            lines += [f"  job {number} {plan.label(number)}".rstrip(), f"    {_again(folder, plan, number)}"]
-    if len(failed) > 1:
-        lines.append(f"all of them: {command('train', f'resume={folder}')}")
-    done = len(folder.numbers(plan, "done"))
-    count = f"{done} of {len(plan.legal)} runs done, {len(failed)} failed, in {seconds / 60:.1f} min"
-    return [*lines, f"{count}, rows in {folder}"]
-
-
-def _opening(folder: SweepFolder, plan: Plan) -> list[str]:
-    """What is about to happen: how many runs, what was done before, what is left out and why."""
-    legal = plan.legal
-    lines = [f"{len(legal)} run{'s' * (len(legal) != 1)} in {folder}"]
-    same = len(legal) - len({job.key for job in legal})
-    done = len(folder.numbers(plan, "done"))
-    if same:
-        lines[0] += f", {same} of them equal to another one"
-    if done:
-        lines[0] += f", {done} done before"
-    for reason in dict.fromkeys(job.left_out for job in plan.jobs if job.left_out):
-        numbers = [job.number for job in plan.jobs if job.left_out == reason]
-        others = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-        lines.append(f"left out: {plan.label(numbers[0])}{others}: {reason}")
-    return lines[1:] if plan.quiet else lines
-
-
-def _again(folder: SweepFolder, plan: Plan, number: int) -> str:
-    """The command that runs one job once more, in its place."""
-    own = folder.job(number)
-    if own.is_used:
-        return command("train", f"resume={own}")
-    flags = [flag for flag in plan.flags if flag not in ("-m", "--multirun")]
-    return shlex.join(["repq", "train", *plan.jobs[number].overrides, f"hydra.run.dir={_quoted(own.path)}", *flags])
+def _tell_loss(folder: RunFolder, reason: str) -> None:
+    """The row of a job whose process was killed, and could write none."""
+    if folder.status not in ("done", "interrupted"):
+        lost = f"Its process ended before it could say why, as a killed one does ({reason})"
+        folder.write_row(folder.readable_row() | {"status": "failed", "error": lost})

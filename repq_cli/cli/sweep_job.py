@@ -16,8 +16,8 @@ from repq_cli.data.identity import Identity
 from repq_cli.errors import DataError, Interrupted, RepqError
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import deployed_metric, failure
-from repq_cli.runs.sweep import Job, Plan, SweepFolder
-from repq_cli.train.interrupt import interruptible
+from repq_cli.runs.sweep import Job, Marks, Plan, SweepFolder
+from repq_cli.train.interrupt import hand_back, interruptible
 from repq_cli.train.mending import damage
 
 
@@ -25,7 +25,7 @@ def sweep_job(tree: dict[str, Any]) -> float | None:
     """The job of a sweep that Hydra's configuration names, in this process or in a launcher's."""
     hydra = HydraConfig.get()
     alone = hydra.launcher["_target_"].endswith(".BasicLauncher")
-    return SweepJob(SweepFolder(hydra.sweep.dir), int(hydra.job.num), alone).carry_out(tree)
+    return SweepJob(SweepFolder(hydra.sweep.dir), int(hydra.sweep.subdir), alone).carry_out(tree)
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,14 @@ class SweepJob:
         config = checked(tree)
         if run_key(config) != job.key:
             raise self._unplanned()
-        position = plan.legal.index(job) + 1
-        self._say(config, f"\n[{position}/{len(plan.legal)}] job {self.number}: {plan.label(self.number)}")
+        position = (plan.legal if plan.trials is None else plan.jobs).index(job) + 1
+        self._say(config, f"\n[{position}/{plan.trials or plan.total}] job {self.number}: {plan.label(self.number)}")
         with self.sweep.running(self.number):
             try:
-                with interruptible(self.sweep.stop_file):
+                with interruptible(self._stop):
                     return self._run(config, plan)
             except Interrupted as interruption:
-                if self.alone:
-                    raise
-                self.sweep.ask_to_stop(interruption.args[0])
+                self._stopped(interruption)
                 return None
             except Exception as error:
                 if self.folder.readable_row().get("error") != failure(error)["error"]:
@@ -75,6 +73,22 @@ class SweepJob:
                 kind = "" if isinstance(error, RepqError) else f"{type(error).__name__}: "
                 self._say(config, f"failed: {kind}{error}")
                 return None
+
+    @property
+    def _stop(self) -> Marks:
+        """What asks for a stop of all jobs, or of this one."""
+        return Marks((self.sweep.stop_file, self.sweep.prune_file(self.number)))
+
+    def _stopped(self, interruption: Interrupted) -> None:
+        """What follows a stop: the next trial, a new start by the scheduler, or the end of the sweep."""
+        if self.sweep.stopped_by is None:
+            if self.sweep.prune_file(self.number).exists():
+                self.folder.write_row(self.folder.readable_row() | {"status": "pruned", "error": None})
+                return
+            hand_back()
+        if self.alone:
+            raise interruption
+        self.sweep.ask_to_stop(interruption.args[0])
 
     def _planned(self, plan: Plan) -> Job:
         if self.number >= len(plan.jobs):
@@ -90,19 +104,20 @@ class SweepJob:
 
     def _run(self, config: Config, plan: Plan) -> float:
         twins = plan.twins(self.number)
-        if self._is_done(self.number) and self._is_of(config):
-            self._say(config, "done before")
-        elif twins:
-            with self.sweep.once(str(plan.jobs[self.number].key), self._check_stop):
-                self._check_stop()
-                finished = [twin for twin in twins if self._is_done(twin)]
-                if finished:
-                    self._say(config, f"the same run as job {finished[0]}: its result is taken")
-                    self._adopt(finished[0], config)
-                else:
-                    self._train(config, plan)
-        else:
+        if not twins and self.alone:
             self._train(config, plan)
+            return deployed_metric(self.folder.readable_row())
+        # Another process may be at a twin, or at this very job: one that outlived its launcher, which was killed.
+        with self.sweep.once(str(plan.jobs[self.number].key), self._check_stop):
+            self._check_stop()
+            finished = [twin for twin in twins if self._is_done(twin)]
+            if self._is_done(self.number) and self._is_of(config):
+                self._say(config, "done before")
+            elif finished:
+                self._say(config, f"the same run as job {finished[0]}: its result is taken")
+                self._adopt(finished[0], config)
+            else:
+                self._train(config, plan)
         return deployed_metric(self.folder.readable_row())
 
     def _is_done(self, number: int) -> bool:
@@ -111,7 +126,7 @@ class SweepJob:
         return folder.status == "done" and damage(folder) is None
 
     def _train(self, config: Config, plan: Plan) -> None:
-        stop = self.sweep.stop_file
+        stop = self._stop
         if not self.folder.is_used:
             train(config, self.folder, stop, plan.command, self._beside(config, plan))
             return

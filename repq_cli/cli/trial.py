@@ -26,7 +26,7 @@ def is_asked_for(line: CommandLine) -> bool:
 
 def try_out(line: CommandLine) -> int:
     """Check the command line and carry out its trial; the exit code."""
-    from repq_cli.cli.sweep import expanded
+    from repq_cli.cli.sweep_plan import expanded
 
     named = [text for text in line.overrides if text.lstrip("+").startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
     if named:

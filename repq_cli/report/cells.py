@@ -9,7 +9,7 @@ from typing import Literal
 
 from repq_cli.report.runs import Measured, Run
 
-CellStatus = Literal["done", "failed", "interrupted", "unfinished", "missing", "none"]
+CellStatus = Literal["done", "failed", "interrupted", "pruned", "unfinished", "missing", "none"]
 
 # The run that counts for each seed (None: its row does not say which).
 Seeds = Mapping[int | None, Run]
@@ -88,7 +88,7 @@ def ratio(first: Cell, second: Cell) -> Cell:
 
 def _fate(seeds: Seeds) -> CellStatus:
     statuses = {run.status for run in seeds.values()}
-    fates: tuple[CellStatus, ...] = ("failed", "interrupted", "unfinished")
+    fates: tuple[CellStatus, ...] = ("failed", "interrupted", "pruned", "unfinished")
     return next((fate for fate in fates if fate in statuses), "missing")
 
 

@@ -18,9 +18,15 @@ HEADINGS = {
     "warned": "Done, but not of use",
     "failed": "Failed",
     "interrupted": "Interrupted (go on by repq train resume=DIR)",
+    "pruned": "Stopped early by the sweep that tried them, since others promised more",
     "unfinished": "Unfinished (still running, or killed)",
 }
-FATES = {"failed": "failed", "interrupted": "was interrupted", "unfinished": "is unfinished"}
+FATES = {
+    "failed": "failed",
+    "interrupted": "was interrupted",
+    "pruned": "was stopped early",
+    "unfinished": "is unfinished",
+}
 
 
 def notes_on(section: Section) -> list[str]:

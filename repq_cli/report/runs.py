@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-Status = Literal["done", "failed", "interrupted", "unfinished"]
+Status = Literal["done", "failed", "interrupted", "pruned", "unfinished"]
 
 
 class Bits(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from repq_cli.errors import DataError
-from repq_cli.files import locked, parsed_json, read_regular, write_json
+from repq_cli.files import is_dead, locked, own_name, parsed_json, read_regular, write_json
 from repq_cli.runs.folder import RunFolder
 
 PLAN = "sweep.json"
@@ -37,23 +37,32 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep: the ``command`` as it was typed, Hydra's ``arguments`` for it, and what they expand to."""
+    """A sweep: the ``command`` as it was typed, its ``overrides`` and ``flags``, and what they expand to.
+
+    trials: how many jobs there will be, where a sweeper proposes one after the other; None where ``jobs`` are all.
+    """
 
     command: str
     overrides: list[str]
     flags: list[str]
     jobs: list[Job]
+    trials: int | None = None
 
     @property
     def quiet(self) -> bool:
         """Whether only what goes wrong, and the end, is to be said."""
         said = [text for text in self.overrides if text.startswith("verbosity=")]
-        return said[-1:] in (["verbosity=quiet"], ["verbosity=choice(quiet)"])
+        return said[-1:] in (["verbosity=quiet"], ["verbosity=choice(quiet)"])  # the second of earlier versions
 
     @property
     def legal(self) -> list[Job]:
         """The jobs that can be run."""
         return [job for job in self.jobs if job.key is not None]
+
+    @property
+    def total(self) -> int:
+        """How many jobs that can be run there are, or will be if no proposal is left out any more."""
+        return len(self.legal) if self.trials is None else self.trials - len(self.jobs) + len(self.legal)
 
     @property
     def varied(self) -> dict[str, int]:
@@ -73,15 +82,28 @@ class Plan:
         return [job.number for job in same if job is not own]
 
 
+@dataclass(frozen=True)
+class Marks:
+    """Files that ask for the same thing, each for a reason of its own."""
+
+    files: tuple[Path, ...]
+
+    def exists(self) -> bool:
+        """Whether one of them does."""
+        return any(file.exists() for file in self.files)
+
+
 class SweepFolder:
     """One sweep's folder, which need not exist.
 
     stop_file: while it is there no job is to begin, and those that run are to stop; it holds the signal's number.
+    study_file: what Optuna knows of the trials.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.plan_file, self.stop_file, self._running = (self.path / name for name in (PLAN, ".stop", ".running"))
+        self._pruned, self.study_file = self.path / ".pruned", self.path / "optuna.db"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -114,14 +136,16 @@ class SweepFolder:
         return [job.number for job in plan.legal if self.job(job.number).status == status]
 
     def is_finished(self, plan: Plan) -> bool:
-        """Whether every job that can be run is done."""
-        return len(self.numbers(plan, "done")) == len(plan.legal)
+        """Whether every job that can be run is done, or was pruned, and no more are to come."""
+        ended = [job for job in plan.legal if self.job(job.number).status in ("done", "pruned")]
+        return len(ended) == len(plan.legal) and plan.trials in (None, len(plan.jobs))
 
     def clear_marks(self) -> None:
         """Forget what processes that are gone have left."""
         with suppress(OSError):
             self.stop_file.unlink(missing_ok=True)
-        shutil.rmtree(self._running, ignore_errors=True)
+        for folder in (self._running, self._pruned):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def ask_to_stop(self, signal_number: int) -> None:
         """Tell the jobs, in whichever process, to stop."""
@@ -142,15 +166,30 @@ class SweepFolder:
         """Mark a job as running inside the block."""
         mark = self._running / str(number)
         mark.parent.mkdir(exist_ok=True)
-        mark.touch()
+        mark.write_text(own_name())
         try:
             yield
         finally:
             mark.unlink(missing_ok=True)
 
-    def count_running(self) -> int:
-        """How many jobs run now."""
-        return len(list(self._running.iterdir())) if self._running.is_dir() else 0
+    def running_now(self) -> set[int]:
+        """The jobs that run, without those of killed processes, as far as this machine can tell."""
+        found = set()
+        for mark in self._running.iterdir() if self._running.is_dir() else ():
+            with suppress(OSError, ValueError):  # it is gone by now
+                if not is_dead(mark.read_text()):
+                    found.add(int(mark.name))
+        return found
+
+    def prune_file(self, number: int) -> Path:
+        """While it is there a job is to stop, since others of its sweep promise more."""
+        return self._pruned / str(number)
+
+    def prune(self, number: int) -> None:
+        """Tell a job, in whichever process, that it is not worth going on."""
+        mark = self.prune_file(number)
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
 
     def once(self, key: str, wait: Callable[[], None]) -> AbstractContextManager[None]:
         """Hold the lock that jobs of one configuration share, as ``files.locked`` does."""
@@ -163,13 +202,17 @@ def _require_kinds(plan: Plan) -> None:
     texts = [plan.command, *(text for job in plan.jobs for text in (job.key, job.left_out) if text is not None)]
     if not all(isinstance(each, list) for each in lists):
         raise ValueError("overrides and flags are no lists")
+    if not (plan.trials is None or (isinstance(plan.trials, int) and plan.trials >= len(plan.jobs))):
+        raise ValueError("trials is no number of jobs")
     numbered = [job.number for job in plan.jobs] == list(range(len(plan.jobs)))
     if not numbered or not all(isinstance(text, str) for text in (*texts, *(text for each in lists for text in each))):
         raise ValueError("its jobs are not numbered, or not of texts")
 
 
 def same_jobs(first: Plan, second: Plan) -> bool:
-    """Whether two sweeps run the same configurations under the same numbers."""
+    """Whether two sweeps run the same configurations under the same numbers, or are to search the same."""
+    if first.trials is not None or second.trials is not None:
+        return first.overrides == second.overrides
 
     def keys(plan: Plan) -> Sequence[str | None]:
         return [job.key for job in plan.jobs]

@@ -2,32 +2,64 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from repq_cli.errors import Interrupted
 
 PERIOD = 0.5  # seconds between two looks for the file that asks for a stop
 
 
-class StopRequest:
-    """Set by the first signal, or by ``file`` as soon as it exists; the second signal stops at once."""
+class Mark(Protocol):
+    """A file, or several, by which another process asks for a stop."""
 
-    def __init__(self, file: Path | None = None) -> None:
+    def exists(self) -> bool:
+        """Whether it asks."""
+        ...
+
+
+@functools.cache  # since later on the handler is ours
+def preempting() -> tuple[signal.Signals, ...]:
+    """The signal on which submitit, in one of its jobs, has the scheduler start that job once more; else none.
+
+    A job that has to make room on Slurm gets it, some with SIGTERM in front of it.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+    modules = {number: getattr(signal.getsignal(number), "__module__", None) for number in numbers}
+    return tuple(number for number, module in modules.items() if str(module).startswith("submitit."))
+
+
+def hand_back() -> None:
+    """In a job of submitit, let the scheduler start it once more, and end; elsewhere nothing.
+
+    Raises submitit's error where it has been started often enough.
+    """
+    for number in preempting():
+        signal.raise_signal(number)
+
+
+class StopRequest:
+    """Set by the first signal, or by ``file`` as soon as it exists; the second signal stops at once.
+
+    But not where a scheduler sends several of them for one thing.
+    """
+
+    def __init__(self, file: Mark | None = None) -> None:
         self.file = file
         self.signal_number: int | None = None
-        self._process = os.getpid()
+        self._process, self._scheduled = os.getpid(), bool(preempting())
         self.raises = False
 
     def __call__(self, signal_number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             _end_of_child(signal_number)
-        second = self.signal_number is not None
+        second = self.signal_number is not None and not self._scheduled
         self.signal_number = self.signal_number or signal_number
         if second or self.raises:
             raise Interrupted(signal_number)
@@ -65,7 +97,7 @@ def _end_of_child(signal_number: int) -> None:
 
 
 @contextmanager
-def _watched(file: Path | None, due: Callable[[], bool]) -> Iterator[None]:
+def _watched(file: Mark | None, due: Callable[[], bool]) -> Iterator[None]:
     """Send this process SIGTERM, once, when ``file`` appears inside the block while it is ``due``.
 
     That reaches the main thread wherever it is, such as in the midst of reading a data set.
@@ -91,28 +123,33 @@ def _watched(file: Path | None, due: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def stop_request(file: Path | None = None) -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM inside the block (in the main thread; elsewhere signals cannot be caught)."""
+def stop_request(file: Mark | None = None) -> Iterator[StopRequest]:
+    """Catch SIGINT, SIGTERM and a scheduler's signal in the block, where that is of the main thread: others cannot."""
     request = StopRequest(file)
-    with _handled(request, signal.SIGINT, signal.SIGTERM):
+    with _handled(request, signal.SIGINT, signal.SIGTERM, *preempting()):
         yield request
 
 
 @contextmanager
-def interruptible(file: Path | None = None) -> Iterator[None]:
-    """SIGTERM, or ``file`` as soon as it exists, raises Interrupted inside the block, so that all is put in order.
+def interruptible(file: Mark | None = None) -> Iterator[None]:
+    """SIGTERM, a scheduler's signal, or ``file`` as soon as it exists, raises Interrupted inside the block.
 
     An error that comes of it elsewhere, such as that of an import which was broken off, is Interrupted as well.
     """
     request = StopRequest()
     request.raises = True
     try:
-        with _handled(request, signal.SIGTERM), _watched(file, lambda: signal.getsignal(signal.SIGTERM) is request):
+        due = functools.partial(_is_handler, request)
+        with _handled(request, signal.SIGTERM, *preempting()), _watched(file, due):
             yield
     except Exception as error:
         if request.signal_number is None:
             raise
         raise Interrupted(request.signal_number) from error
+
+
+def _is_handler(request: StopRequest) -> bool:
+    return signal.getsignal(signal.SIGTERM) is request
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from repq_cli.train.context import RunContext
 from repq_cli.train.environment import environment
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.extension import Extension
-from repq_cli.train.interrupt import StopRequest, stop_request
+from repq_cli.train.interrupt import Mark, StopRequest, stop_request
 from repq_cli.train.log import NoLog, RunLog, logger, logging_nowhere, logging_to
 from repq_cli.train.mending import damage, row_so_far
 from repq_cli.train.pipeline import Run
@@ -39,7 +39,7 @@ def run(
     experiment: Experiment,
     run_dir: Path,
     resume: bool = False,
-    stop_file: Path | None = None,
+    stop_file: Mark | None = None,
     command_line: str | None = None,
     figures: Callable[[RunFolder], Iterable[tuple[str, Tensor]]] = lambda folder: (),
     beside: RunFolder | None = None,
