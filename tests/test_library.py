@@ -102,11 +102,11 @@ def test_explanation_says_what_every_layer_becomes() -> None:
     assert layers["stages.0.0.conv1"][1:6] == ("repvgg", 3, 4, 4, "conv")
     assert layers["classifier"][3:6] == (8, 8, "linear") and layers["add"].becomes == "add"
     assert re.search(r"stem +repvgg +2 +8 bit +8 bit +conv", str(found))
-    fp.stages[0][0].conv1.activation = nn.SiLU()
+    fp.stages[0][0].conv1.activation = nn.Softshrink()
     fp.max_pool = nn.Conv2d(8, 8, 1)
     assert [sentence.split()[0:3] for sentence in repq.explain(fp, X).refusals] == [
         ["max_pool", "is", "a"],
-        ["The", "SiLU", "of"],
+        ["The", "Softshrink", "of"],
     ]
 
 

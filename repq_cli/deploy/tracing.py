@@ -182,7 +182,7 @@ class Call:
                 return FORMS[base]
         legal = sorted({found.__name__ for found in FORMS if isinstance(found, type) and issubclass(found, nn.Module)})
         raise RefusedError(
-            f"The {self.kind} of layer {self.path} has no deployed form; these have: {', '.join(legal)}."
+            f"The {type(kind).__name__} of layer {self.path} has no deployed form; these have: {', '.join(legal)}."
         )
 
     def axis(self, ref: Ref, dim: int) -> int:
