@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Nothing of it is ever needed: without it the next run trains or decodes again.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | prune")
-    place = argparse.ArgumentParser(add_help=False)
+    place = Parser(add_help=False)
     place.add_argument("--root", default=str(ROOT), metavar="DIR", help="where stages are kept (default: %(default)s)")
     place.add_argument(
         "--images",
