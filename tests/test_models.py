@@ -222,6 +222,7 @@ MOBILEONE = {
     "mobileone_s1": (4_825_192, 4_764_840),
     "mobileone_s2": (7_884_648, 7_808_168),
     "mobileone_s3": (10_170_600, 10_078_312),
+    "mobileone_s4": (14_951_248, 14_838_352),
 }
 # Weights of the merged convolutions: arXiv 2103.09404, table 1.
 SESR = {"sesr_m5": 13_520, "sesr_m11": 27_344, "sesr_xl": 105_376}
@@ -229,12 +230,15 @@ SESR = {"sesr_m5": 13_520, "sesr_m11": 27_344, "sesr_xl": 105_376}
 
 def test_counts_of_mobileone_and_sesr() -> None:
     for name, (training, merged) in MOBILEONE.items():
-        net = network(name, num_classes=1000)
+        with torch.device("meta"):
+            net = network(name, num_classes=1000)
         assert parameters(net) == training, name
-        deployed = parameters(net.classifier)
+        deployed = sum(parameters(module) for module in net.modules() if isinstance(module, nn.Linear))
         for block in (module for module in net.modules() if isinstance(module, Block)):
             deployed += block.geometry.weight_shape.numel() + block.geometry.out_channels
         assert deployed == merged, name
+    with torch.device("meta"):
+        assert parameters(network("repvgg_d2se", num_classes=1000, in_channels=3)) == 133_334_836
     for name, weights in SESR.items():
         blocks = [module for module in network(name).modules() if isinstance(module, Block)]
         assert sum(block.geometry.weight_shape.numel() for block in blocks) == weights, name

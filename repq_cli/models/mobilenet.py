@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from repq_cli.bounds import Range
 from repq_cli.models.activation import Activation, gives_signs, make_activation
 from repq_cli.models.classifier import Classifier
+from repq_cli.models.squeeze_excite import MakeAnyBlock
 from repq_cli.models.tap import Shortcut, Tap, layer
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import MakeBlock
@@ -21,7 +22,9 @@ V2_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160
 class TappedLayer(nn.Module):
     """A tensor and the one block that reads it."""
 
-    def __init__(self, make_block: MakeBlock, geometry: Geometry, signed: bool, activation: Activation | None) -> None:
+    def __init__(
+        self, make_block: MakeAnyBlock, geometry: Geometry, signed: bool, activation: Activation | None
+    ) -> None:
         super().__init__()
         self.tap = Tap(signed)
         self.block = make_block(geometry, None if activation is None else make_activation(activation))

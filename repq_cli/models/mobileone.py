@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from repq_cli.bounds import Range
 from repq_cli.models.activation import Activation, gives_signs
 from repq_cli.models.classifier import Classifier
 from repq_cli.models.mobilenet import TappedLayer
+from repq_cli.models.squeeze_excite import with_excitation
 from repq_cli.models.tap import layer
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import MakeBlock
@@ -29,8 +31,9 @@ class MobileOne(Classifier):
         strides: list[int],
         num_classes: int,
         activation: Activation,
+        excited: Collection[int] = (),
     ) -> None:
-        """``widths`` and ``strides``: of the stem and of each pair."""
+        """``widths`` and ``strides``: of the stem and of each pair; ``excited``: pairs with squeeze-and-excitation."""
         super().__init__()
         signed = gives_signs(activation)
         self.layers = nn.Sequential()
@@ -40,7 +43,8 @@ class MobileOne(Classifier):
             geometries.append(Geometry(before, after, kernel_size=1, padding=0))
         for index, geometry in enumerate(geometries):
             with layer(f"layers.{index}"):
-                self.layers.append(TappedLayer(make_block, geometry, signed or index == 0, activation))
+                make = with_excitation(make_block) if index and (index - 1) // 2 in excited else make_block
+                self.layers.append(TappedLayer(make, geometry, signed or index == 0, activation))
         self.add_head(widths[-1], num_classes, signed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,13 +63,17 @@ def mobileone(
     strides: list[Annotated[int, Range(1)]],
     width: Annotated[float, Range(0, None, open_low=True)] = 1.0,
     activation: Activation | None = None,
+    squeeze_excite: list[Annotated[int, Range(0)]] | None = None,
 ) -> MobileOne:
-    """MobileOne S0 to S3, with ``width`` times their channels.
+    """MobileOne S0 to S4, with ``width`` times their channels.
 
     widths: multiples of the four stages' 64, 128, 256 and 512 channels.
     strides: of the stem and of each stage's first pair; the paper's are all 2 (224x224 images).
     activation: behind every block; the paper's is ReLU.
+    squeeze_excite: of each stage, how many of its last pairs have it; the paper's S4: 0, 0, 5, 1.
     """
+    if squeeze_excite is not None and len(squeeze_excite) != len(STAGES):
+        raise ValueError(f"MobileOne has four stages: model.squeeze_excite takes 4 numbers, not {len(squeeze_excite)}.")
     if len(widths) != len(STAGES) or len(strides) != 1 + len(STAGES):
         raise ValueError(
             f"MobileOne has four stages behind its stem: model.widths takes 4 numbers and model.strides 5, not "
@@ -73,7 +81,11 @@ def mobileone(
         )
     scales = [scale * width for scale in widths]
     channels, all_strides = [max(1, int(min(STEM_WIDTH, STEM_WIDTH * scales[0])))], [strides[0]]
-    for (base, count), scale, stride in zip(STAGES, scales, strides[1:], strict=True):
+    excited: list[int] = []
+    some = squeeze_excite or [0] * len(STAGES)
+    for (base, count), scale, stride, last in zip(STAGES, scales, strides[1:], some, strict=True):
         channels += [max(1, int(base * scale))] * count
         all_strides += [stride] + [1] * (count - 1)
-    return MobileOne(make_block, in_channels, channels, all_strides, num_classes, activation or "relu")
+        pairs = len(channels) - 1  # so far
+        excited += range(pairs - min(last, count), pairs)
+    return MobileOne(make_block, in_channels, channels, all_strides, num_classes, activation or "relu", excited)

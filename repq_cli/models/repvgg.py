@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from repq_cli.bounds import Range
 from repq_cli.models.activation import Activation, gives_signs, make_activation
 from repq_cli.models.classifier import Classifier
+from repq_cli.models.squeeze_excite import with_excitation
 from repq_cli.models.tap import Tap, layer
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import MakeBlock
@@ -29,20 +30,23 @@ class RepVGG(Classifier):
         stages: Sequence[int],
         groups: int = 1,
         activation: Activation = "relu",
+        squeeze_excite: bool = False,
     ) -> None:
         """Build a block for each of ``strides``; ``widths``: channels of the image and of each output.
 
         stages: how many blocks the stem and each stage have.
         groups: of every second block behind the stem, starting with the second (RepVGG's g2 and g4 networks).
+        squeeze_excite: between every block's sum and its activation (RepVGG-D2se).
         """
         super().__init__()
-        self.stages = tuple(stages)
+        self.stages, self.squeeze_excite = tuple(stages), squeeze_excite
         self.blocks = nn.ModuleList()
         for index, (before, after, stride) in enumerate(zip(widths[:-1], widths[1:], strides, strict=True)):
             grouped = groups if index > 0 and index % 2 == 0 else 1
             with layer(f"blocks.{index}"):
                 geometry = Geometry(before, after, stride=stride, groups=grouped)
-                self.blocks.append(make_block(geometry, make_activation(activation)))
+                make = with_excitation(make_block) if squeeze_excite else make_block
+                self.blocks.append(make(geometry, make_activation(activation)))
         signed = gives_signs(activation)
         self.taps = nn.ModuleList(Tap(signed or index == 0) for index in range(len(strides)))
         self.add_head(widths[-1], num_classes, signed)
@@ -59,7 +63,8 @@ class RepVGG(Classifier):
 
     def edges(self) -> frozenset[str]:
         """The first and the last layer and the tensors that they read: by convention kept at 8 bit."""
-        return frozenset({"taps.0", "blocks.0", "classifier_tap", "classifier"})
+        stem = "blocks.0.block" if self.squeeze_excite else "blocks.0"
+        return frozenset({"taps.0", stem, "classifier_tap", "classifier"})
 
 
 def repvgg(
@@ -72,12 +77,13 @@ def repvgg(
     width: Annotated[float, Range(0, None, open_low=True)] = 1.0,
     groups: Annotated[int, Range(1)] = 1,
     activation: Activation | None = None,
+    squeeze_excite: bool = False,
 ) -> RepVGG:
     """RepVGG with ``blocks[s]`` blocks in stage s, each stage ``widths[s] * width`` times its base width.
 
     The stem has one block of ``min(64, 64 * widths[0])`` channels. ``strides`` are the stem's and each stage's
     first block; the paper's are all 2 (224x224 images), small images want fewer. ``groups``: of every second block.
-    ``activation``: behind every block; the paper's is ReLU.
+    ``activation``: behind every block; the paper's is ReLU. ``squeeze_excite``: in front of it, as in D2se.
     """
     if len(blocks) != 4 or len(widths) != 4 or len(strides) != 5:
         raise ValueError(
@@ -90,4 +96,5 @@ def repvgg(
     for base, scale, count, stride in zip(STAGE_WIDTHS, scales, blocks, strides[1:], strict=True):
         channels += [max(1, int(base * scale))] * count
         all_strides += [stride] + [1] * (count - 1)
-    return RepVGG(make_block, channels, all_strides, num_classes, [1, *blocks], groups, activation or "relu")
+    stages = [1, *blocks]
+    return RepVGG(make_block, channels, all_strides, num_classes, stages, groups, activation or "relu", squeeze_excite)

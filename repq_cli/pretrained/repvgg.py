@@ -23,7 +23,7 @@ from repq_cli.reparam.branch import ConvBranch, IdentityBranch
 
 def official(family: str, net: nn.Module) -> Layout | None:
     """Of RepVGG and of QARepVGG in all its variants: a batch norm behind the sum is the only new key."""
-    if not isinstance(net, RepVGG):
+    if not isinstance(net, RepVGG) or net.squeeze_excite:
         return None
     stages = net.stage_names()
     if all_plain(net):
@@ -36,7 +36,7 @@ TIMM_BRANCHES = {"dense": "conv_kxk", "point": "conv_1x1", "identity": "identity
 
 def timm(net: nn.Module) -> Layout | None:
     """``stem``, ``stages.0.0``, …: timm counts the stages behind the stem from zero."""
-    if not isinstance(net, RepVGG):
+    if not isinstance(net, RepVGG) or net.squeeze_excite:
         return None
     places = (f"stages.{stage}.{place}" for stage, count in enumerate(net.stages[1:]) for place in range(count))
     stages = ["stem", *places]
