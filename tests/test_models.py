@@ -12,10 +12,12 @@ from torch import nn
 
 from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
+from repq_cli.deploy.integer import IntegerNet
 from repq_cli.library.networks import network
 from repq_cli.models.mobilenet import mobilenet_v1, mobilenet_v2
 from repq_cli.models.repvgg import RepVGG, repvgg
 from repq_cli.models.resnet import resnet
+from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.options import ModeOptions
 from repq_cli.pretrained.resnet import torchvision as torchvision_layout
@@ -264,3 +266,16 @@ def test_depthwise_convolutions_can_be_re_parameterised() -> None:
     ]
     assert [block.kind for block in blocks[:3]] == ["repvgg", "repvgg", "conv"]
     assert blocks[1].geometry.depthwise
+
+
+def test_squeeze_and_excitation_ships() -> None:
+    """Products of a map and a factor for each channel: frozen exactly, and integers of the same answers."""
+    net = randomise(network("repvgg_d2se", 5, in_channels=3, width=0.05, blocks=[1, 1, 1, 1])).eval()
+    x = torch.randn(2, 3, 64, 64)
+    for mode in ("merged", "repq_bnest"):
+        qat = compose(net, ModeOptions(mode), QuantOptions(weight_bits=4, act_bits=4))
+        calibrate(qat, x, "min_error", net)
+        deployed = freeze(qat.eval(), {"input_shape": [3, 64, 64]})
+        torch.testing.assert_close(deployed(x), qat(x), rtol=0, atol=0)
+        scale = deployed(x).abs().max()
+        assert (IntegerNet(deployed)(x) - deployed(x)).abs().max() <= 0.05 * scale
