@@ -39,6 +39,10 @@ class Process:
         assert self._process.exitcode is not None, "The process does not end."
         return int(self._process.exitcode)
 
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return bool(self._process.is_alive())
+
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 

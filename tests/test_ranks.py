@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import random
 import signal
 import socket
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, randomise, row_of
 from processes import Function, Process, wait_until
-from torch import Tensor
+from torch import Tensor, nn
 
 from repq_cli.cli import main
+from repq_cli.collective import Shared, sharing
 from repq_cli.models.repvgg import repvgg
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
@@ -23,6 +28,7 @@ from repq_cli.parts import Part
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.plain import plain_block
 from repq_cli.reparam.repvgg import repvgg_block
+from repq_cli.shared_norm import share_norms
 from repq_cli.tasks.classification import Classification
 from repq_cli.train.engine import Update
 from repq_cli.train.optim import make_optimizer
@@ -40,6 +46,7 @@ CASES = {
     "repq_bn": (ModeOptions("repq_bn", stats_fraction=0.5), W4A4),
     "repq_bnest": (ModeOptions("repq_bnest"), W4A4),
     "channel": (ModeOptions("repq_bnest", estimator="channel"), QuantOptions(weight_bits=2, act_bits=8, act_n="numel")),
+    "no batch norm": (ModeOptions("repq"), W4A4),
     "affine": (ModeOptions("repq_bn"), QuantOptions(weight_method="affine", act_method="affine")),
     "signs": (
         ModeOptions("plain"),
@@ -62,10 +69,10 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
 def trained(case: str, among: World, steps: int, turns: int = 1) -> tuple[list[float], dict[str, Tensor]]:
     """The losses and the state after some steps in float64, where rounding decides nothing."""
     torch.manual_seed(0)
-    data = batches(steps)
-    plain = case in ("plain", "signs")
+    data, lr = batches(steps), 0.05 if steps < 20 else 0.002  # differences grow tenfold a step at the higher one
+    plain, free = case in ("plain", "signs"), case == "no batch norm"
     activation = "hardtanh" if case == "signs" else None
-    make = plain_block if plain else repvgg_block
+    make = plain_block if plain else partial(repvgg_block, batch_norm=not free)
     net = randomise(repvgg(make, 3, 5, [1, 1, 1, 1], [0.125] * 4, [1, 1, 2, 1, 1], activation=activation)).double()
     if composition := CASES[case]:
         fp, net = net, compose(net, *composition)
@@ -75,7 +82,7 @@ def trained(case: str, among: World, steps: int, turns: int = 1) -> tuple[list[f
     update = Update(
         net,
         Classification(),
-        make_optimizer(net, OptimOptions(name="sgd", weight_decay=1e-4, label_smoothing=0.1), 0.05),
+        make_optimizer(net, OptimOptions(name="sgd", weight_decay=1e-4, label_smoothing=0.1), lr),
         clip_norm=1.0,
         forward=in_parallel(net, None, CPU) if among.size > 1 else None,
         spread=Spread() if part.is_whole else Divided(part, BATCH),
@@ -85,7 +92,7 @@ def trained(case: str, among: World, steps: int, turns: int = 1) -> tuple[list[f
     for step, (x, targets) in enumerate(data):
         torch.manual_seed(step)
         own = part.indices(BATCH)
-        losses += update.seen((x[own], targets[own]), 0.05)
+        losses += update.seen((x[own], targets[own]), lr)
     return losses, net.state_dict()
 
 
@@ -96,6 +103,7 @@ def as_rank(rank: int, port: int, folder: Path, steps: int) -> None:
     assert isinstance(ranks, Ranks)
     ranks.connect(CPU, 60)
     found = {case: trained(case, ranks, steps) for case in CASES}
+    found["in turns"] = trained("repq_bnest", ranks, steps, turns=2)
     torch.save(found, folder / f"{rank}.pt")
     ranks.close()
 
@@ -106,19 +114,27 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def test_two_ranks_train_as_one_process(in_folder: Path) -> None:
-    """Losses, scores, statistics, steps and parameters, to the last bit on both ranks."""
-    port, steps = free_port(), 4
+@pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_two_ranks_train_as_one_process(steps: int, in_folder: Path) -> None:
+    """Losses, scores, statistics, steps and parameters, to the last bit on both ranks.
+
+    Turns are of the same images however many ranks there are; without batch norm they change nothing.
+    """
+    port = free_port()
     processes = [Function(as_rank, rank, port, in_folder, steps) for rank in range(2)]
     alone = {case: trained(case, ALONE, steps) for case in CASES}
+    in_turns, at_once = trained("no batch norm", ALONE, steps, turns=3)[0], alone["no batch norm"][0]
+    assert in_turns == pytest.approx(at_once, rel=3e-7 if steps < 20 else 1e-5)
+    alone["in turns"] = trained("repq_bnest", ALONE, steps, turns=2)
     assert [process.wait() for process in processes] == [0, 0], Path("log").read_text()
     first, second = (torch.load(in_folder / f"{rank}.pt") for rank in range(2))
     for case, (losses, state) in alone.items():
         assert first[case][0] == second[case][0], case
-        assert first[case][0] == pytest.approx(losses, rel=3e-7), case  # in float32
+        assert first[case][0] == pytest.approx(losses, rel=3e-7 if steps < 20 else 1e-5), case  # in float32
         for key, value in state.items():
             assert torch.equal(first[case][1][key], second[case][1][key]), (case, key)
-            torch.testing.assert_close(first[case][1][key], value, rtol=1e-7, atol=1e-9, msg=f"{case} {key}")
+            if steps < 20:  # later one code on the edge may have gone another way
+                torch.testing.assert_close(first[case][1][key], value, rtol=1e-7, atol=1e-9, msg=f"{case} {key}")
 
 
 def ranks_of(*arguments: str, log: str = "log") -> list[Process]:
@@ -182,3 +198,65 @@ def test_what_several_processes_cannot_share_is_refused(
     assert main(["train", *TINY, "quant=w4a4", "runtime.devices=2", "-m", "seed=0,1"]) == 2
     assert "runtime.devices=2 is for a run alone" in capsys.readouterr().err
     assert not list(in_folder.glob("outputs/*/*"))
+
+
+def travelling(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """How many numbers one of two ranks gives to sums over ranks in a training step for statistics, and how often."""
+    counts: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.distributed.all_reduce", lambda values: counts.append(values.numel()))
+        x = torch.randn(2, 3, 64, 64)
+        with sharing(Shared(0, 2, 4, 4)):
+            net.train()(x).sum().backward()
+    return sum(counts), len(counts)
+
+
+@pytest.mark.slow
+def test_estimates_want_a_third_of_the_traffic_of_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On RepVGG-A0, against torch's SyncBatchNorm: 2 C + 1 numbers forward and 2 C backward for each batch norm."""
+    fp = repvgg(repvgg_block, 3, 1000, [2, 4, 14, 1], [0.75, 0.75, 0.75, 2.5], [2, 2, 2, 2, 2])
+    norms = [module.num_features for module in fp.modules() if isinstance(module, nn.BatchNorm2d)]
+    synchronised = sum(4 * channels + 1 for channels in norms)
+    own = copy.deepcopy(fp)
+    share_norms(own)
+    found = {"fp": travelling(own, monkeypatch)}
+    for mode, estimator in (("repq_bn", "offset"), ("repq_bnest", "offset"), ("repq_bnest", "channel")):
+        net = compose(fp, ModeOptions(mode, estimator=estimator), QuantOptions(weight_bits=32, act_bits=32))
+        found[f"{mode} {estimator}"] = travelling(net, monkeypatch)
+    print(f"\nSyncBatchNorm {synchronised} numbers, {2 * len(norms)} operations")
+    for name, (numbers, operations) in found.items():
+        print(f"{name:18} {numbers:7} numbers, {operations:3} operations, {numbers / synchronised:.3f}")
+    print(f"gradients {sum(parameter.numel() for parameter in fp.parameters())}")
+    assert found["repq_bnest channel"][0] <= synchronised / 3
+    assert found["repq_bn offset"][0] <= synchronised
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_runs_of_ranks_killed_at_random_end_with_the_same_bytes(in_folder: Path) -> None:
+    """Ten kills of either rank, each run going on until it is done; an unbroken run has the same files."""
+    draw = random.Random(0)
+    arguments = [*SMALL, "fp.epochs=2", "runtime.checkpoint_steps=3", "verbosity=normal"]
+    for process in ranks_of(*arguments, "hydra.run.dir=unbroken"):
+        assert process.wait(300) == 0, Path("log").read_text()
+    kills, number = 0, 0
+    while kills < 10:
+        folder = in_folder / f"run-{number}"
+        number, log = number + 1, f"log-{number}"
+        command = [*arguments, f"hydra.run.dir={folder.name}"]
+        while row_of(folder).get("status") != "done" if (folder / "summary.json").exists() else True:
+            processes = ranks_of(*command, log=log)
+            deadline = time.monotonic() + draw.uniform(5, 40)
+            while kills < 10 and time.monotonic() < deadline and any(process.is_alive() for process in processes):
+                time.sleep(0.05)
+            if kills < 10 and all(process.is_alive() for process in processes):
+                victim = draw.randrange(2)
+                processes[victim].send(signal.SIGKILL)
+                kills, killed = kills + 1, time.monotonic()
+                processes[1 - victim].wait(60)
+                print(f"killed rank {victim}: the other ended after {time.monotonic() - killed:.1f} s")
+            for process in processes:
+                process.wait(300)
+            command = ["train", f"resume={folder.name}"] if (folder / "config.yaml").exists() else command
+        for name in ("metrics.jsonl", "weights.json", "deploy/model.json", "deploy/model.safetensors"):
+            assert (folder / name).read_bytes() == (in_folder / "unbroken" / name).read_bytes(), (folder, name)

@@ -32,6 +32,7 @@ from repq_cli.train.log import NoLog, RunLog, logger, logging_nowhere, logging_t
 from repq_cli.train.mending import damage, row_so_far
 from repq_cli.train.pipeline import Run
 from repq_cli.train.same_data import known_data
+from repq_cli.train.spread import require_images
 from repq_cli.train.world import Ranks, World, world
 
 
@@ -154,6 +155,7 @@ def _title(experiment: Experiment, device: torch.device) -> str:
 def _prepare(experiment: Experiment, processes: World, stop: StopRequest) -> torch.device:
     """Device, threads, and the other ranks."""
     runtime = experiment.runtime
+    require_images(experiment.config, processes.size)
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     device = use_device(runtime.device)

@@ -28,12 +28,20 @@ class Turn(NamedTuple):
 
 
 def require_images(config: Config, ranks: int) -> None:
-    """Raise ConfigError where a batch has not an image for every rank in every turn, statistics' images included."""
+    """Raise ConfigError where a batch has not an image for every rank in every turn, statistics' images included.
+
+    And for a compiled network of several ranks.
+    """
     turns, batch = config.runtime.accumulate, config.data.batch_size
     if ranks * turns > batch:
         raise ConfigError(
             f"data.batch_size={batch} has not an image for each of {ranks} processes in each of {turns} turns "
             f"(runtime.accumulate): use data.batch_size={ranks * turns} or more."
+        )
+    if config.runtime.compile and ranks > 1:
+        raise ConfigError(
+            f"runtime.compile=true does not go with {ranks} processes, whose sums over ranks the compiler gets wrong: "
+            f"use runtime.compile=false."
         )
     images = config.mode.statistics_images(batch // turns)
     if ranks > images:
