@@ -58,7 +58,7 @@ TOOLS = [
         (26, ["quant=w4a4"]),
         (8, ["quant=int8_affine", "quant.act_delay=2"]),
         (6, ["quant=bnn", "quant.stochastic=true"]),  # draws go on where they stopped
-        (40, ["quant=w4a4", *TOOLS]),
+        (10, ["quant=w4a4", *TOOLS]),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
