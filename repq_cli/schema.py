@@ -12,7 +12,7 @@ from repq_cli.bounds import Range
 from repq_cli.combinations import COMBINATIONS
 from repq_cli.config import DEFAULTS, Config, Engine, EvalConfig, Verbosity, keys_of, parsed, required, section_type
 from repq_cli.errors import ConfigError
-from repq_cli.modes.auto import resolve_mode
+from repq_cli.modes.auto import resolve_identity, resolve_mode
 from repq_cli.problems import Problem
 from repq_cli.targets import mistake_of_plugin
 from repq_cli.train.options import RuntimeOptions
@@ -211,7 +211,7 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with what it leaves to us decided.
 
-    ``mode=auto``, ``fp.merged_training=auto``, and hard tanh where activations are signs.
+    ``mode=auto``, ``rep.identity=auto``, ``fp.merged_training=auto``, and hard tanh where activations are signs.
     """
     asked = Config.of(config)
     rep, model = asked.rep, asked.model
@@ -221,4 +221,7 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
         decided["fp"] = {"merged_training": not rep.batch_norm}
     if "activation" in model.arguments and model.activation is None and asked.quant.signs_of_activations:
         decided["model"] = {"activation": "hardtanh"}
+    if rep.arguments.get("identity") == "auto":
+        quant = asked.quant
+        decided["rep"] = {"identity": resolve_identity(asked.mode.name, quant.weight_method, quant.weight_bits)}
     return config | {section: config[section] | values for section, values in decided.items()}

@@ -189,5 +189,11 @@ def test_it_is_a_matter_of_qat_alone() -> None:
             composed("rep.identity=split", *keys)
     with pytest.raises(ConfigError, match=r"rep\.identity"):
         composed("rep.identity=apart")
+    found = {
+        (mode, quant): compose_plain(["+model=repvgg_a0", f"mode={mode}", f"quant={quant}"]).rep.splits_identity
+        for mode in ("auto", "repq_bnest")
+        for quant in ("w8a8", "w4a4", "w2a2", "w1a32", "twn")
+    }
+    assert {names for names, splits in found.items() if splits} == {("auto", "w4a4"), ("auto", "w2a2")}
     with pytest.raises(ValueError, match="2 to 7 bits, not of 8"):
         SplitLSQ(8, torch.ones(1, 1, 3, 3, dtype=torch.bool))

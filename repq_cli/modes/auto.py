@@ -1,6 +1,8 @@
-"""What ``mode=auto`` stands for."""
+"""What ``mode=auto`` and ``rep.identity=auto`` stand for."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.modes.catalogue.plain import Plain
@@ -24,3 +26,15 @@ def resolve_mode(name: str, rep: str, has_batch_norm: bool, weight_bits: int) ->
     if not has_batch_norm or weight_bits <= POST_BN_BITS:
         return RepQ.name
     return RepQBNEst.name if weight_bits <= 4 else RepQBN.name
+
+
+def resolve_identity(mode: str, weight_method: str, weight_bits: int) -> Literal[True, "split"]:
+    """``rep.identity`` where it is left open: apart from the rest of the kernel where the mode is left open, too.
+
+    A mode that is named is that of its paper, with one grid for all. That splitting wins is ours: docs/RESULTS.md. At 8
+    bit it has no wider codes to give, at one bit no grid to give them on.
+
+    >>> resolve_identity("auto", "lsq", 4), resolve_identity("repq_bnest", "lsq", 4), resolve_identity("auto", "lsq", 8)
+    ('split', True, True)
+    """
+    return "split" if mode == AUTO and weight_method == "lsq" and 1 < weight_bits < 8 else True

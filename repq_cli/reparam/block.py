@@ -95,8 +95,9 @@ def merge_first(net: nn.Module, merges: bool = True) -> None:
             block.merges_first = merges and not block.has_batch_norm
 
 
-# Whether a block's identity branch is quantized with all others, or apart: see ``quant/split.py``.
-Identity = Literal[True, "split"]
+# Whether a block's identity branch is quantized with all others, or apart: see ``quant/split.py``. Who builds a network
+# by a configuration decides ``auto`` before (``modes/auto.py``); elsewhere it is True.
+Identity = Literal[True, "split", "auto"]
 
 
 def splitting(block: Block, identity: bool | str) -> Block:
