@@ -34,6 +34,7 @@ WITHOUT_EFFECT = {
     "schema.py": "what it decides stands in the configuration, which is in the key",
     "train/options.py": "its defaults are filled into the configuration, which is in the key",
     "files.py": "writes and locks files",
+    "memory.py": "refuses what memory does not hold",
     "kept.py": "places of files that runs share",
     "sealed.py": "digests of files",
     "train/mending.py": "what is made again is as it was",
