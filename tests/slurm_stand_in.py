@@ -23,7 +23,8 @@ def sbatch(folder: Path, script: str) -> None:
     """Start every task of the array, each in a process that starts it again as long as that is asked for."""
     last = int(re.search(r"--array=0-(\d+)", Path(script).read_text())[1])  # type: ignore[index]
     for task in range(last + 1):
-        subprocess.Popen([sys.executable, __file__, folder, "node", script, str(task)], start_new_session=True)
+        command = [sys.executable, __file__, folder, "node", script, str(task)]
+        subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     print("Submitted batch job 77")
 
 

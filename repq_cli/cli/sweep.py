@@ -185,4 +185,5 @@ def _tell_loss(folder: RunFolder, reason: str) -> None:
     """The row of a job whose process was killed, and could write none."""
     if folder.status not in ("done", "interrupted"):
         lost = f"Its process ended before it could say why, as a killed one does ({reason})"
+        make_folder(folder.path)
         folder.write_row(folder.readable_row() | {"status": "failed", "error": lost})
