@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import QUICK
 from torch import nn
 
 from repq_cli.bench import timing
@@ -18,7 +18,7 @@ from repq_cli.bench.timing import interleaved
 from repq_cli.cli import main
 from repq_cli.errors import CheckError
 
-QUICK = ["rounds=1", "batch=[1,2]", "out=measured"]
+ROUND = ["rounds=1", "batch=[1,2]", "out=measured"]
 
 
 def measured() -> list[dict[str, object]]:
@@ -38,7 +38,7 @@ def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_network_of_a_run_is_timed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", f"runs=[{finished}]", *QUICK, "size=8"]) == 0
+    assert main(["bench", f"runs=[{finished}]", *ROUND, "size=8"]) == 0
     shown = capsys.readouterr().out
     rows = measured()
     nets = [("multi-branch", "torch"), ("merged", "torch"), ("merged", "onnxruntime"), ("int8", "onnxruntime")]
@@ -59,7 +59,7 @@ def test_every_network_of_a_run_is_timed(finished: Path, capsys: pytest.CaptureF
 
 
 def test_binary_networks_have_their_kernel(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = [*TINY, "model.blocks=[1,1,1,1]", "quant=bnn", "hydra.run.dir=run"]
+    small = [*QUICK, "model.blocks=[1,1,1,1]", "quant=bnn", "hydra.run.dir=run"]
     assert main(["train", *small]) == 0
     assert main(["bench", "runs=run", "batch=1", "rounds=1", "out=measured"]) == 0
     assert [row["net"] for row in measured()] == ["multi-branch", "merged", "merged", "int8", "binary"]
@@ -71,7 +71,7 @@ def test_binary_networks_have_their_kernel(in_folder: Path, capsys: pytest.Captu
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_networks_of_floating_point_have_no_int8(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *TINY, "mode=plain", "quant=fp32", "hydra.run.dir=run"]) == 0
+    assert main(["train", *QUICK, "mode=plain", "quant=fp32", "hydra.run.dir=run"]) == 0
     assert main(["bench", "runs=run", "batch=1", "rounds=1", "out=measured"]) == 0
     assert [row["net"] for row in measured()] == ["unfolded", "merged", "merged"]
     assert "There is no int8 network: activations are floating-point numbers." in capsys.readouterr().out

@@ -13,7 +13,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
-from conftest import TINY
+from conftest import QUICK, TINY
 from processes import Process
 
 from repq_cli import __version__
@@ -395,8 +395,8 @@ def test_a_plugin_package_may_be_named(in_folder: Path, monkeypatch: pytest.Monk
         "    return repvgg_block(geometry, activation)\n"
     )
     monkeypatch.syspath_prepend(str(in_folder))
-    assert run_repq("train", *TINY, "rep._target_=my_package.block")[0] == 2
-    assert run_repq("train", *TINY, "rep._target_=my_package.block", "plugins=[my_package]")[0] == 0
+    assert run_repq("train", *QUICK, "rep._target_=my_package.block")[0] == 2
+    assert run_repq("train", *QUICK, "rep._target_=my_package.block", "plugins=[my_package]")[0] == 0
 
 
 def test_batch_norm_modes_need_batch_norm() -> None:
@@ -431,7 +431,7 @@ def test_a_reader_that_leaves_early_is_no_error(in_folder: Path) -> None:
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_training_goes_on_without_a_terminal(in_folder: Path, start_repq: Callable[..., Process]) -> None:
-    process = start_repq("train", *TINY, "verbosity=normal", "hydra.run.dir=mine", log=None)
+    process = start_repq("train", *QUICK, "verbosity=normal", "hydra.run.dir=mine", log=None)
     assert process.wait() == 0
     assert json.loads((in_folder / "mine/summary.json").read_text())["status"] == "done"
 

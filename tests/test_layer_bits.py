@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import TINY, row_of, tiny_net
+from conftest import QUICK, row_of, tiny_net
 from torch import nn
 
 from repq_cli.cli import main
@@ -65,7 +65,7 @@ def test_a_tensor_has_the_bits_of_its_widest_reader() -> None:
 
 
 def test_a_run_ships_them_and_its_row_names_them(run_repq: Callable[..., tuple[int, Path | None]]) -> None:
-    code, folder = run_repq("train", *TINY, "quant=w4a4", "quant.layers={blocks.2: 8, blocks.3*: 2}")
+    code, folder = run_repq("train", *QUICK, "quant=w4a4", "quant.layers={blocks.2: 8, blocks.3*: 2}")
     row = row_of(folder)
     assert folder is not None and code == 0 and row["quant"]["layers"] == {"blocks.2": 8, "blocks.3*": 2}
     assert row["checks"]["freeze_max_lsb"] == 0
@@ -82,7 +82,7 @@ def test_names_that_fit_no_layer_are_refused_before_there_is_a_folder(
         ("{blocks.2: 9}", "quant.layers"),
         ("[8]", "quant.layers"),
     ):
-        assert main(["train", *TINY, f"quant.layers={value}"]) == 2
+        assert main(["train", *QUICK, f"quant.layers={value}"]) == 2
         assert said in capsys.readouterr().err
     assert not list(in_folder.glob("outputs/train/*"))
 
@@ -97,7 +97,7 @@ def test_they_are_a_matter_of_qat_alone() -> None:
 def test_tables_show_them_as_one_option(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, asked in (("one", "{blocks.2: 8, blocks.3*: 2}"), ("other", "null")):
         assert (
-            main(["train", *TINY, "quant=w4a4", "qat.epochs=0", f"hydra.run.dir={name}", f"quant.layers={asked}"]) == 0
+            main(["train", *QUICK, "quant=w4a4", "qat.epochs=0", f"hydra.run.dir={name}", f"quant.layers={asked}"]) == 0
         )
     capsys.readouterr()
     assert main(["table", "one", "other"]) == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, row_of
+from conftest import QUICK, row_of
 from torch import Tensor, nn
 
 import repq_cli as repq
@@ -162,8 +162,8 @@ def test_misuse_is_refused_in_a_sentence() -> None:
 
 
 def test_a_run_is_what_the_command_line_makes(in_folder: Path) -> None:
-    row = repq.run([*TINY, "quant=w4a4", "hydra.run.dir=a run"])
+    row = repq.run([*QUICK, "quant=w4a4", "hydra.run.dir=a run"])
     assert row == row_of(Path("a run")) and row["status"] == "done"
     assert row["command_line"].endswith("'hydra.run.dir=a run'")
-    refused("did you mean 'mode'", lambda: repq.run([*TINY, "mod=merged"]))
-    refused("asks for something else", lambda: repq.run(["-m", *TINY]))
+    refused("did you mean 'mode'", lambda: repq.run([*QUICK, "mod=merged"]))
+    refused("asks for something else", lambda: repq.run(["-m", *QUICK]))

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import TINY, results, row_of
+from conftest import QUICK, TINY, results, row_of
 
 from repq_cli import build
 from repq_cli.cli import main
@@ -34,7 +34,7 @@ MODES = ["plain", "merged", "repq", "repq_bn", "repq_bnest"]
 @pytest.mark.parametrize("mode", [*MODES, "merged mode.merged_bn=reinsert", "plain mode.plain_bn=folded"])
 def test_every_mode_runs_to_the_end(mode: str, finished: Path, run_repq: Run) -> None:
     started = [] if mode.startswith("plain") else [f"fp.checkpoint={finished}"]  # Plain's FP net has no branches
-    code, folder = run_repq("train", *TINY, "quant=w4a4", *f"mode={mode}".split(), *started)
+    code, folder = run_repq("train", *TINY, "data.batch_size=256", "quant=w4a4", *f"mode={mode}".split(), *started)
     assert code == 0
     row = row_of(folder)
     assert row["status"] == "done"
@@ -57,7 +57,7 @@ def test_every_mode_runs_to_the_end(mode: str, finished: Path, run_repq: Run) ->
 
 
 def test_ptq_calibrates_and_trains_nothing(run_repq: Run) -> None:
-    code, folder = run_repq("train", *TINY, "quant=w8a8", "mode=ptq", "qat.epochs=5")
+    code, folder = run_repq("train", *QUICK, "quant=w8a8", "mode=ptq", "qat.epochs=5")
     assert code == 0
     row = row_of(folder)
     assert "qat_seconds" not in row["time"]
@@ -104,7 +104,7 @@ def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsy
     published = {key: eighth(tensor) for key, tensor in reference.state_dict().items()}
     torch.save(published, in_folder / "resnet18.pth")
     small = ["model.blocks=[1,1,1,1]", "model.width=0.125"]
-    resnet = ["+model=resnet18", *small, "fp.checkpoint=resnet18.pth", "mode=ptq", *TINY[5:]]
+    resnet = ["+model=resnet18", *small, "fp.checkpoint=resnet18.pth", "mode=ptq", *QUICK[5:]]
     code, folder = run_repq("train", *resnet)
     assert code == 0
     assert folder is not None
@@ -134,7 +134,7 @@ def test_qat_starts_from_a_body_for_other_images(run_repq: Run, in_folder: Path)
     plain = {key: eighth(tensor) for key, tensor in reference.state_dict().items()}
     averaged = {key: value if key.endswith("tracked") else value + 0.01 for key, value in plain.items()}
     torch.save({"state_dict": plain, "state_dict_ema": averaged}, in_folder / "w.pth")
-    resnet = ["+model=resnet18", "model.blocks=[1,1,1,1]", "model.width=0.125", *TINY[3:], "quant=w4a4"]
+    resnet = ["+model=resnet18", "model.blocks=[1,1,1,1]", "model.width=0.125", *QUICK[3:], "quant=w4a4"]
     code, folder = run_repq("train", *resnet, "fp.checkpoint=w.pth", "fp.head=new", "fp.input=sum")
     assert code == 0 and folder is not None
     kept = torch.load(folder / "checkpoints/fp.pt", weights_only=True)["net"]
@@ -178,7 +178,7 @@ def test_a_merged_file_gets_batch_norms_with_the_datas_statistics(
 def test_custom_l2_warns_and_changes_training(run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
     weights = []
     for value in ("false", "true"):
-        _, folder = run_repq("train", *TINY, "mode=ptq", f"optim.custom_l2={value}", "optim.weight_decay=0.05")
+        _, folder = run_repq("train", *QUICK, "mode=ptq", f"optim.custom_l2={value}", "optim.weight_decay=0.05")
         assert folder is not None
         weights.append((folder / "deploy/model.safetensors").read_bytes())
         assert ("hard to quantize" in capsys.readouterr().out) == (value == "true")
@@ -201,7 +201,7 @@ def test_merging_is_judged_in_float64_where_float32_rounds_too_much(
             return conv
 
         monkeypatch.setattr(RepVGGBlock, "to_conv", off_by_a_little)
-    assert run_repq("train", *TINY, "mode=ptq")[0] == code
+    assert run_repq("train", *QUICK, "mode=ptq")[0] == code
     captured = capsys.readouterr()
     assert ("magnifies rounding" in captured.out) == (not wrong)
     assert ("a branch's merge is wrong" in captured.err) == wrong
@@ -309,14 +309,14 @@ def test_a_net_that_stops_being_finite_ends_with_exit_4_and_keeps_its_checkpoint
 
     def poisoned(update: Update, *arguments: Any) -> Any:
         calls.append(None)
-        if len(calls) == 25:
+        if len(calls) == 5:  # the first of QAT
             with torch.no_grad():
                 update.net.get_submodule("taps.2").raw_step.fill_(torch.nan)  # type: ignore[operator]
         return real(update, *arguments)
 
     monkeypatch.setattr(Update, name, poisoned)
-    code, folder = run_repq("train", *TINY, "quant=w4a4")
-    assert len(calls) == (29 if looks == "rarely" else 25)
+    code, folder = run_repq("train", *QUICK, "quant=w4a4", "runtime.log_every=3")
+    assert len(calls) == (7 if looks == "rarely" else 5)
     assert code == 4
     assert "the step of layer 'taps.2' is not finite" in capsys.readouterr().err
     row = row_of(folder)
@@ -333,8 +333,8 @@ def test_rates_beyond_reason_end_with_exit_4_and_the_key_to_change(
     """Of all sizes that the configuration takes, and with TensorBoard's histograms on."""
     for optim in ("sgd", "adam"):
         for rate in ("1e10", "1e12"):
-            arguments = [*TINY, "runtime.tensorboard=true", "quant=w4a4", f"optim={optim}", f"qat.lr={rate}"]
-            code, folder = run_repq("train", *arguments, "data.size=16")
+            arguments = [*QUICK, "runtime.tensorboard=true", "quant=w4a4", f"optim={optim}", f"qat.lr={rate}"]
+            code, folder = run_repq("train", *arguments)
             assert code == 4
             error = row_of(folder)["error"]
             assert f"instead of {float(rate):g}" in error, error
@@ -346,13 +346,13 @@ def test_an_epoch_of_outputs_that_are_not_finite_is_never_the_best(
 ) -> None:
     scores = iter([math.nan, 30.0, math.nan, 20.0, math.nan, 25.0])
     monkeypatch.setattr(stage, "evaluate", lambda *arguments: next(scores))
-    code, folder = run_repq("train", *TINY, "fp.epochs=3", "qat.epochs=3")
+    code, folder = run_repq("train", *QUICK, "fp.epochs=3", "qat.epochs=3")
     assert code == 0
     assert folder is not None
     best = {name: torch.load(folder / f"checkpoints/{name}.pt", weights_only=True) for name in ("fp", "best")}
     assert {name: saved["score"] for name, saved in best.items()} == {"fp": 30.0, "best": 25.0}
     monkeypatch.setattr(stage, "evaluate", lambda *arguments: math.nan)
-    code, folder = run_repq("train", *TINY)
+    code, folder = run_repq("train", *QUICK)
     assert code == 4
     assert "After no epoch of FP were all outputs" in row_of(folder)["error"]
 
@@ -386,7 +386,7 @@ def test_validation_images_that_are_not_finite_end_the_first_epoch(
         return ((x.index_fill(0, torch.tensor(3), torch.nan), targets) for x, targets in real(split, *arguments))
 
     monkeypatch.setattr(Split, "batches", poisoned)
-    code, folder = run_repq("train", *TINY, "fp.epochs=9")
+    code, folder = run_repq("train", *QUICK, "fp.epochs=9")
     assert code == 3
     assert "images of the validation split hold NaN or infinity" in row_of(folder)["error"]
 
@@ -402,7 +402,7 @@ def test_a_deployed_net_that_differs_is_exit_4(
         return net  # type: ignore[no-any-return]
 
     monkeypatch.setattr(DeployedNet, "load", classmethod(damaged))
-    code, folder = run_repq("train", *TINY, "quant=w4a4")
+    code, folder = run_repq("train", *QUICK, "quant=w4a4")
     assert code == 4
     assert "differs from the trained one" in capsys.readouterr().err
     assert row_of(folder)["status"] == "failed"
@@ -461,12 +461,12 @@ def test_a_folder_that_holds_a_run_is_not_used_again(
 def test_statistics_stop_after_the_epoch_that_is_asked_for(mode: str, run_repq: Run) -> None:
     counts = {}
     for option in ("null", "1"):
-        code, folder = run_repq("train", *TINY, f"mode={mode}", "qat.epochs=2", f"mode.freeze_bn_after={option}")
+        code, folder = run_repq("train", *QUICK, f"mode={mode}", "qat.epochs=2", f"mode.freeze_bn_after={option}")
         assert code == 0
         assert folder is not None
         net = torch.load(folder / "checkpoints/last.pt", weights_only=True)["net"]
         counts[option] = {int(value) for key, value in net.items() if key.endswith("num_batches_tracked")}
-    assert counts == {"null": {3 * 19}, "1": {2 * 19}}  # 19 steps an epoch: one of FP, then QAT's
+    assert counts == {"null": {3 * 4}, "1": {2 * 4}}  # 4 steps an epoch: one of FP, then QAT's
 
 
 def test_steps_that_are_looked_at_rarely_are_the_same_steps(
@@ -496,13 +496,13 @@ def test_a_net_that_breaks_in_its_last_step_is_not_saved(
     def poisoned(update: Update, *arguments: Any) -> tuple[float, float]:
         result = real(update, *arguments)
         calls.append(None)
-        if len(calls) == 19:
+        if len(calls) == 4:
             with torch.no_grad():
                 next(update.net.parameters()).fill_(torch.inf)
         return result
 
     monkeypatch.setattr(Update, "seen", poisoned)
-    code, folder = run_repq("train", *TINY)
+    code, folder = run_repq("train", *QUICK)
     assert code == 4
     assert "blocks.0.branches.dense.conv.weight is not finite" in capsys.readouterr().err
     assert folder is not None
@@ -510,14 +510,14 @@ def test_a_net_that_breaks_in_its_last_step_is_not_saved(
 
 
 def test_no_qat_epochs_are_legal(run_repq: Run) -> None:
-    code, folder = run_repq("train", *TINY, "qat.epochs=0", "quant=w8a8")
+    code, folder = run_repq("train", *QUICK, "qat.epochs=0", "quant=w8a8")
     assert code == 0
     assert "qat_seconds" not in row_of(folder)["time"]
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_fp32_runs_both_stages_in_float(run_repq: Run) -> None:
-    code, folder = run_repq("train", *TINY, "quant=fp32", "mode=repq_bn")
+    code, folder = run_repq("train", *QUICK, "quant=fp32", "mode=repq_bn")
     assert code == 0
     row = row_of(folder)
     assert "freeze_max_lsb" not in row["checks"]

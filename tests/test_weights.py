@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from blocks import BARE, BLOCKS
-from conftest import TINY, randomise, tiny_net
+from conftest import QUICK, randomise, tiny_net
 
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
@@ -117,7 +117,7 @@ def test_files_are_small_and_equal_networks_give_equal_bytes(tmp_path: Path) -> 
 def test_runs_whose_kernels_are_merged_for_shipping_name_their_branches(
     mode: str, run_repq: Callable[..., tuple[int, Path | None]]
 ) -> None:
-    code, folder = run_repq("train", *TINY, "qat.epochs=0", f"mode={mode}", "quant=w4a4")
+    code, folder = run_repq("train", *QUICK, "qat.epochs=0", f"mode={mode}", "quant=w4a4")
     assert code == 0 and folder is not None
     content = json.loads((folder / "weights.json").read_text())
     assert content["format"] == 1
