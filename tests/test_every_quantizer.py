@@ -128,6 +128,9 @@ def check_learns(combination: Combination, folder: Path, steps: int = QAT_STEPS)
     composed = compose(start, mode, quant)
     calibrate(composed, first, quant.init, start)
     losses = train(composed, steps, ONE_BIT_RATE if quant.weight_bits == 1 else QAT_RATE)
+    kernels = {name: weight for name, weight in composed.named_parameters() if weight.dim() == 4}
+    still = [name for name, weight in kernels.items() if weight.grad is not None and not weight.grad.any()]
+    assert not still, f"no gradient reaches {still}"
     assert sum(losses[-3:]) / 3 < losses[0]
     assert evaluate(composed, data().tests["test"], Classification(), torch.device("cpu")) > 3 * CHANCE
     freeze(composed, {"input_shape": list(data().info.shape)}).save(folder)

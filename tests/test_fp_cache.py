@@ -17,6 +17,7 @@ from repq_cli import build
 from repq_cli.cli import main
 from repq_cli.cli.jobs import compose_plain
 from repq_cli.files import Taken
+from repq_cli.train.checkpoint import save
 from repq_cli.train.fp_cache import ROOT, FPCache, stored
 
 Run = Callable[..., tuple[int, Path | None]]
@@ -82,7 +83,9 @@ def test_a_resumed_run_keeps_the_origin_of_its_stage(after_a_run: Path, run_repq
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
-@pytest.mark.parametrize("damage", ["weights", "no weights", "log", "about", "kinds in about", "a bit", "other net"])
+@pytest.mark.parametrize(
+    "damage", ["weights", "no weights", "log", "about", "kinds in about", "a bit", "other net", "other weights"]
+)
 def test_a_damaged_stage_is_trained_again(
     damage: str, after_a_run: Path, run_repq: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +106,10 @@ def test_a_damaged_stage_is_trained_again(
         content = bytearray(place.weights.read_bytes())
         content[len(content) // 2] ^= 1
         place.weights.write_bytes(content)
+    elif damage == "other weights":  # whole, and of the same net: only what was noted of them tells
+        content = torch.load(place.weights)
+        next(iter(content["net"].values())).add_(1)
+        save(place.weights, content)
     else:
         torch.save(torch.load(place.weights) | {"signature": {"model": "another"}}, place.weights)
     code, second = run_repq("train", *SHARED)
