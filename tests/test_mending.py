@@ -165,3 +165,20 @@ def test_a_sweep_that_is_done_makes_again_what_was_damaged(in_folder: Path) -> N
     shutil.rmtree("sweep/1/deploy")
     assert main(["train", "resume=sweep"]) == 0 and files_of(Path("sweep/1")) == expected
     assert row_of(Path("sweep/0")) == row
+
+
+def test_a_folder_that_may_not_be_read_is_no_damaged_one(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(*_: object, **__: object) -> bytes:
+        raise PermissionError(13, "Permission denied", "locked/x")
+
+    Path("locked").mkdir()
+    monkeypatch.setattr("repq_cli.runs.folder.read_regular", denied)
+    real = os.listdir
+    monkeypatch.setattr("os.listdir", lambda path=".": denied() if str(path) == "locked" else real(path))
+    for arguments in (["eval", "run=locked"], ["train", "resume=locked"], ["cache", "list", "--root", "locked"]):
+        (Path("locked") / "config.yaml").touch()
+        assert main(arguments) == 3
+        said = capsys.readouterr().err
+        assert "locked" in said and "Permission denied" in said and "damaged" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ def run(options: argparse.Namespace) -> int:
     root, images = Path(options.root), Path(options.images)
     if not root.is_dir() and options.root != str(ROOT):
         raise DataError(f"--root {root} is no folder: name one that holds stored FP stages, such as {ROOT}.")
+    if root.is_dir():
+        os.listdir(root)  # where that is not allowed, it is no folder without stages
     if not images.is_dir() and options.images != str(image_cache.ROOT):
         raise DataError(
             f"--images {images} is no folder: name one that holds decoded images, such as {image_cache.ROOT}."

@@ -93,11 +93,13 @@ class RunFolder:
         write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False).encode())
 
     def read_row(self) -> Row | None:
-        """The row, or None where there is none yet. Raises DataError if it is damaged."""
+        """The row, or None where there is none yet. Raises DataError if it is damaged, or not to be read."""
         try:
             return parsed_json(read_regular(self.row_file))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError as error:
+            raise DataError(f"{self.row_file} cannot be read ({error.strerror}): name a run that can.") from error
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.row_file} is damaged ({error}): {command('train', f'resume={self.path}')} makes it again."
