@@ -11,7 +11,7 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.problems import Problem
 from repq_cli.quant.options import METHOD_BITS, QuantOptions, Tensors
 from repq_cli.targets import DataSection, ModelSection, RepSection
-from repq_cli.train.options import OptimOptions, QATOptions, RuntimeOptions, StageOptions
+from repq_cli.train.options import OptimOptions, QATOptions, StageOptions
 
 
 def _mode_fits_block(options: ModeOptions, rep: RepSection) -> Iterator[Problem]:
@@ -187,16 +187,6 @@ def _signs_have_two_values(quant: QuantOptions, model: ModelSection) -> Iterator
         )
 
 
-def _averages_need_one_net(runtime: RuntimeOptions, qat: QATOptions) -> Iterator[Problem]:
-    if runtime.sync_stats is False and qat.ema is not None:
-        yield Problem(
-            "runtime.sync_stats",
-            False,
-            "gives each process other running statistics, of which qat.ema would keep one's average: use auto, or "
-            "qat.ema=null",
-        )
-
-
 # Rules over several sections, which each is given as arguments, where those are sound in themselves.
 COMBINATIONS: list[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]] = [
     (("mode", "rep"), _mode_fits_block),
@@ -210,6 +200,5 @@ COMBINATIONS: list[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]] = [
     (("rep", "quant"), _identity_can_be_split),
     (("task", "model", "data", "quant"), _task_fits),
     (("fp", "qat"), _stages_have_weights),
-    (("runtime", "qat"), _averages_need_one_net),
     (("task", "mode", "quant", "qat"), _tools_have_effect),
 ]

@@ -23,7 +23,6 @@ from repq_cli.quant.step_rules import bring_steps_back
 from repq_cli.reparam.plain import plain_block
 from repq_cli.reparam.repvgg import repvgg_block
 from repq_cli.tasks.classification import Classification
-from repq_cli.train.averaging import WeightAverage, validated_net
 from repq_cli.train.engine import Update
 from repq_cli.train.optim import make_optimizer, stop_steps
 from repq_cli.train.options import OptimOptions, QATOptions
@@ -66,30 +65,6 @@ def test_distillation_is_numpys_with_its_gradient() -> None:
     assert got.item() == pytest.approx((1 - weight) * entropy + weight * temperature**2 * divergence, rel=1e-12)
     expected = (1 - weight) * (p - np.eye(5)[labels]) + weight * temperature * (s - t)
     np.testing.assert_allclose(grad, expected / 7, rtol=1e-10, atol=1e-15)
-
-
-def test_the_average_is_numpys_and_goes_on_where_it_stopped() -> None:
-    net = nn.BatchNorm2d(3).double()
-    average, expected, seen = WeightAverage(net, 0.6), net.weight.detach().numpy().copy(), []
-    for update in range(1, 30):
-        with torch.no_grad():
-            net.weight.copy_(torch.randn(3))
-            net.num_batches_tracked.add_(1)
-        average.update()
-        decay = min(0.6, update / (update + 9))
-        expected = decay * expected + (1 - decay) * net.weight.detach().numpy()
-        seen.append(decay)
-        if update == 11:
-            other = WeightAverage(copy.deepcopy(net), 0.6)
-            other.restore(copy.deepcopy(average.state()))
-            average.average, average.updates = other.average, other.updates
-    assert 0.1 in seen and 0.6 in seen
-    weight, kept = net.weight.clone(), copy.deepcopy(validated_net(net.state_dict(), {"ema": average.state()}))
-    with average.in_place():
-        np.testing.assert_allclose(net.weight.detach(), expected, rtol=1e-14)
-        assert all(torch.equal(kept[key], tensor) for key, tensor in net.state_dict().items())
-        assert net.num_batches_tracked == 29
-    assert torch.equal(net.weight, weight)
 
 
 def test_only_steps_that_drifted_start_anew_at_least_squared_error() -> None:
@@ -176,7 +151,6 @@ def test_tools_without_effect_are_refused_with_the_reason(subtests: pytest.Subte
         ),
         (f"{repvgg} mode=merged qat.reestimate_bn=8", "and mode=merged has none; use mode=repq_bn or repq_bnest"),
         (f"{repvgg} mode=repq_bn qat.reestimate_bn=8", "mode.freeze_bn_after=16 keeps them still; set it to null"),
-        ("qat.ema=1", "qat.ema=1 must be a number, from 0 to 1 (excluded) or null"),
     ]:
         with subtests.test(arguments=arguments):
             model = [] if "model" in arguments else ["+model=repvgg_a0"]

@@ -193,8 +193,6 @@ def test_what_several_processes_cannot_share_is_refused(
             assert said in capsys.readouterr().err
         assert main(["table"]) == 2
         assert "torchrun starts repq table 2 times: it is for repq train" in capsys.readouterr().err
-    assert main(["train", *TINY, "quant=w4a4", "runtime.sync_stats=false", "qat.ema=0.9"]) == 2
-    assert "runtime.sync_stats=false gives each process other" in capsys.readouterr().err
     assert main(["train", *TINY, "quant=w4a4", "runtime.devices=2", "-m", "seed=0,1"]) == 2
     assert "runtime.devices=2 is for a run alone" in capsys.readouterr().err
     assert not list(in_folder.glob("outputs/*/*"))

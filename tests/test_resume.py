@@ -46,7 +46,6 @@ TOOLS = [
     "qat.steps_within=1.02",
     "qat.reestimate_bn=4",
     "qat.teacher=fp",
-    "qat.ema=0.9",
 ]
 
 

@@ -93,7 +93,6 @@ MEANT = {
     "pretrained": "fp.checkpoint={}",
     "weights": "fp.checkpoint={}",
     "teacher": "qat.teacher=fp",
-    "ema": "qat.ema=0.999",
     "output": "hydra.run.dir={}",
     "output_dir": "hydra.run.dir={}",
     "out": "hydra.run.dir={}",

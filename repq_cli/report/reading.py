@@ -29,7 +29,7 @@ LATER = {
     "data.train_resize": None,
     **dict.fromkeys(("data.randaugment", "data.mixup", "data.cutmix"), 0),
     "model.squeeze_excite": False,
-    **{f"qat.{key}": DEFAULTS[f"qat.{key}"] for key in ("freeze_steps_at", "steps_within", "reestimate_bn", "ema")},
+    **{f"qat.{key}": DEFAULTS[f"qat.{key}"] for key in ("freeze_steps_at", "steps_within", "reestimate_bn")},
     **{key: DEFAULTS[key] for key in ("qat.teacher", "qat.distill_weight", "qat.temperature", "optim.step_lr")},
 }
 

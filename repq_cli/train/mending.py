@@ -10,7 +10,6 @@ from repq_cli.runs.closing import closing_table
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import Row
 from repq_cli.train import checkpoint
-from repq_cli.train.averaging import validated_net
 from repq_cli.train.context import RunContext, Stage
 from repq_cli.train.log import logger
 from repq_cli.train.reload import trained_nets
@@ -78,8 +77,7 @@ def keep_best(stage: Stage, folder: RunFolder, saved: dict[str, Any]) -> None:
         ended_with_best = content["totals"]["steps"] == 0 and content["best_epoch"] == content["epoch"] - 1
         if content["stage"] == stage.name and ended_with_best and content["best_score"] == saved["best_score"]:
             best = {"stage": stage.name, "epoch": content["best_epoch"], "score": content["best_score"]}
-            net = validated_net(content["net"], content.get("tools", {}))
-            checkpoint.save(stage.best, {**best, "net": net, "signature": content["signature"]})
+            checkpoint.save(stage.best, {**best, "net": content["net"], "signature": content["signature"]})
             logger.warning("%s A checkpoint holds the same net, and it is written again from there.", lost)
             return
     raise DataError(

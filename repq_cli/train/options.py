@@ -96,8 +96,6 @@ class QATOptions(StageOptions):
     reestimate_bn: training batches from which running statistics are taken anew when training is over.
     teacher: ``fp``: the loss is ``(1 - alpha) CE + alpha T^2 KL(softmax(t / T) || softmax(s / T))`` with the logits t
         of the FP net and s of the quantized one; alpha is ``distill_weight`` and T ``temperature``.
-    ema: d, of the average of all weights, steps and statistics over training steps, ``a <- d a + (1 - d) w``, which is
-        what is validated, kept and shipped; null: the weights themselves.
     """
 
     freeze_steps_at: Annotated[float, Range(0, 1)] | None = None
@@ -106,7 +104,6 @@ class QATOptions(StageOptions):
     teacher: Literal["fp"] | None = None
     distill_weight: Annotated[float, Range(0, 1)] = 0.5
     temperature: Annotated[float, Range(0, None, open_low=True)] = 2.0
-    ema: Annotated[float, Range(0, 1, open_high=True)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,6 @@ from torch import Tensor, nn
 
 from repq_cli.modes.restated_norms import reestimate_statistics
 from repq_cli.quant.step_rules import bring_steps_back
-from repq_cli.train.averaging import WeightAverage
 from repq_cli.train.log import logger
 from repq_cli.train.optim import stop_steps
 from repq_cli.train.options import QATOptions
@@ -45,7 +42,6 @@ class QATTools(Tools):
         batches: Callable[[int], Iterable[Tensor]] = lambda count: (),
     ) -> None:
         self.net, self.options, self.teacher, self.batches = net, options, teacher, batches
-        self.average = None if options.ema is None else WeightAverage(net, options.ema)
 
     def objective(self, loss: Tensor, outputs: Tensor, x: Tensor) -> Tensor:
         if self.teacher is None:
@@ -58,27 +54,12 @@ class QATTools(Tools):
         if self.options.freeze_steps_at is not None and done >= self.options.freeze_steps_at:
             stop_steps(optimizer)
 
-    def end_step(self) -> None:
-        if self.average is not None:
-            self.average.update()
-
     def end_epoch(self) -> None:
         if self.options.steps_within is None:
             return
         found = bring_steps_back(self.net, self.options.steps_within)
-        if self.average is not None:
-            with self.average.in_place():
-                bring_steps_back(self.net, self.options.steps_within)
         if found:
             logger.info("%d weight steps start anew at least squared error.", found)
-
-    @contextmanager
-    def validated(self) -> Iterator[None]:
-        if self.average is None:
-            yield
-            return
-        with self.average.in_place():
-            yield
 
     def finish(self) -> bool:
         count = self.options.reestimate_bn
@@ -88,10 +69,3 @@ class QATTools(Tools):
         if norms == 0:
             logger.warning("qat.reestimate_bn=%d: no batch norm of this net follows its batches.", count)
         return norms > 0
-
-    def state(self) -> dict[str, Any]:
-        return {} if self.average is None else {"ema": self.average.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        if self.average is not None:
-            self.average.restore(state["ema"])

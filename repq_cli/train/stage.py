@@ -107,7 +107,6 @@ class StageTrainer:
         self.net.load_state_dict(saved["net"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.arithmetic.restore(saved.get("scaler", {}))
-        self.stage.tools.restore(saved.get("tools", {}))
         self.epoch, self.totals = saved["epoch"], EpochTotals(**saved["totals"])
         self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
         self.better_epoch = saved.get("better_epoch", self.best_epoch)
@@ -165,7 +164,6 @@ class StageTrainer:
             torch.manual_seed(derive_seed(seed, "step", self.steps_in_epoch))
             self.stage.tools.begin_step(self.optimizer, self.step / self.steps)
             known = self._take(batch, lr)
-            self.stage.tools.end_step()
             if known and self.step % experiment.runtime.log_every == 0:
                 self.told.step(self.step, self.epoch, known[-1], lr)
             bar.update(len(known))
@@ -221,8 +219,7 @@ class StageTrainer:
         average_buffers(self.net, self.world, self.experiment.runtime)
         self._finite_state()
         self.stage.tools.end_epoch()
-        with self.stage.tools.validated():
-            self._validate()
+        self._validate()
         self.epoch, self.totals = self.epoch + 1, EpochTotals()
         self._save_last()
         asked = torch.tensor(float(bool(self.context.stop)), device=self.context.device)
@@ -280,7 +277,6 @@ class StageTrainer:
             "net": self._finite_state(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.arithmetic.state(),
-            "tools": self.stage.tools.state(),
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "better_epoch": self.better_epoch,
