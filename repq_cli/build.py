@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
 from repq_cli import schema
@@ -15,6 +14,7 @@ from repq_cli.bounds import Range
 from repq_cli.config import Config
 from repq_cli.errors import ConfigError
 from repq_cli.modes.catalogue import mode_named
+from repq_cli.named import function_of
 from repq_cli.problems import Problem, error_of
 from repq_cli.runs.folder import RunFolder
 from repq_cli.targets import ModelSection, RepSection, Target, plugin_of, registered, unnamed_plugins
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
 # What build itself passes to each section's target, whatever the configuration says.
 PROVIDED = {
-    "model": {"make_block", "in_channels", "num_classes"},
+    "model": {"make_block", "in_channels", "num_classes", "resolve"},
     "rep": {"geometry", "activation"},
     "data": {"upscaling"},
 }
+OWN_REGIONS = "own"  # the rep of a foreign network's blocks as they are
 # What the configuration may set of that all the same.
 SETTABLE = {"model": {"num_classes": Annotated[int, Range(2, 10**7)] | None}}
 
@@ -50,31 +51,7 @@ def resolve(section: str, target: str, plugins: Sequence[str]) -> Callable[..., 
     if target not in ours and plugin is None:
         hint = f"did you mean '{near}'?" if (near := nearest(target, ours)) else f"one of {', '.join(sorted(ours))}"
         raise ConfigError(f"is none of repq's functions for {section} and of no package in plugins=[…]; {hint}")
-    return _called(_imported(target, plugin), target, plugin)
-
-
-def _imported(target: str, plugin: str | None) -> Any:
-    module_name, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # a plugin may raise anything as it is imported
-        if plugin is None:
-            raise
-        raise ConfigError(f"names nothing that can be imported ({error})") from error
-
-
-def _called(found: Any, target: str, plugin: str | None) -> Callable[..., Any]:
-    """``found`` if it is a function or a class that the plugin itself defines, and its arguments can be read."""
-    defined: Any = inspect.unwrap(found) if callable(found) else found
-    if not inspect.isfunction(defined) and not (inspect.isclass(defined) and not issubclass(defined, BaseException)):
-        raise ConfigError("names neither a function nor a class that builds something")
-    if plugin is not None and plugin_of(f"{defined.__module__}.{target.rpartition('.')[2]}", [plugin]) is None:
-        raise ConfigError(f"is defined in {defined.__module__}, which is not of {plugin}: name it where it is defined")
-    try:
-        inspect.signature(found), annotations_of(found)
-    except Exception as error:  # annotations are evaluated
-        raise ConfigError(f"has arguments that cannot be read ({error})") from error
-    return cast(Callable[..., Any], found)
+    return function_of(target, plugin)
 
 
 def checked(tree: dict[str, Any]) -> Config:
@@ -171,6 +148,7 @@ def network_of(
     model: ModelSection, rep: RepSection, branches: bool, plugins: list[str], info: Inputs | Info
 ) -> Callable[[], nn.Module]:
     """A function that builds the network afresh, of blocks with ``branches`` or of ordinary convolutions."""
+    from repq_cli.graphs.rebuild import of_blocks
     from repq_cli.memory import holding
 
     make_block = block_maker(rep, branches, plugins)
@@ -183,20 +161,37 @@ def network_of(
 
     def make() -> nn.Module:
         channels = info.shape[0]
+        resolver = functools.partial(_plugin_function, plugins)
+        given = {"make_block": make_block, "in_channels": channels, "num_classes": classes, "resolve": resolver}
         with holding(model.name):
-            net = _call("model", model, plugins, make_block=make_block, in_channels=channels, num_classes=classes)
-        if branches:
+            net = _call("model", model, plugins, **given)
+        if not hasattr(net, "edges"):
+            blocks = None if rep.name == OWN_REGIONS and branches else (make_block, rep.kernels if branches else [])
+            net = of_blocks(net, info.shape, model.arguments.get("drop_strides", 0), blocks)
+        elif rep.name == OWN_REGIONS:
+            raise ConfigError(
+                f"rep={OWN_REGIONS} is for foreign networks, and {model.name} is repq's: choose another rep."
+            )
+        if branches and rep.name != OWN_REGIONS:
             _require_blocks(net, rep.kernels)
         return net
 
     return make
 
 
+def _plugin_function(plugins: list[str], target: str) -> Callable[..., Any]:
+    """What ``model.target`` names, which has to be a plugin's."""
+    try:
+        return resolve("model.target", target, plugins)
+    except ConfigError as error:
+        raise ConfigError(f"model.target={target} {error}.") from error
+
+
 def _require_blocks(net: nn.Module, kernels: list[int]) -> None:
     """ConfigError where no convolution has become a block, so that nobody measures an ordinary network by mistake."""
     from repq_cli.reparam.block import Block
 
-    sizes = {module.geometry.kernel_size for module in net.modules() if isinstance(module, Block)}
+    sizes = {module.geometry.sizes[0] for module in net.modules() if isinstance(module, Block)}
     if not sizes & set(kernels):
         raise ConfigError(
             f"rep.kernels={kernels} makes no block of this network, whose kernels are of size "

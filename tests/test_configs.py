@@ -30,7 +30,13 @@ pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover 
 
 ROOT = Path(repq_cli.configs.__file__).parent
 GROUPS = sorted(path.relative_to(ROOT) for path in ROOT.glob("*/*.yaml") if path.parent.name != "hydra")
-OVERRIDES = {"data/image_folder.yaml": ["data.root=x"]}
+OVERRIDES = {
+    "data/image_folder.yaml": ["data.root=x"],
+    "model/timm.yaml": ["model.arch=mobileone_s0", "model.drop_strides=2"],
+    "model/torchvision.yaml": ["model.arch=resnet18"],
+    "model/module.yaml": ["model.target=foreign_nets.small", "plugins=[foreign_nets]"],
+    "rep/own.yaml": ["model.arch=resnet18"],
+}
 PICTURES = ("data/photos.yaml", "data/sr_folder.yaml", "rep/ecb.yaml")  # not for every network
 
 
@@ -38,7 +44,7 @@ def composed(path: Path) -> Config:
     """The configuration with this one option chosen."""
     group, option = path.parent.name, path.stem
     prefix = "+" if group in ("model", "experiment", "sweep") else ""
-    default = "ecbsr" if path.as_posix() in PICTURES else "repvgg_a0"
+    default = "ecbsr" if path.as_posix() in PICTURES else "torchvision" if option == "own" else "repvgg_a0"
     model = [] if group in ("model", "experiment") else [f"+model={default}"]
     return compose_plain([f"{prefix}{group}={option}", *model, *OVERRIDES.get(path.as_posix(), [])])
 
@@ -55,6 +61,8 @@ def test_every_option_composes_and_validates(subtests: pytest.Subtests) -> None:
 
 @pytest.mark.parametrize("path", [path for path in GROUPS if path.parent.name in ("model", "rep")], ids=str)
 def test_every_network_builds_and_answers(path: Path) -> None:
+    if path.stem == "timm":
+        pytest.importorskip("timm", reason="timm is an extra")
     config = composed(path)
     if config.task == "super_resolution":
         scale, _ = config.model.enlarging

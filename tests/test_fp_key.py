@@ -26,6 +26,8 @@ Run = Callable[..., tuple[int, Path | None]]
 # What training an FP stage imports and what cannot change its result. A name ending in / is a whole package.
 WITHOUT_EFFECT = {
     "errors.py": "words",
+    "extras.py": "words",
+    "memory.py": "refuses what does not fit",
     "problems.py": "words",
     "bounds.py": "says what is legal",
     "typecheck.py": "says what is legal",

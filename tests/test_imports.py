@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "runs": set(),
     "tasks": {"images"},
     "data": {"images"},
-    "models": {"reparam", "library"},  # the door, where a network is asked for by name
+    "graphs": {"models", "quant", "reparam"},
+    "models": {"extras", "reparam", "library"},  # the door, where a network is asked for by name
     "pretrained": {"models", "reparam"},
     "modes": {"models", "reparam", "quant"},
     "deploy": {"quant"},

@@ -33,12 +33,15 @@ def net(rep: str = "repvgg", **keys: Any) -> nn.Module:
 
 def test_the_page_says_what_runs(in_folder: Path) -> None:
     pytest.importorskip("onnxruntime")
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    program, foreign = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(program.splitlines()) < 40
     names: dict[str, Any] = {}
     exec(program, names)
     assert names["accuracy"](names["shipped"]) > 80
     assert {"deploy", "net.onnx"} <= {path.name for path in in_folder.iterdir()}
+    others: dict[str, Any] = {}
+    exec(foreign, others)
+    assert repq.check(others["qat"], others["shipped"], others["batches"]).max_abs == 0
 
 
 def test_the_door_offers_its_functions_and_loads_nothing_before_one_is_used() -> None:
@@ -143,7 +146,7 @@ def test_misuse_is_refused_in_a_sentence() -> None:
     refused("mode=plain is for ordinary convolutions", lambda: repq.prepare(fp, X, mode="plain"))
     refused("mode=merged has nothing to merge", lambda: repq.prepare(net("none"), X, mode="merged"))
     refused("max_pool would stay in floating point", lambda: repq.prepare(bare, X))
-    refused("none of repq's blocks", lambda: repq.prepare(nn.Conv2d(3, 3, 1), X))
+    refused("has no convolution and no linear layer", lambda: repq.prepare(nn.Sequential(nn.PReLU()), X))
     refused("keep_float names nothing, which", lambda: repq.prepare(fp, X, keep_float=["nothing"]))
     refused("batches is empty", lambda: repq.prepare(fp, X, batches=[]))
     refused("A batch is dict", lambda: repq.prepare(fp, X, batches=[{}]))  # type: ignore[list-item]

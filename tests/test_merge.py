@@ -195,7 +195,7 @@ def test_compose_kernels_equals_the_sequence() -> None:
 def test_convolve_crops_where_a_small_kernel_sits_in_a_large_unpadded_one() -> None:
     x, weight = torch.randn(2, 4, 9, 8), torch.randn(4, 4, 1, 3)
     geometry = Geometry(4, 4, kernel_size=3, padding=0)
-    expected = F.conv2d(x, pad_kernel(weight, 3))
+    expected = F.conv2d(x, pad_kernel(weight, (3, 3)))
     torch.testing.assert_close(convolve(x, weight, geometry), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -214,7 +214,7 @@ def test_identity_kernel_copies_its_input_in_groups() -> None:
 
 
 def test_pad_kernel_keeps_the_centre() -> None:
-    padded = pad_kernel(torch.ones(1, 1, 1, 3), 5)
+    padded = pad_kernel(torch.ones(1, 1, 1, 3), (5, 5))
     assert padded.shape == (1, 1, 5, 5)
     assert torch.equal(padded[0, 0, 2], torch.tensor([0.0, 1, 1, 1, 0]))
     assert padded.sum() == 3

@@ -46,7 +46,10 @@ def test_power_sums_and_gradients_are_those_of_plain_sums(by_position: bool, sub
 def test_moments_of_convolutions_and_gradients_are_those_of_their_outputs(subtests: pytest.Subtests) -> None:
     """By running them, and by the covariance of channels; of the map itself with no kernel at all."""
     for layout in LAYOUTS:
-        for shape, window in (((4, 3, 3, 3), Window(2, (1, 1), 1, 1)), ((6, 1, 1, 3), Window(1, (0, 1), 1, 3))):
+        for shape, window in (
+            ((4, 3, 3, 3), Window((2, 2), (1, 1), (1, 1), 1)),
+            ((6, 1, 1, 3), Window((1, 1), (0, 1), (1, 1), 3)),
+        ):
             with subtests.test(layout=layout, shape=shape):
                 weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
                 check(lambda x, w, at=window: conv_moments(x, w, at), lambda x, w, at=window: F.conv2d(x, w, None, *at),
@@ -78,7 +81,7 @@ def test_moments_of_half_precision_are_computed_in_float32(dtype: torch.dtype, s
         "by position": power_sums,
         "by channel": lambda x: power_sums(x, by_position=False),
         "covariance": covariance,
-        "convolution": lambda x: conv_moments(x, weight, Window(1, (1, 1), 1, 1)),
+        "convolution": lambda x: conv_moments(x, weight, Window((1, 1), (1, 1), (1, 1), 1)),
         "map": map_moments,
     }
     for layout in LAYOUTS:

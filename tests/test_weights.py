@@ -49,7 +49,7 @@ def test_branches_add_up_to_the_merged_kernel(name: str) -> None:
     assert bool(kernels) == (not name.startswith("plain"))
     if kernels:
         merged = block.to_conv().weight
-        assert torch.allclose(sum(pad_kernel(kernel, 3) for kernel in kernels.values()), merged, atol=1e-5)
+        assert torch.allclose(sum(pad_kernel(kernel, (3, 3)) for kernel in kernels.values()), merged, atol=1e-5)
 
 
 @pytest.mark.parametrize("quant", QUANTS)

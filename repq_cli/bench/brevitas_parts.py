@@ -33,9 +33,9 @@ def _conv(block: Block, ours: QuantLayer) -> nn.Module:
     new = layers.QuantConv2d(
         geometry.in_channels,
         geometry.out_channels,
-        geometry.kernel_size,
-        geometry.stride,
-        geometry.padding,
+        geometry.sizes,
+        geometry.strides,
+        geometry.paddings,
         groups=geometry.groups,
         bias=old.bias is not None,
         **_weight_options(ours.quantizer),

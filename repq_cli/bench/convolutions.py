@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from repq_cli.reparam.algebra import Geometry, Kernel, convolve
+from repq_cli.reparam.algebra import Kernel, convolve
 from repq_cli.reparam.block import Block
+from repq_cli.reparam.layout import Layout
 from repq_cli.reparam.moments import Moments
 from repq_cli.reparam.statistics import RunningStatistics
 
@@ -20,7 +21,7 @@ class _Asked(RunningStatistics):
     def __init__(self) -> None:
         self.kernels: list[Tensor] = []
 
-    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments:
         if kernel is not None:
             self.kernels.append(kernel.weight)
         return super().__call__(norm, kernel, geometry)
@@ -31,7 +32,7 @@ class _Layer(NamedTuple):
 
     x: Tensor
     weights: list[Tensor]
-    geometry: Geometry
+    geometry: Layout
     grads: list[Tensor]
 
     def run(self) -> None:

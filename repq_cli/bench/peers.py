@@ -84,7 +84,7 @@ class _Conv(nn.Module):
 
     def forward(self, x: Tensor, raw: Tensor | None = None) -> Tensor:
         weight, geometry = self.quantizer(self.weight), self.geometry
-        y = F.conv2d(x, weight, self.bias, geometry.stride, geometry.padding, groups=geometry.groups)
+        y = F.conv2d(x, weight, self.bias, geometry.strides, geometry.paddings, geometry.dilations, geometry.groups)
         return self.activation(y if self.norm is None else self.norm(y))
 
 

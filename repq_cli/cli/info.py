@@ -19,6 +19,7 @@ from repq_cli.errors import DataError
 from repq_cli.modes.compose import compose
 from repq_cli.quant.layers import quantizers_in_layers
 from repq_cli.quant.quantizer import Quantizer
+from repq_cli.quant.wiring import node_name
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import SumBranch
 from repq_cli.text import columns
@@ -79,7 +80,7 @@ def _inputs(config: Config) -> Inputs:
 
 def _layers(net: nn.Module, deployed: DeployedNet) -> Iterator[Line]:
     costs = layer_costs(deployed)
-    layers = {name.replace(".", "_"): (name, module) for name, module in net.named_modules()}
+    layers = {node_name(name): (name, module) for name, module in net.named_modules()}
     for node in deployed.nodes:
         if "weight" in node:
             name, layer = layers[node["name"]]

@@ -13,6 +13,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.outputs import tensors
 from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.quantizer import quantizers
+from repq_cli.quant.wiring import node_name
 
 
 class Agreement(NamedTuple):
@@ -40,7 +41,7 @@ def compare(
     def remember(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
         return lambda module, inputs, output: seen.__setitem__(name, output)
 
-    by_node = {name.replace(".", "_"): quantizer for name, quantizer in quantizers(net).items()}
+    by_node = {node_name(name): quantizer for name, quantizer in quantizers(net).items()}
     hooks = [quantizer.register_forward_hook(remember(name)) for name, quantizer in by_node.items()]
     was_training = net.training
     net.eval()

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from repq_cli.deploy.freeze import converted
 from repq_cli.deploy.tracing import Conversion
-from repq_cli.library.quantize import mode_options, quant_options, require_blocks, require_fit, unblocked_layers
+from repq_cli.library.foreign import own
+from repq_cli.library.quantize import mode_options, quant_options, require_fit, unblocked_layers
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.modes.compose import compose
 from repq_cli.quant.layers import QuantLayer
@@ -71,10 +72,10 @@ class Explanation:
 def explain(net: nn.Module, example: Tensor, weight_bits: int = 8, act_bits: int = 8) -> Explanation:
     """What ``prepare`` and ``freeze`` would make of every layer, for inputs like ``example``; ``net`` stays as it is.
 
-    Raises ConfigError for a network without blocks, or one whose forward pass cannot be followed.
+    Raises ConfigError for a network without layers, or one whose forward pass cannot be followed.
     """
-    require_blocks(net)
     require_fit(net, example)
+    net = own(net, example).net
     quant = quant_options(None, weight_bits, act_bits)
     mode = mode_options(net, AUTO, quant)
     composed = compose(mode.rule.shaped_net(net, [example], mode), mode, quant).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.combinations import COMBINATIONS
+from repq_cli.deploy.freeze import unsupported
 from repq_cli.devices import full_float32
 from repq_cli.errors import CheckError, ConfigError
+from repq_cli.library.foreign import own
 from repq_cli.modes import compose
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.catalogue import AUTO, MODES
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.latent_weights import clip_latent_weights
-from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.block import Block, merge_first
@@ -37,14 +39,15 @@ Batches = Iterable[Tensor | Sequence[Any]]
 
 @torch.no_grad()
 def merge(net: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of ``net`` in eval mode with every block as one convolution, of the same class.
+    """A copy of ``net`` in eval mode with every block as one convolution: of the same class, if it is of repq's blocks.
 
+    Any other network is one of blocks first, by ``library/foreign.py``: its linear regions.
     example  a batch of inputs ``[B, C, H, W]`` on the net's device, on which both are compared
 
-    Raises ConfigError for a network without blocks, CheckError where outputs differ by more than rounding.
+    Raises ConfigError for a network that cannot be followed, CheckError where outputs differ by more than rounding.
     """
-    require_blocks(net)
     require_fit(net, example)
+    net, original = own(net, example).net, net
     merged = copy.deepcopy(net).eval()
     for name, block in list(merged.named_modules()):
         if isinstance(block, Block):
@@ -52,11 +55,12 @@ def merge(net: nn.Module, example: Tensor) -> nn.Module:
             branch.conv.load_state_dict(block.to_conv().state_dict())
             merged.set_submodule(name, Block(block.geometry, {"conv": branch}, block.activation, "conv"))
     merged.eval()
-    branches = copy.deepcopy(net).eval()
+    branches = copy.deepcopy(original).eval()
     merge_first(branches, False)
     with full_float32():
-        expected, got = branches(example), merged(example)
-    difference, scale = (got - expected).abs().max().item(), max(1.0, expected.abs().max().item())
+        expected, got = tensors_of(branches(example)), tensors_of(merged(example))
+    scale = max(1.0, *(tensor.abs().max().item() for tensor in expected))
+    difference = max(((a - b).abs().max() for a, b in zip(got, expected, strict=True)), key=_nan_first).item()
     if not difference <= MERGE_TOLERANCE * scale:
         raise CheckError(
             f"Merging changed the outputs by {difference:g}, more than the {MERGE_TOLERANCE * scale:g} that rounding "
@@ -84,24 +88,25 @@ def prepare(
                  to 16 where the mode wants it, and steps start at least squared error (MinError) on the first.
                  None: steps stay at 1, for a state dict that is loaded next
     quant        all other choices
-    keep_float   names of modules that stay in floating point
+    keep_float   names or patterns of modules that stay in floating point
 
     Raises ConfigError, before anything is computed, for a mode or quantizer that does not fit the network, and for
     layers that would stay in floating point unasked. Source: arXiv 2311.05317.
     """
-    require_blocks(net)
-    require_nothing_left(net, keep_float)
     require_fit(net, example)
     options = quant_options(quant, weight_bits, act_bits)
+    net, kept = own(net, example, keep_float)
+    require_nothing_left(net, kept)
     chosen = mode_options(net, mode, options)
+    composed = compose.compose(chosen.rule.shaped_net(net, [example], chosen), chosen, options, kept)
+    require_forms(composed, example, kept)
     if batches is None:
-        composed = compose.compose(chosen.rule.shaped_net(net, [example], chosen), chosen, options, keep_float)
         return composed.train()
     listed = [inputs_of(batch).to(example.device) for batch in itertools.islice(batches, STATISTICS_BATCHES)]
     if not listed:
         raise ConfigError("batches is empty: give some of the training data, or None for a state dict to be loaded.")
     start = chosen.rule.starting_net(net, listed, chosen)
-    composed = compose.compose(start, chosen, options, keep_float)
+    composed = compose.compose(start, chosen, options, kept)
     calibrate(composed, listed[0], options.init, start)
     return composed.train()
 
@@ -168,16 +173,6 @@ def _blocks(net: nn.Module) -> list[Block]:
     return [module for module in net.modules() if isinstance(module, Block)]
 
 
-def require_blocks(net: nn.Module) -> None:
-    if any(isinstance(module, QuantLayer) for module in net.modules()):
-        raise ConfigError("This network is quantization-aware already: give the one that it was prepared from.")
-    if not _blocks(net):
-        raise ConfigError(
-            f"{type(net).__name__} has none of repq's blocks: build it by repq.models.NAME(…), or of a block function "
-            f"such as repq_cli.reparam.repvgg.repvgg_block."
-        )
-
-
 def unblocked_layers(net: nn.Module) -> list[str]:
     """Layers with weights that no block holds and no mode quantizes."""
     inside = {part for block in _blocks(net) for part in block.modules()}
@@ -187,15 +182,20 @@ def unblocked_layers(net: nn.Module) -> list[str]:
 
 def require_nothing_left(net: nn.Module, keep_float: Sequence[str]) -> None:
     """ConfigError for layers outside blocks, which would stay float without a word."""
-    unknown = [name for name in keep_float if name not in dict(net.named_modules())]
-    if unknown:
-        raise ConfigError(f"keep_float names {', '.join(unknown)}, which this network does not have.")
     left = [name for name in unblocked_layers(net) if not compose.is_kept(name, keep_float)]
     if left:
         raise ConfigError(
             f"{', '.join(left)} would stay in floating point, being no block of repq's: make a block of it, or name it "
             f"in keep_float."
         )
+
+
+def require_forms(composed: nn.Module, example: Tensor, kept: Sequence[str]) -> None:
+    """ConfigError, with all of them, for operations that could not be shipped, those that are kept aside."""
+    refusals = unsupported(composed, example.shape[1:])
+    found = [refusal.reason for refusal in refusals if not compose.is_kept(refusal.name, kept)]
+    if found:
+        raise ConfigError(" ".join(found))
 
 
 def require_fit(net: nn.Module, example: Tensor) -> None:
@@ -210,6 +210,19 @@ def require_fit(net: nn.Module, example: Tensor) -> None:
 def _require_quantized(net: nn.Module, function: str) -> None:
     if not any(isinstance(module, Quantizer) for module in net.modules()):
         raise ConfigError(f"repq.{function} takes a network that repq.prepare has made, and this is none.")
+
+
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """All tensors of what a network gives, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    values = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, list | tuple) else ()
+    return [tensor for value in values for tensor in tensors_of(value)]
+
+
+def _nan_first(number: Tensor) -> float:
+    """A key by which the largest is NaN where there is one."""
+    return math.inf if number.isnan() else number.item()
 
 
 def inputs_of(batch: Tensor | Sequence[Any]) -> Tensor:

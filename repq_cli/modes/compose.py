@@ -19,6 +19,7 @@ from repq_cli.modes.mode import Site
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.binary import SignActivation
 from repq_cli.quant.build import activation_quantizer, weight_quantizer
+from repq_cli.quant.float_leaf import FloatLeaf
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.options import Bits, QuantOptions
 from repq_cli.quant.pixels import PixelQuantizer
@@ -26,6 +27,7 @@ from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import NoQuantizer, Quantizer
 from repq_cli.quant.wiring import inputs, link
 from repq_cli.reparam.block import Block
+from repq_cli.reparam.layout import alike
 from repq_cli.typecheck import nearest
 
 FLOAT = QuantOptions(weight_bits=32, act_bits=32)
@@ -61,7 +63,10 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: 
     like = next(net.parameters())
     bits = {name: width for name, width in layer_bits(net, quant).items() if not is_kept(name, keep_float)}
     taps = {name: module for name, module in net.named_modules() if isinstance(module, Tap)}
+    leaves = [name for name, module in net.named_modules() if isinstance(module, FloatLeaf)]
     for name, module in list(net.named_modules()):
+        if is_kept(name, leaves):
+            continue
         edge = name in edges
         options = FLOAT if is_kept(name, keep_float) else quant.alone(bits[name]) if name in bits else quant
         if isinstance(module, Block):
@@ -176,9 +181,10 @@ def compose_block(block: Block, mode: ModeOptions, quant: QuantOptions, edge: bo
         quantizer,
         block.activation,
         norm,
-        stride=geometry.stride,
-        padding=geometry.padding,
+        stride=alike(geometry.strides),
+        padding=alike(geometry.paddings),
         groups=geometry.groups,
+        dilation=alike(geometry.dilations),
         pad_value=quant.pad_value if reads_signs else 0,
         input_scale=quant.input_scale and reads_signs,
         int32_bias=quant.int32_bias,

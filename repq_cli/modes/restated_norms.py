@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.quant.quantizer import quantizers
-from repq_cli.reparam.algebra import Geometry, Kernel, convolve
+from repq_cli.reparam.algebra import Kernel, convolve
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
+from repq_cli.reparam.layout import Layout
 from repq_cli.reparam.moments import Moments
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Estimator, RunningStatistics
 
@@ -69,7 +70,7 @@ class _Both(BatchStatistics):
         super().__init__(x)
         self.estimated = EstimatedStatistics(x, estimator)
 
-    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments:
         self.estimated(norm, kernel, geometry)
         return super().__call__(norm, kernel, geometry)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from repq_cli.models.mobilenet import MobileNetV2
 from repq_cli.pretrained import ecbsr, mobilenet, repvgg, resnet
-from repq_cli.pretrained.layout import COUNTER, Layout, all_plain, normed, own
+from repq_cli.pretrained.layout import COUNTER, Layout, all_plain, foreign, normed, own
 
 MOST = 0.5  # of a file's keys: a layout that explains no more is not named
 
@@ -38,7 +38,11 @@ def _format(net: str, layout: Callable[[nn.Module], Layout | None], parts: str, 
 def _timm(net: nn.Module) -> Layout | None:
     if isinstance(net, MobileNetV2):
         return Layout(dict(mobilenet.timm(net))) if all_plain(net) and normed(net) else None
-    return repvgg.timm(net) or resnet.torchvision(net)
+    return repvgg.timm(net) or resnet.torchvision(net) or foreign(net)
+
+
+def _torchvision(net: nn.Module) -> Layout | None:
+    return resnet.torchvision(net) or foreign(net)
 
 
 FORMATS: dict[str, Format] = {
@@ -70,13 +74,13 @@ FORMATS: dict[str, Format] = {
         r"stage\d\.[\w.]+\.(weight_orepa_|vector$|id_tensor$|orepa_reparam\.|or_large_reparam\.)",
     ),
     "torchvision": _format(
-        "model=resnet18 or mobilenet_v2, rep=none",
-        resnet.torchvision,
+        "model=resnet18 or mobilenet_v2, rep=none; any model=torchvision, rep=own",
+        _torchvision,
         r"conv1|bn1|layer\d\.\d+\.((conv|bn)\d|downsample\.\d)|fc|features\.\d+\.([01]|conv(\.\d){1,2})|classifier\.1",
         r"layer1\.0\.conv1\.weight|features\.1\.conv\.0\.0\.weight",
     ),
     "timm": _format(
-        "model=repvgg_* rep=repvgg, or model=resnet18 or mobilenet_v2, rep=none",
+        "model=repvgg_* rep=repvgg, or model=resnet18 or mobilenet_v2, rep=none; any model=timm, rep=own",
         _timm,
         r"(stem|stages\.\d\.\d+)\.(conv_(kxk|1x1)\.(conv|bn)|identity|reparam_conv)|head\.fc|conv_(stem|head)|bn[12]"
         r"|blocks\.\d\.\d+\.(conv_(pw|dw|pwl)|bn\d)|classifier",

@@ -59,6 +59,23 @@ def own(net: nn.Module) -> Layout:
     return Layout({key: Source(without_wrappers(key)) for key in net.state_dict()})
 
 
+def foreign(net: nn.Module) -> Layout | None:
+    """The state dict of the network that ``net`` was before it became one of blocks; None for networks of our own.
+
+    What it had none of, such as the scale of a batch norm without one, stays as it is.
+    """
+    names: dict[str, str] = getattr(net, "foreign_names", {})
+    if not names:
+        return None
+    state = net.state_dict()
+    some, of_some = next((key, state[ours].shape) for ours, key in names.items())
+
+    def kept(tensor: Tensor) -> Source:
+        return Source(some, lambda _: tensor, lambda _: of_some)
+
+    return Layout({key: Source(names[key]) if key in names else kept(tensor) for key, tensor in state.items()})
+
+
 def norm(ours: str, theirs: str) -> Pairs:
     """A batch norm."""
     return ((f"{ours}.{name}", Source(f"{theirs}.{name}")) for name in NORM)

@@ -39,7 +39,7 @@ def _basic_blocks(net: ResNet) -> Iterator[tuple[str, int, int, BasicBlock]]:
 
 def _kinds(net: ResNet) -> set[str]:
     """The kinds of its 3x3 blocks; an empty set unless they are all of one."""
-    kinds = {block.kind for block in blocks_of(net) if block.geometry.kernel_size == 3}
+    kinds = {block.kind for block in blocks_of(net) if block.geometry.sizes == (3, 3)}
     return kinds if len(kinds) == 1 else set()
 
 

@@ -7,6 +7,7 @@ from typing import TypeGuard
 from torch import fx, nn
 
 from repq_cli.errors import ConfigError
+from repq_cli.quant.float_leaf import FloatLeaf
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import Quantizer
 
@@ -16,7 +17,7 @@ class QuantTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` is one operation of the graph."""
-        return isinstance(m, (QuantLayer, Quantizer)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (QuantLayer, Quantizer, FloatLeaf)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def traced(net: nn.Module) -> fx.Graph:
@@ -28,6 +29,16 @@ def traced(net: nn.Module) -> fx.Graph:
             f"The forward pass of {type(net).__name__} cannot be followed ({error}): it may depend on the values of "
             f"tensors; take that part out of the network."
         ) from error
+
+
+def node_name(path: str) -> str:
+    """What a trace calls the call of a module.
+
+    >>> node_name("stages.0.conv"), node_name("0.conv")
+    ('stages_0_conv', '_0_conv')
+    """
+    name = path.replace(".", "_")
+    return f"_{name}" if name[:1].isdigit() else name
 
 
 def input_quantizers(net: nn.Module) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repq_cli.batch_norm import norm_multiplier
+from repq_cli.reparam.layout import Geometry as Geometry
+from repq_cli.reparam.layout import Layout, Pair
 
 
 class Kernel(NamedTuple):
@@ -18,56 +19,6 @@ class Kernel(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The convolution that a block merges into: a square, odd kernel, dilation 1."""
-
-    in_channels: int
-    out_channels: int
-    kernel_size: int = 3
-    stride: int = 1
-    padding: int = 1
-    groups: int = 1
-
-    def __post_init__(self) -> None:
-        if self.kernel_size % 2 == 0:
-            raise ValueError(
-                f"A re-parameterised block needs an odd kernel to centre its branches on; "
-                f"kernel_size={self.kernel_size} is even: use {self.kernel_size + 1}."
-            )
-        if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(
-                f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}."
-            )
-
-    def padding_of(self, kernel_size: tuple[int, int]) -> tuple[int, int]:
-        """Padding (rows, columns) of a smaller, centred kernel; a negative one crops the input."""
-        rows, columns = (self.padding - (self.kernel_size - extent) // 2 for extent in kernel_size)
-        return rows, columns
-
-    def out_size(self, x: Tensor) -> tuple[int, int]:
-        """Rows and columns of the output for an input ``[B, I, H, W]``."""
-        rows, columns = ((size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in x.shape[2:])
-        return rows, columns
-
-    @property
-    def weight_shape(self) -> torch.Size:
-        """``[O, I/g, k, k]``."""
-        size = self.kernel_size
-        return torch.Size([self.out_channels, self.in_channels // self.groups, size, size])
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether every output channel reads one input channel."""
-        return self.groups == self.in_channels > 1
-
-    @property
-    def keeps_shape(self) -> bool:
-        """Whether the input itself may be added to the output (an identity branch)."""
-        same_size = self.stride == 1 and self.padding == self.kernel_size // 2
-        return same_size and self.in_channels == self.out_channels
 
 
 def fold_batch_norm(kernel: Kernel, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> Kernel:
@@ -83,16 +34,15 @@ def fold_batch_norm(kernel: Kernel, gamma: Tensor, beta: Tensor, mean: Tensor, v
     return Kernel(weight, beta + (kernel.bias - mean) * multiplier)
 
 
-def pad_input(x: Tensor, padding: tuple[int, int]) -> Tensor:
+def pad_input(x: Tensor, padding: Pair) -> Tensor:
     """Zero-pad (or, where negative, crop) rows and columns of ``[B, C, H, W]`` on both sides."""
     rows, columns = padding
     return F.pad(x, (columns, columns, rows, rows))
 
 
-def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:
-    """Zero-pad ``[O, I, kh, kw]`` (odd kh, kw) around its centre to ``[O, I, kernel_size, kernel_size]``."""
-    rows = (kernel_size - weight.shape[2]) // 2
-    columns = (kernel_size - weight.shape[3]) // 2
+def pad_kernel(weight: Tensor, sizes: Pair) -> Tensor:
+    """Zero-pad ``[O, I, kh, kw]`` around its centre to ``[O, I, *sizes]``; what is added is even."""
+    rows, columns = ((size - extent) // 2 for size, extent in zip(sizes, weight.shape[2:], strict=True))
     return F.pad(weight, (columns, columns, rows, rows)) if rows or columns else weight
 
 
@@ -102,39 +52,40 @@ LARGE_MAP = 100 * 100  # positions
 class Window(NamedTuple):
     """How ``conv2d`` is to walk over its input: its last four arguments."""
 
-    stride: int
-    padding: tuple[int, int]
-    dilation: int
+    stride: Pair
+    padding: Pair
+    dilation: Pair
     groups: int
 
 
-def window_over(x: Tensor, kernel_size: torch.Size, geometry: Geometry) -> tuple[Tensor, Window]:
+def window_over(x: Tensor, kernel_size: torch.Size, geometry: Layout) -> tuple[Tensor, Window]:
     """``x``, cropped where a small kernel sits in a large, unpadded one, and how a centred kernel walks over it."""
     rows, columns = geometry.padding_of((kernel_size[0], kernel_size[1]))
     padding = (max(rows, 0), max(columns, 0))
     if (rows, columns) != padding:
         x = pad_input(x, (min(rows, 0), min(columns, 0)))
-    return x, Window(geometry.stride, padding, 1, geometry.groups)
+    return x, Window(geometry.strides, padding, geometry.dilations, geometry.groups)
 
 
-def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, geometry: Layout, bias: Tensor | None = None) -> Tensor:
     """``x * weight + bias``, for a weight of the geometry's size or a smaller one in its centre.
 
     Over a large map on a CPU a strided 1x1 kernel reads what it sees alone: backward of few channels, with channels
     last, ends the process in oneDNN.
     """
     point, positions = tuple(weight.shape[2:]) == (1, 1), x.shape[-2] * x.shape[-1]
-    if point and geometry.stride > 1 and x.device.type == "cpu" and positions > LARGE_MAP:
+    if point and geometry.strides > (1, 1) and x.device.type == "cpu" and positions > LARGE_MAP:
         return F.conv2d(seen_by_point(x, geometry), weight, bias, 1, 0, 1, geometry.groups)
     x, window = window_over(x, weight.shape[2:], geometry)
     return F.conv2d(x, weight, bias, *window)
 
 
-def seen_by_point(x: Tensor, geometry: Geometry) -> Tensor:
+def seen_by_point(x: Tensor, geometry: Layout) -> Tensor:
     """What a centred 1x1 kernel reads of ``x``, position by position of the output: ``x`` itself where it may."""
     rows, columns = geometry.padding_of((1, 1))
     x = pad_input(x, (rows, columns)) if rows or columns else x
-    return x if geometry.stride == 1 else x[:, :, :: geometry.stride, :: geometry.stride]
+    down, across = geometry.strides
+    return x if down == across == 1 else x[:, :, ::down, ::across]
 
 
 def identity_kernel(channels: int, groups: int, like: Tensor, rows: int | None = None) -> Tensor:
@@ -147,9 +98,9 @@ def identity_kernel(channels: int, groups: int, like: Tensor, rows: int | None =
     return torch.eye(width, dtype=like.dtype, device=like.device).repeat(copies, 1).view(-1, width, 1, 1)
 
 
-def add_kernels(kernels: Iterable[Kernel], kernel_size: int) -> Kernel:
+def add_kernels(kernels: Iterable[Kernel], sizes: Pair) -> Kernel:
     """Merge parallel convolutions: the sum of their centred weights and of their biases."""
-    weights, biases = zip(*((pad_kernel(weight, kernel_size), bias) for weight, bias in kernels), strict=True)
+    weights, biases = zip(*((pad_kernel(weight, sizes), bias) for weight, bias in kernels), strict=True)
     return Kernel(sum(weights[1:], weights[0]), sum(biases[1:], biases[0]))
 
 

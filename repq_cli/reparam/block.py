@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from repq_cli.precision import full_precision
 from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels, convolve, identity_kernel, pad_kernel
 from repq_cli.reparam.branch import Branch, IdentityBranch
+from repq_cli.reparam.layout import Layout
 from repq_cli.reparam.statistics import RunningStatistics, Statistics
 
 
@@ -19,7 +20,7 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        geometry: Geometry,
+        geometry: Layout,
         branches: Mapping[str, Branch],
         activation: nn.Module | None = None,
         kind: str = "custom",
@@ -57,7 +58,7 @@ class Block(nn.Module):
         """
         branches = cast("Iterable[Branch]", self.branches.values())
         with full_precision():
-            return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.kernel_size)
+            return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.sizes)
 
     def split_taps(self) -> Tensor | None:
         """Where the merged kernel ``[O, I/g, k, k]`` holds the identity's ones, if that is to be quantized apart."""
@@ -65,7 +66,7 @@ class Block(nn.Module):
             return None
         geometry, like = self.geometry, next(self.parameters())
         ones = identity_kernel(geometry.in_channels, geometry.groups, like)
-        return pad_kernel(ones, geometry.kernel_size) > 0
+        return pad_kernel(ones, geometry.sizes) > 0
 
     @torch.no_grad()
     def to_conv(self) -> nn.Conv2d:
@@ -75,9 +76,10 @@ class Block(nn.Module):
         conv = nn.Conv2d(
             geometry.in_channels,
             geometry.out_channels,
-            geometry.kernel_size,
-            geometry.stride,
-            geometry.padding,
+            geometry.sizes,
+            geometry.strides,
+            geometry.paddings,
+            geometry.dilations,
             groups=geometry.groups,
             device=weight.device,
             dtype=weight.dtype,

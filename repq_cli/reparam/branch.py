@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.precision import full_precision
-from repq_cli.reparam.algebra import Geometry, Kernel, add_kernels, convolve, fold_batch_norm, identity_kernel
+from repq_cli.reparam.algebra import Kernel, add_kernels, convolve, fold_batch_norm, identity_kernel
+from repq_cli.reparam.layout import Layout, Pair
 from repq_cli.reparam.statistics import RunningStatistics, Statistics
 
 
@@ -23,7 +24,7 @@ class Branch(nn.Module):
         raise NotImplementedError
 
 
-def fold(norm: nn.BatchNorm2d, kernel: Kernel, statistics: Statistics, geometry: Geometry) -> Kernel:
+def fold(norm: nn.BatchNorm2d, kernel: Kernel, statistics: Statistics, geometry: Layout) -> Kernel:
     """``kernel``, a convolution of the given geometry, with the batch norm behind it absorbed."""
     mean, var = statistics(norm, kernel, geometry)
     return fold_batch_norm(kernel, norm.weight, norm.bias, mean, var, norm.eps)
@@ -47,18 +48,27 @@ class ConvBranch(Branch):
 
     def __init__(
         self,
-        geometry: Geometry,
-        kernel_size: tuple[int, int] | None = None,
+        geometry: Layout,
+        kernel_size: Pair | None = None,
         batch_norm: bool = True,
         bias: bool = False,
     ) -> None:
         super().__init__()
         self.geometry = geometry
-        size = kernel_size or (geometry.kernel_size,) * 2
+        size = kernel_size or geometry.sizes
         # Stride and padding are the block's: ``convolve`` knows them, and crops where a small kernel sits in a large,
         # unpadded one.
         self.conv = nn.Conv2d(geometry.in_channels, geometry.out_channels, size, groups=geometry.groups, bias=bias)
         self.norm = nn.BatchNorm2d(geometry.out_channels) if batch_norm else None
+
+    @classmethod
+    def of(cls, geometry: Layout, conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> ConvBranch:
+        """A branch of layers that there are already; how ``conv`` lies over its input is the geometry's."""
+        rows, columns = conv.weight.shape[2:]
+        with torch.device("meta"):
+            branch = cls(geometry, (rows, columns), batch_norm=norm is not None, bias=conv.bias is not None)
+        branch.conv, branch.norm = conv, norm
+        return branch.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
         y = convolve(x, self.conv.weight, self.geometry, self.conv.bias)
@@ -74,12 +84,12 @@ class IdentityBranch(Branch):
 
     like: Tensor  # has the block's device and dtype, where there is no batch norm to ask
 
-    def __init__(self, geometry: Geometry, batch_norm: bool = True) -> None:
+    def __init__(self, geometry: Layout, batch_norm: bool = True) -> None:
         super().__init__()
         if not geometry.keeps_shape:
             raise ValueError(
-                f"An identity branch needs output and input of one shape (stride 1, padding "
-                f"{geometry.kernel_size // 2}, as many outputs as inputs), and {geometry} has not."
+                f"An identity branch needs output and input of one shape (stride 1, an odd kernel padded by half of "
+                f"it, as many outputs as inputs), and {geometry} has not."
             )
         self.geometry = geometry
         self.norm = nn.BatchNorm2d(geometry.out_channels) if batch_norm else None
@@ -106,7 +116,7 @@ class SumBranch(Branch):
     every branch, and the same function and gradients (arXiv 2204.00826).
     """
 
-    def __init__(self, geometry: Geometry, branches: Mapping[str, Branch], batch_norm: bool = True) -> None:
+    def __init__(self, geometry: Layout, branches: Mapping[str, Branch], batch_norm: bool = True) -> None:
         super().__init__()
         self.geometry = geometry
         self.branches = nn.ModuleDict(branches)
@@ -128,7 +138,7 @@ class SumBranch(Branch):
     def _sum(self, statistics: Statistics) -> Kernel:
         branches = cast("Iterable[Branch]", self.branches.values())
         with full_precision():  # in training as well, where this runs inside ``forward``
-            return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.kernel_size)
+            return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.sizes)
 
     def merged(self, statistics: Statistics) -> Kernel:
         kernel = self._sum(statistics)

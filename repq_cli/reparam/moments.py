@@ -174,7 +174,7 @@ class _ConvMoments(torch.autograd.Function):
         window, count = ctx.window, deviations.numel() // deviations.shape[1]
         to_mean, to_var = ((grad / count).view(1, -1, 1, 1) for grad in grads)
         to_map = torch.addcmul(to_mean, deviations, to_var, value=2)
-        arguments = ([window.stride] * 2, list(window.padding), [1, 1], False, [0, 0], window.groups)
+        arguments = (list(window.stride), list(window.padding), list(window.dilation), False, [0, 0], window.groups)
         wanted = [*ctx.needs_input_grad[:2], False]
         to_x, to_weight, _ = torch.ops.aten.convolution_backward(
             to_map, x.to(to_map.dtype), weight, None, *arguments, wanted

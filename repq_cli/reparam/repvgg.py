@@ -35,7 +35,7 @@ class RepVGGBlock(Block):
         (arXiv 2212.01593). Source: the code published with arXiv 2101.03697.
         """
         (dense, t_dense), (point, t_point) = map(_weight_and_multiplier, self._convolutions())
-        middle = self.geometry.kernel_size // 2
+        middle = self.geometry.sizes[0] // 2
         centre = dense[:, :, middle : middle + 1, middle : middle + 1]
         tiny = torch.finfo(dense.dtype).tiny  # 0 / 0 where both multipliers are zero
         merged = centre * t_dense + point * t_point

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli import collective
-from repq_cli.reparam.algebra import Geometry, Kernel, seen_by_point, window_over
+from repq_cli.reparam.algebra import Kernel, seen_by_point, window_over
+from repq_cli.reparam.layout import Layout, Pair, Side
 from repq_cli.reparam.moments import Covariance, Moments, conv_moments, covariance, map_moments, power_sums
 
 Estimator = Literal["offset", "channel"]
@@ -28,13 +29,13 @@ class Statistics(Protocol):
     ``geometry``: how the kernel is applied to the block's input; a smaller kernel lies in its centre.
     """
 
-    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments: ...
+    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments: ...
 
 
 class RunningStatistics:
     """The running mean and variance that the batch norm has stored: constants, the ones of inference."""
 
-    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments:
         assert norm.running_mean is not None and norm.running_var is not None
         return Moments(norm.running_mean, norm.running_var)
 
@@ -52,7 +53,7 @@ class _Observed:
         self.seen: list[tuple[nn.BatchNorm2d, Moments]] = []
         self.counts: list[int] = []
 
-    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
             moments = self._moments(norm, kernel, geometry)
         rows, columns = geometry.out_size(self.x)
@@ -66,7 +67,7 @@ class _Observed:
         self.counts.append(count)
         return moments
 
-    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments:
         raise NotImplementedError
 
     def update_running(self) -> None:
@@ -92,9 +93,9 @@ class BatchStatistics(_Observed):
 
     def __init__(self, x: Tensor, detach: bool = False, images: int | None = None) -> None:
         super().__init__(x, detach, images)
-        self._covariances: dict[tuple[int, tuple[int, int]], Covariance] = {}
+        self._covariances: dict[tuple[Pair, Pair], Covariance] = {}
 
-    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments:
         found = self._behind_weight(None if kernel is None else kernel.weight, geometry)
         if kernel is not None:
             found = found._replace(mean=found.mean + kernel.bias)
@@ -103,8 +104,8 @@ class BatchStatistics(_Observed):
             of_all_ranks(found, self.x.shape[0] / self.images, norm.running_mean) if collective.is_shared() else found
         )
 
-    def _behind_weight(self, weight: Tensor | None, geometry: Geometry) -> Moments:
-        key = (geometry.stride, geometry.padding_of((1, 1)))
+    def _behind_weight(self, weight: Tensor | None, geometry: Layout) -> Moments:
+        key = (geometry.strides, geometry.padding_of((1, 1)))
         if weight is None:
             return self._covariances[key].moments(None) if key in self._covariances else map_moments(self.x)
         inputs = self.x.shape[1]
@@ -135,22 +136,22 @@ class EstimatedStatistics(_Observed):
         self.estimator = estimator
         # Reduced over the batch first: what remains are two small maps for the windows of all taps.
         self._sums = torch.cat(power_sums(x.detach() if detach else x, by_position=estimator == "offset"))
-        self._tables: dict[tuple[int, int, int], Moments] = {}
+        self._tables: dict[tuple[Side, Side], Moments] = {}
         self._of_channels: Tensor | None = None
 
-    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Geometry) -> Moments:
+    def _moments(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments:
         tap_mean, tap_var = self._tap_moments(geometry)
         if kernel is None:
-            centre = geometry.kernel_size // 2
-            return Moments(tap_mean[:, centre, centre], tap_var[:, centre, centre])
+            row, column = (size // 2 for size in geometry.sizes)
+            return Moments(tap_mean[:, row, column], tap_var[:, row, column])
         weight, groups = kernel.weight, geometry.groups
         grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
         mean, var = (_centred(table, weight).reshape(groups, -1, 1) for table in (tap_mean, tap_var))
         return Moments((grouped @ mean).flatten() + kernel.bias, (grouped.square() @ var).flatten())
 
-    def _tap_moments(self, geometry: Geometry) -> Moments:
-        """Mean and biased variance ``[I, k, k]`` of the input under each tap of the geometry's kernel."""
-        key = (geometry.kernel_size, geometry.stride, geometry.padding)
+    def _tap_moments(self, geometry: Layout) -> Moments:
+        """Mean and biased variance ``[I, kh, kw]`` of the input under each tap of the geometry's kernel."""
+        key = geometry.sides
         if key not in self._tables:
             table = self._channel_table if self.estimator == "channel" else self._tap_table
             mean, square = table(geometry)
@@ -158,19 +159,18 @@ class EstimatedStatistics(_Observed):
             self._tables[key] = Moments(mean, (square - mean.square()).clamp_min(0))
         return self._tables[key]
 
-    def _channel_table(self, geometry: Geometry) -> Tensor:
-        size = geometry.kernel_size
+    def _channel_table(self, geometry: Layout) -> Tensor:
         if self._of_channels is None:  # whatever the taps
             self._of_channels = collective.summed(self._sums) / (self.images * self.x.shape[2:].numel())
-        return self._of_channels.expand(-1, -1, size, size)
+        return self._of_channels.expand(-1, -1, *geometry.sizes)
 
-    def _tap_table(self, geometry: Geometry) -> Tensor:
+    def _tap_table(self, geometry: Layout) -> Tensor:
         sizes = geometry.out_size(self.x)
         # The same at every step, and a GPU would have to be waited for; a compiler has the constants in its graph.
         windows = _windows if torch.compiler.is_compiling() else _kept_windows
         rows, columns = (
-            windows(geometry, extent, count, self._sums.dtype, self._sums.device)
-            for extent, count in zip(self.x.shape[2:], sizes, strict=True)
+            windows(side, extent, count, self._sums.dtype, self._sums.device)
+            for side, extent, count in zip(geometry.sides, self.x.shape[2:], sizes, strict=True)
         )
         # Of 2 H W numbers a channel 2 k^2 travel between ranks.
         return collective.summed(rows @ self._sums @ columns.T) / (self.images * sizes[0] * sizes[1])
@@ -187,19 +187,19 @@ def of_all_ranks(own: Moments, share: float, near: Tensor) -> Moments:
 
 
 def _centred(table: Tensor, weight: Tensor) -> Tensor:
-    """The taps of ``table`` ``[I, k, k]`` under a smaller, centred kernel."""
+    """The taps of ``table`` ``[I, kh, kw]`` under a smaller, centred kernel."""
     rows, columns = ((size - extent) // 2 for size, extent in zip(table.shape[1:], weight.shape[2:], strict=True))
     return table[:, rows : rows + weight.shape[2], columns : columns + weight.shape[3]]
 
 
-def _windows(geometry: Geometry, extent: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[k, extent]``: how often tap ``a`` reads position ``y = stride * out + a - padding`` of the input."""
-    taps = torch.arange(geometry.kernel_size, device=device).view(-1, 1, 1)
-    read = geometry.stride * torch.arange(count, device=device).view(1, -1, 1) + taps - geometry.padding
+def _windows(side: Side, extent: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[k, extent]``: how often tap ``a`` reads position ``y = stride * out + dilation * a - padding``."""
+    taps = side.dilation * torch.arange(side.size, device=device).view(-1, 1, 1)
+    read = side.stride * torch.arange(count, device=device).view(1, -1, 1) + taps - side.padding
     return (read == torch.arange(extent, device=device)).sum(1).to(dtype)
 
 
 @functools.lru_cache(maxsize=512)
-def _kept_windows(geometry: Geometry, extent: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _kept_windows(side: Side, extent: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # what is kept from there could not take part in training
-        return _windows(geometry, extent, count, dtype, device)
+        return _windows(side, extent, count, dtype, device)

@@ -24,7 +24,7 @@ from repq_cli.quant.layers import quant_layers
 from repq_cli.quant.measures import decibels
 from repq_cli.quant.options import Bits, QuantOptions
 from repq_cli.quant.quantizer import Quantizer
-from repq_cli.quant.wiring import input_quantizers
+from repq_cli.quant.wiring import input_quantizers, node_name
 
 WIDTHS: tuple[Bits, ...] = (2, 3, 4, 6, 8)
 
@@ -73,9 +73,9 @@ def measured(
         readers.setdefault(tensor, []).append(layer)
     edges = fp.edges()  # type: ignore[operator]
     free = {tensor: layers for tensor, layers in readers.items() if edges.isdisjoint([tensor, *layers])}
-    macs = {tensor: sum(costs[name.replace(".", "_")].macs for name in layers) for tensor, layers in free.items()}
+    macs = {tensor: sum(costs[node_name(name)].macs for name in layers) for tensor, layers in free.items()}
     fixed = sum(cost.bops for cost in costs.values())
-    fixed -= sum(costs[name.replace(".", "_")].bops for layers in free.values() for name in layers)
+    fixed -= sum(costs[node_name(name)].bops for layers in free.values() for name in layers)
 
     float_net = merge_blocks(fp)
     inputs = _inputs(float_net, free, batches[0])

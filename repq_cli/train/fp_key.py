@@ -24,6 +24,8 @@ SOURCES = (
     "build.py",
     "collective.py",
     "devices.py",
+    "graphs",
+    "named.py",
     "parts.py",
     "precision.py",
     "seeds.py",
@@ -65,9 +67,11 @@ def fp_key(config: Config, data_fingerprint: str = "") -> str:
         section, key = name.split(".")
         if parts.get(section, {}).get(key) == value:
             parts[section] = {other: kept for other, kept in parts[section].items() if other != key}
-    versions = [metadata.version(name) for name in VERSIONS]
+    packages = [*VERSIONS, *(["timm"] if config.model.name == "timm" else [])]
+    versions = [metadata.version(name) for name in packages]
     digest = hashlib.sha256(json.dumps([parts, data_fingerprint, versions], sort_keys=True).encode())
     foreign = [section.target for section in (config.model, config.rep, config.data) if not section.is_ours]
+    foreign += [config.model.arguments["target"]] if "target" in config.model.arguments else []  # model=module
     plugins = {*foreign, *config.plugins} if foreign else set()
     for folder, path in (*_own_sources(), *_plugin_sources({name.partition(".")[0] for name in plugins})):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())

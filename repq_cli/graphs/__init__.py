@@ -1,0 +1,1 @@
+"""Networks of other people's: traced, normalised, and put together again of blocks and taps."""

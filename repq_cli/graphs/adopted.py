@@ -1,0 +1,54 @@
+"""A network of somebody else's as one of blocks and taps, which every mode, freeze and table know."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from repq_cli.graphs.program import Ref, replaced
+
+
+class Call(NamedTuple):
+    """One step of a forward pass: a module of the network's by name, or a function, or a tensor's method by name."""
+
+    name: str
+    module: str | None
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    last_of: tuple[str, ...]  # what nothing reads any more
+
+
+class Adopted(nn.Module):
+    """Calls in order, over modules that have the names of the network they are from, as far as they can.
+
+    kind           the class of that network
+    foreign_names  by parameter and buffer its name there
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.calls: list[Call] = []
+        self.input, self.outputs = "", Ref("")
+        self.foreign_names: dict[str, str] = {}
+        self._edges: frozenset[str] = frozenset()
+
+    def forward(self, x: Tensor) -> Any:
+        values = {self.input: x}
+        for call in self.calls:
+            args, kwargs = replaced((call.args, call.kwargs), values.__getitem__)
+            if call.module is not None:
+                values[call.name] = self.get_submodule(call.module)(*args, **kwargs)
+            elif isinstance(call.function, str):
+                values[call.name] = getattr(args[0], call.function)(*args[1:], **kwargs)
+            else:
+                values[call.name] = call.function(*args, **kwargs)
+            for name in call.last_of:
+                del values[name]
+        return replaced(self.outputs, values.__getitem__)
+
+    def edges(self) -> frozenset[str]:
+        """The first and the last layers and the tensors that they read: by convention kept at 8 bit."""
+        return self._edges

@@ -1,0 +1,239 @@
+"""The operations of a traced network in few words: torch's modules where there is one, else functions.
+
+Functions that a module of torch's carries out become that module, whatever calls them; operations that do nothing in
+eval mode disappear; products and sums with constants become ``Scale`` and ``Shift``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repq_cli.graphs.modules import module_for, reshaping, unlike_in_place
+from repq_cli.graphs.program import Operation, Program, Ref, references
+from repq_cli.graphs.trace import Traced
+from repq_cli.quant.float_leaf import FloatLeaf
+from repq_cli.reparam.expression import Scale, Shift
+
+NOTHING = {"contiguous", "clone", "detach", "dropout", "dropout2d", "feature_dropout", "alpha_dropout", "float", "to"}
+CHECKS = {"_assert"}
+WITH_PARAMETERS = {"conv2d", "batch_norm", "linear"}  # are called in the module that holds these
+SUMS = {"add": "add", "iadd": "add", "add_": "add", "sub": "sub", "isub": "sub", "sub_": "sub", "subtract": "sub"}
+PRODUCTS = {"mul", "imul", "mul_", "multiply"}
+QUOTIENTS = {"truediv", "div", "div_", "itruediv", "divide"}
+
+
+def operations_of(traced: Traced) -> Program:
+    """The program of a traced network; its modules are those of ``traced.net``, or new ones with their parameters."""
+    return _Reader(traced).program()
+
+
+class _Reader:
+    """Translates node by node."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self.operations: dict[str, Operation] = {}
+        self.names: dict[fx.Node, str] = {}  # of what stands for each node's output
+        self.constants: set[fx.Node] = set()
+        self.shared: dict[Any, nn.Module] = {}  # modules made of functions that name parameters
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def program(self) -> Program:
+        source, outputs = "", None
+        for node in self.traced.graph.nodes:
+            if node.op == "placeholder":
+                source = node.name
+                self.names[node], self.shapes[source] = source, self.traced.shape(node)
+            elif node.op == "output":
+                outputs = self._argument(node.args[0])
+            elif self._is_constant(node):
+                self.constants.add(node)
+            else:
+                self._read(node)
+        return Program(source, self.shapes[source], self._wanted(outputs), outputs, self.traced.net, self.traced.leaves)
+
+    def _wanted(self, outputs: Any) -> dict[str, Operation]:
+        """Those operations on which the outputs depend."""
+        wanted = set(references(outputs))
+        for operation in reversed(self.operations.values()):
+            if operation.name in wanted:
+                wanted |= set(operation.inputs)
+        return {name: operation for name, operation in self.operations.items() if name in wanted}
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return True
+        plain = node.op in ("call_function", "call_method") and isinstance(self.traced.values[node], Tensor)
+        return plain and bool(node.all_input_nodes) and set(node.all_input_nodes) <= self.constants
+
+    def _argument(self, argument: Any) -> Any:
+        def translated(node: fx.Node) -> Any:
+            return self._constant(node) if node in self.constants else Ref(self.names[node])
+
+        found = fx.node.map_arg(argument, translated)
+        return _plain(found)
+
+    def _constant(self, node: fx.Node) -> nn.Module:
+        """A module without arguments that computes what depends on parameters and numbers alone."""
+        if node not in self.shared:
+            graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+
+            def copied(source: fx.Node) -> fx.Node:
+                if source not in copies:
+                    for before in source.all_input_nodes:
+                        copied(before)
+                    copies[source] = graph.node_copy(source, lambda other: copies[other])
+                return copies[source]
+
+            graph.output(copied(node))
+            self.shared[node] = fx.GraphModule(self.traced.net, graph)
+        return self.shared[node]
+
+    def _read(self, node: fx.Node) -> None:
+        word = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        if word in CHECKS:
+            return
+        path = str(node.target) if node.op == "call_module" else _called_in(node)
+        shape = self.traced.shape(node)
+        if node.op == "call_module":
+            module = self.traced.net.get_submodule(path)
+            if _does_nothing(module) and path not in self.traced.leaves:
+                self.names[node] = self.names[node.args[0]]  # type: ignore[index]
+                return
+            if path in self.traced.leaves:
+                args, kwargs = self._argument(node.args), self._argument(node.kwargs)
+                self._add(node, FloatLeaf(module), args, path, kwargs=kwargs)
+            else:
+                self._add(node, unlike_in_place(module), (Ref(self.names[node.all_input_nodes[0]]),), path)
+            return
+        sources = [source for source in node.all_input_nodes if source not in self.constants]
+        first = self.names[sources[0]] if sources else ""
+        if not sources or (word in NOTHING and self.shapes.get(first) == shape):
+            self.names[node] = first
+            return
+        if self._with_constant(node, word, path) or self._reshaped(node, word, path):
+            return
+        found = module_for(word, node, self.traced, self.shared) if len(sources) == 1 else None
+        if found is not None:
+            path = path if word in WITH_PARAMETERS else ".".join(filter(None, (path, word)))
+            for number, module in enumerate(found):
+                first = self._add(node, module, (Ref(first),), path, last=number == len(found) - 1)
+            return
+        target = node.target
+        if word in SUMS and len(sources) == 2 and not node.kwargs:
+            target = operator.add if SUMS[word] == "add" else operator.sub
+        elif word in PRODUCTS and len(sources) == 2:
+            target = operator.mul
+        self._add(node, target, self._argument(node.args), path, kwargs=self._argument(node.kwargs))
+
+    def _add(
+        self,
+        node: fx.Node,
+        target: Any,
+        args: Any,
+        path: str,
+        *,
+        kwargs: dict[str, Any] | None = None,
+        last: bool = True,
+    ) -> str:
+        name = node.name if last else f"{node.name}_{len(self.operations)}"
+        shape = self.traced.shape(node)
+        if not last:
+            shape = (*self.shapes[args[0].name][:2], 1, 1)
+        self.operations[name] = Operation(name, target, tuple(args), kwargs or {}, path, shape)
+        self.shapes[name] = shape
+        if last:
+            self.names[node] = name
+        return name
+
+    def _with_constant(self, node: fx.Node, word: str, path: str) -> bool:
+        """A sum, difference, product or quotient with something that no image changes."""
+        kind = SUMS.get(word) or ("mul" if word in PRODUCTS else "div" if word in QUOTIENTS else None)
+        operands: list[Any] = list(node.args[:2])
+        if word == "neg":
+            kind, operands = "mul", [node.args[0], -1.0]
+        if kind is None or len(operands) != 2 or set(node.kwargs) - {"alpha"} or node.kwargs.get("alpha", 1) != 1:
+            return False
+        is_tensor = [isinstance(value, fx.Node) and value not in self.constants for value in operands]
+        if sum(is_tensor) != 1:
+            return False
+        place = is_tensor.index(True)
+        source, constant = operands[place], operands[1 - place]
+        if isinstance(constant, fx.Node):
+            if not _per_channel(self.traced.values[constant].shape, self.traced.shape(source)) or kind in (
+                "sub",
+                "div",
+            ):
+                return False
+            value: Any = self._constant(constant)
+        else:
+            value = float(constant)
+        first: Any = Ref(self.names[source])
+        reversed_ = place == 1
+        if kind in ("add", "sub"):
+            if kind == "sub" and reversed_:
+                first = Ref(self._add(node, Scale(-1.0), (first,), path, last=False))
+            elif kind == "sub":
+                value = -value
+            if value == 0.0 and not (kind == "sub" and reversed_):
+                self.names[node] = first.name
+            else:
+                self._add(node, Shift(value), (first,), path)
+            return True
+        if kind == "div":
+            if reversed_:
+                return False
+            value = 1 / value
+        if isinstance(value, float) and value == 1.0:
+            self.names[node] = first.name
+        else:
+            self._add(node, Scale(value), (first,), path)
+        return True
+
+    def _reshaped(self, node: fx.Node, word: str, path: str) -> bool:
+        """Operations that only give a tensor another shape, or change the order of channels."""
+        if node.op == "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+            return False
+        found = reshaping(node, word, self.traced)
+        if found is None:
+            return False
+        source, module = found
+        if module is None:
+            self.names[node] = self.names[source]
+        else:
+            self._add(node, module, (Ref(self.names[source]),), path)
+        return True
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    dropping = isinstance(module, nn.Dropout | nn.Dropout2d) and module.p == 0
+    return type(module) is nn.Identity or dropping
+
+
+def _called_in(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def _per_channel(constant: torch.Size, shape: tuple[int, ...]) -> bool:
+    """Whether a constant of that shape is one number, or one for each channel of a map."""
+    if math.prod(constant) == 1:
+        return True
+    return len(shape) == 4 and len(constant) in (3, 4) and constant[-3] == math.prod(constant) == shape[1]
+
+
+def _plain(argument: Any) -> Any:
+    """Without fx's own kinds of lists; the number of images that were traced is any."""
+    if isinstance(argument, Ref):
+        return argument
+    if isinstance(argument, tuple | list):
+        values = [_plain(value) for value in argument]
+        return tuple(values) if isinstance(argument, tuple) else values
+    if isinstance(argument, dict):
+        return {key: _plain(value) for key, value in argument.items()}
+    return argument

@@ -1,0 +1,157 @@
+"""Networks that are not of repq's blocks: their linear regions, what is merged of them, and how they train and ship."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from foreign_nets import NETS, Classifier, randomised
+from torch import Tensor, nn
+
+import repq_cli as repq
+from repq_cli.deploy.check import compare_integers
+from repq_cli.deploy.integer import IntegerNet
+from repq_cli.library.foreign import own
+from repq_cli.library.quantize import tensors_of
+from repq_cli.reparam.block import Block
+
+IMAGES = (2, 3, 32, 32)
+
+
+def images(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = IMAGES) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def furthest(found: object, expected: object) -> float:
+    pairs = zip(tensors_of(found), tensors_of(expected), strict=True)
+    return max((a - b).abs().max().item() / max(1.0, b.abs().max().item()) for a, b in pairs)
+
+
+@torch.no_grad()
+def test_regions_are_found_and_merged_exactly(subtests: pytest.Subtests) -> None:
+    for name, (make, regions) in NETS.items():
+        with subtests.test(name):
+            net, x = randomised(make()).double().eval(), images(torch.float64)
+            found = own(net, x).net
+            assert len([block for block in found.modules() if isinstance(block, Block)]) == regions
+            assert furthest(found(x), net(x)) < 1e-12
+            assert furthest(repq.merge(net, x)(x), net(x)) < 1e-10
+            odd = images(torch.float64, (1, 3, 48, 40))
+            assert furthest(found(odd), net(odd)) < 1e-12, "another size of images and another number"
+            theirs = {name for name, _ in net.named_parameters()}
+            assert theirs <= set(found.foreign_names.values()), "no parameter is lost"
+
+
+def test_training_is_the_networks_own() -> None:
+    net, x = randomised(NETS["fastvit"][0]()).double(), images(torch.float64)
+    found = own(net, x).net
+    assert isinstance(found, nn.Module)
+    net.train(), found.train()
+    found.load_state_dict(own(net, x).net.state_dict())
+    for each in (net, found):
+        tensors_of(each(x))[0].square().sum().backward()
+    gradients = dict(net.named_parameters())
+    for name, parameter in found.named_parameters():
+        if name in found.foreign_names:
+            theirs = gradients[found.foreign_names[name]].grad
+            assert theirs is not None and parameter.grad is not None
+            assert torch.allclose(theirs, parameter.grad, rtol=1e-8, atol=1e-10), name
+
+
+def trained_two_steps(net: nn.Module, x: Tensor, mode: str, **options: object) -> nn.Module:
+    qat = repq.prepare(net, x, mode=mode, batches=[x], **options)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(repq.parameter_groups(qat), 1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(output.square().mean() for output in tensors_of(qat(x))).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        repq.after_step(qat)
+    return qat.eval()
+
+
+def ships_exactly(qat: nn.Module, x: Tensor) -> repq.Shipped:
+    """Frozen without a difference, and integers that are within one code of it, layer by layer."""
+    shipped = repq.freeze(qat, x)
+    assert repq.check(qat, shipped, [x]).max_abs == 0
+    deployed = shipped.deployed
+    found = compare_integers(deployed, IntegerNet(deployed), [x], lambda a, b: torch.full((len(x),), 100.0))
+    assert found.max_lsb is not None and found.max_lsb <= 1
+    return shipped
+
+
+MODES = {"repvgg": "repq_bnest", "mobileone": "merged", "repvit": "repq_bn", "fastvit": "repq_bnest"}
+
+
+def test_every_kind_trains_and_ships(subtests: pytest.Subtests) -> None:
+    for name, (make, _) in NETS.items():
+        with subtests.test(name):
+            torch.manual_seed(0)
+            net, x = randomised(make()), images()
+            assert repq.explain(net, x).refusals == []
+            ships_exactly(trained_two_steps(net, x, MODES.get(name, "repq")), x)
+
+
+class Deciding(nn.Module):
+    """Another path for dark images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.sum() > 0 else x
+
+
+class Unknown(nn.Module):
+    """Operations without a deployed form."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erf(x) + torch.cumsum(x, 1)
+
+
+def test_what_cannot_be_followed_or_shipped_is_named() -> None:
+    x = images()
+    deciding = Classifier(Deciding())
+    with pytest.raises(repq.ConfigError, match=r"blocks\.0 \(Deciding\).*keep_float=\['blocks\.0'\]"):
+        repq.prepare(deciding, x)
+    qat = trained_two_steps(deciding, x, "repq", keep_float=["blocks.*"])
+    assert isinstance(qat.get_submodule("blocks.0").module.conv, nn.Conv2d)
+    with pytest.raises(repq.ConfigError, match=r"erf.*cumsum"):  # all at once
+        repq.prepare(Classifier(Unknown()), x)
+    with pytest.raises(repq.ConfigError, match="keep_float names nothing"):
+        repq.prepare(deciding, x, keep_float=["nothing"])
+    repvgg = NETS["repvgg"][0]()
+    with pytest.raises(repq.ConfigError, match=r"keep_float names a part of blocks\.0, which is one convolution"):
+        repq.prepare(repvgg, x, keep_float=["blocks.0.dense"])
+    kept = trained_two_steps(repvgg, x, "repq", keep_float=["blocks.0"])
+    assert kept.get_submodule("blocks.0").quantizer.bits == 32 and kept.get_submodule("blocks.1").quantizer.bits == 8
+    repq.check(kept, repq.freeze(kept, x), [x])
+
+
+# Networks of timm's, and how many of their regions have several branches.
+TIMM = {
+    "repvgg_a0": 22,
+    "mobileone_s0": 43,
+    "mobileone_s1": 43,
+    "repghostnet_050": None,
+    "resnet18": 0,
+    "mobilenetv2_100": 0,
+    "mobilenetv3_small_100": 0,
+    "efficientnet_b0": 0,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_networks_of_timm(name: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    torch.manual_seed(0)
+    net, x = randomised(timm.create_model(name, num_classes=10)).double().eval(), images(torch.float64, (2, 3, 64, 64))
+    with torch.no_grad():
+        assert furthest(repq.merge(net, x)(x), net(x)) < 1e-10
+    blocks = [block for block in own(net, x).net.modules() if isinstance(block, Block)]
+    if TIMM[name] is not None:
+        assert sum(len(block.branches) > 1 for block in blocks) == TIMM[name]
+    net, x = net.float(), x.float()
+    for mode in ("repq_bn", "repq_bnest", "merged"):
+        if mode != "merged" or any(block.kind != "conv" for block in blocks):
+            ships_exactly(trained_two_steps(net, x, mode), x)
