@@ -27,7 +27,6 @@ Run = Callable[..., tuple[int, Path | None]]
 WITHOUT_EFFECT = {
     "errors.py": "words",
     "extras.py": "words",
-    "memory.py": "refuses what does not fit",
     "problems.py": "words",
     "bounds.py": "says what is legal",
     "typecheck.py": "says what is legal",

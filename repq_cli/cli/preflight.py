@@ -17,9 +17,11 @@ from torch import nn
 from repq_cli import build
 from repq_cli.cli.progress import told
 from repq_cli.config import Config
+from repq_cli.deploy.freeze import unsupported
 from repq_cli.devices import pick_device
 from repq_cli.errors import ConfigError, RepqError
-from repq_cli.modes.compose import layer_bits
+from repq_cli.graphs.adopted import Adopted
+from repq_cli.modes.compose import compose, layer_bits
 from repq_cli.ranks import place
 from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.checkpoint import fp_checkpoint
@@ -116,9 +118,22 @@ def _text(*parts: Any) -> str:
 
 
 def _check_layers(experiment: Experiment) -> None:
-    """Whether memory holds the network, and ``quant.layers`` names layers that it has."""
+    """Whether memory holds the network, ``quant.layers`` names layers that it has, and a foreign one can be shipped."""
     if experiment.quant.layers or experiment.config.model.is_ours:  # others may want real tensors to begin with
-        layer_bits(_shapes(experiment), experiment.quant)
+        shapes = _shapes(experiment)
+        layer_bits(shapes, experiment.quant)
+        if isinstance(shapes, Adopted):
+            _check_forms(experiment)
+
+
+def _check_forms(experiment: Experiment) -> None:
+    """ConfigError, with all of them, for operations without a deployed form: repq's own networks have none."""
+    shape, mode = experiment.data.info.shape, experiment.mode
+    with torch.random.fork_rng(devices=[]):
+        net = experiment.make_net()
+    composed = compose(mode.rule.shaped_net(net, [torch.zeros(2, *shape)], mode), mode, experiment.quant)
+    if found := unsupported(composed, shape):
+        raise ConfigError(" ".join(refusal.reason for refusal in found))
 
 
 def _shapes(experiment: Experiment) -> nn.Module:
