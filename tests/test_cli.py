@@ -86,7 +86,7 @@ def test_help_and_completion_do_not_import_torch() -> None:
 
 
 OFFERED: list[tuple[str, set[str]]] = [
-    ("repq train +model=rep", {"+model=repvgg_a0", "+model=repvgg_a0_cifar", "+model=repvgg_b0"}),
+    ("repq train +model=rep", {"+model=repvgg_a0", "+model=repvgg_a0_cifar", "+model=repvgg_b0", "+model=repvgg_d2se"}),
     ("repq train +model=repvgg_a0 quant=w", {f"quant=w{bits}" for bits in ("1a1", "1a32", "2a2", "4a4", "8a8")}),
     ("repq train quant.weight_b", {"quant.weight_bits="}),
     ("repq info rep=rep", {"rep=repvgg"}),

@@ -28,11 +28,11 @@ def as_rank(where: Place, train: Callable[[], int]) -> int:
 
 def begun_before() -> Path | None:
     """The folder of a run that an earlier attempt of the same launcher has begun: it goes on there."""
-    from repq_cli.train.world import Ranks, world
-
     where = place()
     if where is None or where.attempt == 0:
         return None
+    from repq_cli.train.world import Ranks, world  # with torch, which a mistake of the command line need not wait for
+
     ranks = world()
     folder = ranks.begin() if isinstance(ranks, Ranks) else None
     return folder if folder is not None and RunFolder(folder).is_used else None
