@@ -184,6 +184,7 @@ def _subtree(
 EARLIER: dict[str, dict[str, Any]] = {
     "fp": {"epochs": 10, "lr": 0.1, "merged_training": False},
     "qat": {"epochs": 10, "lr": 0.1},
+    "quant": {"int32_bias": False, "summands": "fp"},
     "mode": {"post_bn": False},
     "optim": {"name": "sgd", "weight_decay": 1e-4, "label_smoothing": 0.0},
     "schedule": {"name": "cosine", "warmup_epochs": 0.0},

@@ -183,6 +183,31 @@ def test_int32_biases_are_multiples_of_the_weights_times_the_inputs_step(method:
     assert not torch.equal(frozen.bias_value(), float_bias)
 
 
+@pytest.mark.parametrize("weights", ["lsq", "affine", "twn", "bwn"])
+def test_a_batch_norm_behind_ships_in_steps_codes_and_an_int32(weights: str) -> None:
+    """Multipliers above and below zero, and dead ones; in training by running statistics, the same sums and biases."""
+    bits = {"twn": 2, "bwn": 1}.get(weights, 4)
+    quant = QuantOptions(weights, "lsq", bits, 8, granularity="tensor")  # type: ignore[arg-type]
+    net = randomise(repvgg(plain_block, 3, 5, [1, 2, 1, 1], [0.25] * 4, [1, 1, 2, 1, 2])).eval()
+    found = composed("plain", quant, net)
+    layer, codes = found.blocks[2], found.taps[2](torch.rand(4, 16, 7, 6) * 3)
+    assert (layer.norm.weight >= 0).all()  # the signs that QAT starts with are the weights'
+    with torch.no_grad():
+        layer.norm.weight[:3] = torch.tensor([0.0, -0.7, 1e-9])
+    frozen, (weight, multiplier, bias) = layer.eval().freeze(), layer.inference_weight()
+    assert frozen.multiplier is None and torch.equal(frozen.bias, frozen.bias.round())
+    assert (frozen.bias.abs() < 2**31).all() and (frozen.bias_step > 0).all()
+    live, step = multiplier.abs() > 1e-6, frozen.bias_step
+    assert ((frozen.bias_value() - bias).abs() <= step / 2 * 1.0001).all()
+    exact = layer.quantizer(weight) * multiplier.view(-1, 1, 1, 1)
+    off = (frozen.value() - exact).abs() / frozen.grid.step
+    assert off[live].max() <= 1.001 and off[live & (multiplier > 0)].max() <= 1e-3  # a lowest code has no opposite
+    expected = layer.before_activation(codes, codes)
+    layer.train(), layer.norm.eval()
+    got = layer.before_activation(codes, codes)
+    torch.testing.assert_close(got[:, live & (multiplier > 0)], expected[:, live & (multiplier > 0)])
+
+
 def test_int32_biases_follow_the_inputs_step() -> None:
     net = composed("repq", QuantOptions(int32_bias=True), tiny_net()).eval()
     before = net.blocks[2].inference().frozen.bias_step
@@ -295,7 +320,7 @@ def test_calibration_names_the_tensor_that_is_not_finite(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("size", "complaint"),
-    [(1e38, r"goes up to \S*e\+38"), (1e-40, "goes up to 1e-40 only, less than the smallest step")],
+    [(1e38, r"goes up to \S*e\+38"), (1e-12, "goes up to 1e-12 only, less than the smallest step")],
 )
 def test_calibration_names_what_overflows_or_vanishes(size: float, complaint: str) -> None:
     """Values whose squares are no float32, and those that would all have code 0; a dead tensor, all zero, may be."""

@@ -15,6 +15,7 @@ from repq_cli.config import Config
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.deploy.same import DECIBELS, is_another_psnr, sets_with_too_many
+from repq_cli.deploy.signs import sums_before_signs
 from repq_cli.errors import CheckError, ConfigError
 from repq_cli.extras import extra
 from repq_cli.files import move, read_regular, unproven_in, write_atomically
@@ -26,8 +27,6 @@ from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
 
 CPU = torch.device("cpu")
-# With these no batch norm stays behind a convolution; each value as the configuration and the command line have it.
-FOLDED = {"plain_bn": ("folded", "folded"), "merged_bn": ("none", "none"), "post_bn": (False, "false")}
 
 
 def export_job(config: dict[str, Any]) -> None:
@@ -68,20 +67,11 @@ def export_job(config: dict[str, Any]) -> None:
 
 
 def _way_to_integers(deployed: DeployedNet, config: Config) -> str:
-    """With which keys biases would be integers, where a run of this configuration has none but could.
-
-    That takes weights and inputs of codes, and no batch norm behind, which layers of plain signs cannot be without.
-    """
-    quant, mode = config.quant, config.mode
-    codes = {node["name"] for node in deployed.nodes if node["op"] == "quantize"}
-    layers = [node for node in deployed.nodes if node.get("bias") and node["bits"] < 32 and node["inputs"][0] in codes]
-    behind = any(node["multiplier"] for node in layers)
-    if all(node["bias_step"] for node in layers) or (behind and quant.weight_method == "sign"):
-        return ""
-    keys = [] if quant.int32_bias else ["quant.int32_bias=true"]
-    if behind:
-        keys += [f"mode.{key}={word}" for key, (value, word) in FOLDED.items() if getattr(mode, key) != value]
-    return f"; training with {' '.join(keys)} gives integers" if keys else ""
+    """By which key biases would be integers, where a run of this configuration has none but could."""
+    before_signs = sums_before_signs(deployed)
+    layers = [node for node in deployed.nodes if node.get("bias") and node["name"] in deployed.on_codes - before_signs]
+    rounded = all(node["bias_step"] or node.get("input_scale") for node in layers)
+    return "" if rounded or config.quant.int32_bias else "; training with quant.int32_bias=true gives integers"
 
 
 def _attempts(config: dict[str, Any]) -> Sequence[str | None]:

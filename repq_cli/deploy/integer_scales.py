@@ -59,7 +59,9 @@ def prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tup
     if node["multiplier"]:
         weight, scale = _room_for_bias(weight, scale, bias)
     coarse = scale > worth
-    in_units = bias if node["bias_step"] else bias / scale  # the first are integers, which no rounding may move
+    in_units = bias / scale
+    if node["bias_step"]:  # integers, which no rounding may move: their step is a power of two of the sums'
+        in_units = bias * (stored[node["bias_step"]].double() / scale).log2().round().exp2()
     reach = weight.abs().flatten(1).sum(1) * given.bound
     bound = reach + in_units.abs() + 1
     if slope is not None:

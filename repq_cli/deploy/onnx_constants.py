@@ -101,6 +101,10 @@ class Constants:
         if node["bits"] == 32 or before is None or before["op"] != "quantize":
             return self.constant(name, bias)
         step = self.weight_step(node, multiplier) / self._spread(node) * self.net.stored[before["step"]].double()
-        codes = (bias / step).round().clamp(-(2**31), 2**31 - 1)
+        codes = bias / step
+        if node["bias_step"]:  # integers already, of a step that is a power of two of this one
+            ratio = (self.net.stored[node["bias_step"]].double() / step).log2().round().exp2()
+            codes = self.net.stored[node["bias"]] * ratio
+        codes = codes.round().clamp(-(2**31), 2**31 - 1)
         inputs = [self.constant(f"{name}.codes", codes, np.int32), self.constant(f"{name}.step", step)]
         return self.add_node("DequantizeLinear", inputs, name, axis=0)

@@ -37,7 +37,7 @@ class ECBSR(nn.Module):
         signed = activation == "prelu"
         inner = (Tap(signed) for _ in range(last))
         self.taps = nn.ModuleList([Tap(signed=False, pixels=True), *inner])
-        self.skip = Shortcut()
+        self.sum_tap, self.skip = Tap(signed=True, summand=True), Shortcut()
         self.nearest = nn.Upsample(scale_factor=scale, mode="nearest")
         self.shuffle = nn.PixelShuffle(scale)
         self.output_tap = Tap(signed=False, pixels=True, output=True)
@@ -48,7 +48,7 @@ class ECBSR(nn.Module):
         y = self.blocks[0](codes, x)
         for tap, block in zip(self.taps[1:], self.blocks[1:], strict=True):
             y = block(tap(y), y)
-        return self.output_tap(self.shuffle(y) + self.nearest(self.skip(codes, x)))
+        return self.output_tap(self.shuffle(self.sum_tap(y)) + self.nearest(self.skip(codes, x)))
 
     def edges(self) -> frozenset[str]:
         """The first and the last layer and the tensors that they read: by convention kept at 8 bit."""

@@ -101,7 +101,9 @@ class InvertedResidual(nn.Module):
         self.project_tap = Tap(inner_signed)
         with layer("project"):
             self.project = make_block(_pointwise(inner, out_channels), None)
-        self.shortcut = Shortcut() if stride == 1 and in_channels == out_channels else None
+        self.shortcut: nn.Module | None = None
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut, self.sum_tap = Shortcut(), Tap(signed=True, summand=True)
 
     def forward(self, x: Tensor) -> Tensor:
         codes, raw = self.tap(x), x
@@ -111,7 +113,7 @@ class InvertedResidual(nn.Module):
             y = self.expand(codes, raw)
             y = self.depthwise(self.inner_tap(y), y)
         y = self.project(self.project_tap(y), y)
-        return y if self.shortcut is None else y + self.shortcut(codes, raw)
+        return y if self.shortcut is None else self.sum_tap(y) + self.shortcut(codes, raw)
 
 
 class MobileNetV2(Classifier):

@@ -30,17 +30,21 @@ class BasicBlock(nn.Module):
             self.conv1 = make_block(Geometry(in_channels, out_channels, stride=stride), make_activation(activation))
         with layer("conv2"):
             self.conv2 = make_block(Geometry(out_channels, out_channels), None)
+        self.sum_tap = Tap(signed=True, summand=True)
         if stride == 1 and in_channels == out_channels:
             self.shortcut: nn.Module = Shortcut()
+            self.shortcut_tap: nn.Module = nn.Identity()
         else:
             with layer("shortcut"):
                 self.shortcut = make_block(Geometry(in_channels, out_channels, 1, stride, 0), None)
+            self.shortcut_tap = Tap(signed=True, summand=True)
         self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         codes = self.tap1(x)
         y = self.conv1(codes, x)
-        return self.activation(self.conv2(self.tap2(y), y) + self.shortcut(codes, x))
+        residual = self.sum_tap(self.conv2(self.tap2(y), y))
+        return self.activation(residual + self.shortcut_tap(self.shortcut(codes, x)))
 
 
 class ResNet(Classifier):

@@ -14,11 +14,19 @@ class Tap(nn.Identity):
     ``signed``: whether values below zero occur by construction (an input, a PReLU), never inferred from a batch.
     ``pooled``: whether global average pooling reads it, not a layer.
     ``pixels``: whether it holds pixels of 0..255; ``output``: whether it is what the network gives.
+    ``summand``: whether it is only added to another tensor, and so read by no layer.
     """
 
-    def __init__(self, signed: bool, pooled: bool = False, pixels: bool = False, output: bool = False) -> None:
+    def __init__(
+        self,
+        signed: bool,
+        pooled: bool = False,
+        pixels: bool = False,
+        output: bool = False,
+        summand: bool = False,
+    ) -> None:
         super().__init__()
-        self.signed, self.pooled, self.pixels, self.output = signed, pooled, pixels, output
+        self.signed, self.pooled, self.pixels, self.output, self.summand = signed, pooled, pixels, output, summand
 
 
 class Shortcut(nn.Module):

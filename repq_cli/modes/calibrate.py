@@ -20,6 +20,8 @@ from repq_cli.reparam.algebra import convolve
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.statistics import RunningStatistics
 
+AS_GOOD_AS_ZERO = 1e-20  # signs of weights in a layer of dead channels give no zero
+
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
 
 
@@ -113,7 +115,7 @@ def _require_usable(what: str, values: Tensor, quantizer: Quantizer) -> None:
             f"{what} {found}: if the data are right, train FP longer or with a lower fp.lr, or choose another "
             f"fp.checkpoint."
         )
-    if 0 < largest < SMALLEST_STEP and not (quantizer.by_sign or quantizer.bits == 32):
+    if AS_GOOD_AS_ZERO < largest < SMALLEST_STEP and not (quantizer.by_sign or quantizer.bits == 32):
         raise CheckError(
             f"{what} goes up to {largest:.3g} only, less than the smallest step, {SMALLEST_STEP:g}, so that all its "
             f"codes would be 0: scale the data, or choose another fp.checkpoint."

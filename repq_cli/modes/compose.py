@@ -158,6 +158,8 @@ def refuse_signs_behind_relu(net: nn.Module, quant: QuantOptions) -> None:
 def _tap_quantizer(tap: Tap, quant: QuantOptions, edge: bool) -> Quantizer:
     if tap.output and (quant.output == "float" or quant.act_bits == 32):
         return NoQuantizer()
+    if tap.summand:
+        return activation_quantizer(quant.alone(8), tap.signed, edge) if quant.adds_codes else NoQuantizer()
     if tap.output or (tap.pixels and quant.bits("act", edge) == 8):
         return PixelQuantizer()
     # What is averaged feeds no convolution: at one bit it would lose most and save nothing.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from repq_cli import collective
 from repq_cli.modes.options import ModeOptions
-from repq_cli.quant.layers import KernelSource
+from repq_cli.quant.kernel_source import KernelSource
 from repq_cli.reparam.algebra import Kernel
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import ConvBranch
@@ -34,10 +35,26 @@ class FixedKernel(KernelSource):
 
 
 def unfolded_kernel(block: Block) -> tuple[FixedKernel, nn.BatchNorm2d | None]:
-    """The convolution of a block without branches, and the batch norm behind it."""
+    """The convolution of a block without branches, and the batch norm behind it, whose ``gamma`` are not negative."""
     (branch,) = block.branches.values()
     assert isinstance(branch, ConvBranch), "a plain block has one convolution"
+    if branch.norm is not None:
+        turn_round(branch.conv, branch.norm)
     return FixedKernel(branch.conv), branch.norm
+
+
+@torch.no_grad()
+def turn_round(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Give the sign of a negative ``gamma`` to its channel's weights and mean, which leaves the function as it is.
+
+    QAT then quantizes the weights as they ship: signed codes have a lowest one without an opposite.
+    """
+    assert norm.running_mean is not None
+    sign = torch.where(norm.weight < 0, -1.0, 1.0).to(norm.weight)
+    conv.weight.mul_(sign.view(-1, 1, 1, 1))
+    for tensor in (conv.bias, norm.running_mean, norm.weight):
+        if tensor is not None:
+            tensor.mul_(sign)
 
 
 class BranchKernel(KernelSource):

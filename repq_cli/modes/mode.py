@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from repq_cli.modes.options import ModeOptions
     from repq_cli.quant.init import Initialiser
-    from repq_cli.quant.layers import KernelSource
+    from repq_cli.quant.kernel_source import KernelSource
     from repq_cli.quant.options import QuantOptions
     from repq_cli.quant.quantizer import Quantizer
     from repq_cli.reparam.block import Block

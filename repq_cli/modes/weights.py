@@ -57,17 +57,17 @@ def weight_histograms(net: nn.Module, blocks: Mapping[str, Block]) -> list[dict[
     for name, layer in quant_layers(net).items():
         if layer.quantizer.bits == 32:
             continue
-        frozen = layer.freeze()
-        assert frozen.grid is not None
-        step = frozen.grid.step.cpu().double()
-        zero = torch.zeros(()) if frozen.grid.zero_point is None else frozen.grid.zero_point.cpu()
-        codes = frozen.weight.cpu() - zero
+        weight = layer.merged_weight()
+        grid = layer.quantizer.grid(weight)
+        step = grid.step.cpu().double()
+        zero = torch.zeros(()) if grid.zero_point is None else grid.zero_point.cpu()
+        codes = layer.quantizer.integers(weight).cpu() - zero
         if isinstance(layer.quantizer, SplitLSQ):
             codes = codes[~layer.quantizer.split.cpu()]
         low, high = (
             int(end) for end in (layer.quantizer.codes.low - zero.max(), layer.quantizer.codes.high - zero.min())
         )
-        merged = layer.merged_weight().cpu().double() / step
+        merged = weight.cpu().double() / step
         kernels = branch_kernels(blocks[name]) if name in blocks else {}
         branches = {part: _own(kernel.cpu().double() / step) for part, kernel in kernels.items()}
         edges = _edges([merged, *branches.values()])

@@ -48,7 +48,10 @@ class FrozenWeight(NamedTuple):
             weight, factor = self.grid.from_zero(self.weight), self.grid.step.flatten() * step
             factor = factor if self.multiplier is None else factor * self.multiplier
         if inside:
-            return Inference(self, step, weight, self.bias, factor, None)
+            bias = self.bias
+            if bias is not None and self.bias_step is not None and factor is not None:
+                bias = bias * (self.bias_step / factor)  # a power of two: exact
+            return Inference(self, step, weight, bias, factor, None)
         return Inference(self, step, weight, None, factor, self.bias_value())
 
 

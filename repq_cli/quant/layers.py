@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repq_cli import collective
-from repq_cli.batch_norm import norm_multiplier
+from repq_cli.batch_norm import as_multiplication, shifted_norm
 from repq_cli.precision import full_precision, in_float32
 from repq_cli.quant.frozen import FrozenWeight, Inference
 from repq_cli.quant.functional import input_scale
 from repq_cli.quant.init import Initialiser
+from repq_cli.quant.int32_bias import SMALLEST_WORTH, integer_sums, rounding
+from repq_cli.quant.kernel_source import KernelSource
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.quant.sums import Steps, per_channel, scaled_sums, sums_in_training, weighted_sums
@@ -22,34 +24,13 @@ from repq_cli.quant.windows import Around, Span, Window, around
 
 # What layers inside ``frozen_layers`` compute with. No attribute of theirs: a copy of a layer has none of it.
 KEPT: MutableMapping[QuantLayer, Inference] = WeakKeyDictionary()
-LARGEST_BIAS = 2.0**30  # as an int32 code, with room for the sum of products that it is added to
-
-
-class KernelSource(nn.Module):
-    """Gives a convolution its ``(weight, bias)``; the modes say how."""
-
-    def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The kernel of this training step; ``x`` is what the convolution reads, ``raw`` the same not quantized."""
-        raise NotImplementedError
-
-    def inference(self) -> tuple[Tensor, Tensor | None]:
-        """The kernel of eval mode."""
-        raise NotImplementedError
-
-    @property
-    def follows_batches(self) -> bool:
-        """Whether the kernel of training depends on the batch."""
-        return False
-
-    def calibrate(self, initialiser: Initialiser) -> None:
-        """Initialise the steps of quantizers inside the source, if it has any."""
 
 
 class QuantLayer(nn.Module):
     """What convolution and classifier share: a weight quantizer, and a frozen form that eval mode computes with.
 
     norm        a batch norm behind the layer that is not folded, or None
-    int32_bias  whether inference adds a bias of integers: multiples of the weight's times the input's step
+    int32_bias  whether biases are integers wherever they can be, see ``int32_bias.py``
     """
 
     input_scale = False
@@ -82,13 +63,7 @@ class QuantLayer(nn.Module):
     def inference_weight(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """``(weight, multiplier, bias)`` of eval mode, not quantized; batch norm as multiplier and bias."""
         weight, bias = self.kernel_of_inference()
-        if self.norm is None:
-            return weight, None, bias
-        norm = self.norm
-        assert norm.running_var is not None and norm.running_mean is not None
-        multiplier = norm_multiplier(norm.weight, norm.running_var, norm.eps)
-        shift = norm.running_mean if bias is None else norm.running_mean - bias
-        return weight, multiplier, norm.bias - shift * multiplier
+        return (weight, None, bias) if self.norm is None else (weight, *as_multiplication(self.norm, bias))
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -104,17 +79,20 @@ class QuantLayer(nn.Module):
         weight, multiplier, bias = self.inference_weight()
         if self.quantizer.bits == 32:
             return FrozenWeight(weight.detach(), None, multiplier, bias)
-        grid = self.quantizer.grid(weight)
-        if not (self.int32_bias and self._reads and bias is not None and multiplier is None):
-            return FrozenWeight(self.quantizer.integers(weight), grid, multiplier, bias)
-        # A dead channel's weights are so small that its bias would be no int32 in their step: it gets a larger one.
+        if bias is None or not self._has_integer_bias:
+            return FrozenWeight(self.quantizer.integers(weight), self.quantizer.grid(weight), multiplier, bias)
         input_step = self._reads[0].grid(weight).step
-        least = bias.abs() / (LARGEST_BIAS * input_step)
-        needed = least.view(-1, *[1] * (weight.dim() - 1)) if grid.step.numel() > 1 else least.max()
-        grid = grid._replace(step=torch.maximum(grid.step, needed))
-        bias_step = grid.step.flatten() * input_step
-        codes = (bias / bias_step).round_()
-        return FrozenWeight(self.quantizer.integers_on(grid, weight), grid, None, codes, bias_step)
+        found = integer_sums(self.quantizer, weight, multiplier, bias, input_step)
+        return FrozenWeight(found.codes, found.grid, None, found.bias, found.bias_step)
+
+    @property
+    def _has_integer_bias(self) -> bool:
+        """Where codes are summed, unless a float map multiplies the sums, or signs are taken of them.
+
+        Of signs an integer decides already, and to round what it is compared with would move it.
+        """
+        of_codes = bool(self._reads) and self.quantizer.bits < 32
+        return self.int32_bias and of_codes and not (self._feeds_signs or self.input_scale)
 
     @torch.no_grad()
     def calibrate(self, initialiser: Initialiser) -> None:
@@ -155,13 +133,15 @@ class QuantLayer(nn.Module):
         self.norm_frozen = not isinstance(self.norm, PostNorm1d | PostNorm2d)
         self.train(self.training)
 
-    def _in_training(self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
+    def _weighted(self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
         """Sums with what the quantizer makes of ``weight``, before batch norm.
 
         Of codes, scaled, where signs are taken of them; elsewhere rounding decides nothing, and dividing by steps would
         cost a twentieth of the time.
         """
         quantized = self.quantizer(weight)
+        if bias is not None and self.norm is None and self._has_integer_bias:
+            bias = bias + rounding(bias.detach(), self._worth(weight, x))
         if not (self._feeds_signs and self._reads and self.quantizer.bits < 32):
             return sums_in_training(x, quantized, bias, window)
         x = in_float32(x)
@@ -169,6 +149,25 @@ class QuantLayer(nn.Module):
             steps = Steps(self._reads[0].grid(x).step, self.quantizer.grid(weight).step)
         with full_precision():
             return scaled_sums(x, quantized, bias, steps, window)
+
+    @torch.no_grad()
+    def _worth(self, weight: Tensor, x: Tensor) -> Tensor:
+        """``[O]`` or ``[1]``: what a bias's integer is worth, before batch norm."""
+        worth = self.quantizer.grid(weight).step * self._reads[0].grid(x).step
+        return worth.flatten() / self.quantizer.fineness
+
+    def normed(self, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Batch norm of sums ``y`` with this kernel, shifted so that the bias of inference is an integer.
+
+        By running statistics, as inference has it.
+        """
+        norm = self.norm
+        if norm is None or not self._has_integer_bias:
+            return y if norm is None else norm(y)
+        with torch.no_grad():
+            multiplier, shift = as_multiplication(norm, bias)
+            shift = rounding(shift, (self._worth(weight, y) * multiplier.abs()).clamp_min_(SMALLEST_WORTH))
+        return shifted_norm(norm, y, shift)
 
 
 class QuantConv(QuantLayer):
@@ -216,8 +215,7 @@ class QuantConv(QuantLayer):
     def before_activation(self, x: Tensor, raw: Tensor) -> Tensor:
         """Convolution and batch norm."""
         if self.training:
-            y = self.before_norm(x, raw)
-            return y if self.norm is None else self.norm(y)
+            return self.normed(*self._in_training(x, raw))
         frozen = self.inference()
         return frozen(*self._padded(x), self._scale(raw, frozen.weight))
 
@@ -229,24 +227,28 @@ class QuantConv(QuantLayer):
         where a batch norm behind the codes would have taken it away: the outputs keep the mean that they have without
         quantization, all of it in float32.
         """
+        return self._in_training(x, raw)[0]
+
+    def _in_training(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``before_norm``, and the kernel that it was computed with."""
         if self.training and self.sees_nothing and self.kernel.follows_batches:
             with full_precision():
                 return self._sums(in_float32(x), in_float32(raw), keeps_mean=True)
         return self._sums(x, raw, keeps_mean=False)
 
-    def _sums(self, x: Tensor, raw: Tensor, keeps_mean: bool) -> Tensor:
+    def _sums(self, x: Tensor, raw: Tensor, keeps_mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         weight, bias = self.kernel(x, raw) if self.training else self.kernel.inference()
         inputs, window = self._padded(x)
         scale = self._scale(raw, weight)
         summed_bias = bias if scale is None else None
-        y = self._in_training(inputs, weight, summed_bias, window)
+        y = self._weighted(inputs, weight, summed_bias, window)
         if keeps_mean:
             exact = weighted_sums(self._padded(raw)[0], weight, summed_bias, window)
             y = y + collective.mean_by_channel(exact - y)
-        if scale is None:
-            return y
-        y = y * scale
-        return y if bias is None else y + per_channel(bias, y)
+        if scale is not None:
+            y = y * scale
+            y = y if bias is None else y + per_channel(bias, y)
+        return y, weight, bias
 
     def calibrate(self, initialiser: Initialiser) -> None:
         """Steps inside the kernel's source first: the merged weight depends on them."""
@@ -289,12 +291,11 @@ class QuantLinear(QuantLayer):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return self.inference()(x, None)
-        y = self.before_norm(x, x)
-        return y if self.norm is None else self.norm(y)
+        return self.normed(self.before_norm(x, x), self.linear.weight, self.linear.bias)
 
     def before_norm(self, x: Tensor, raw: Tensor) -> Tensor:
         """The matrix product alone, its weight fake-quantized."""
-        return self._in_training(x, self.linear.weight, self.linear.bias, None)
+        return self._weighted(x, self.linear.weight, self.linear.bias, None)
 
     def kernel_of_inference(self) -> tuple[Tensor, Tensor | None]:
         """The classifier's weight and bias."""

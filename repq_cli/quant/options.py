@@ -31,6 +31,9 @@ class QuantOptions:
         ``inputs8``: their inputs at 8 bit, their weights the same as the rest.
     residual: shortcuts read the codes (``int``) or the tensor before its quantizer (``fp``, LSQ's own placement);
         without effect in networks that have no shortcuts once they are merged, such as RepVGG.
+    summands: what a sum adds beside a shortcut's codes: codes of ``8`` bits as well, so that integers are added and the
+        layer in front is one kernel, or the ``fp`` sums of that layer. ``fp`` where shortcuts do not read codes, and
+        where activations are of one bit.
     output: the network's output (of super-resolution) ``float``, or ``int8``: 8 bit codes up to the last pixel.
     act_n: (LSQ) the N of the activations' gradient scale: the ``features`` of one sample, or ``numel`` of the batch.
     init: (LSQ) initial steps by ``min_error`` (least squared error) or by ``lsq``'s rule.
@@ -57,6 +60,7 @@ class QuantOptions:
     granularity: Literal["channel", "tensor"] = "channel"
     first_last: Literal[8, "fp", "same", "inputs8"] = 8
     residual: Literal["int", "fp"] = "int"
+    summands: Literal[8, "fp"] = 8
     output: Literal["float", "int8"] = "float"
     act_n: Literal["features", "numel"] = "features"
     init: Literal["min_error", "lsq"] = "min_error"
@@ -68,7 +72,7 @@ class QuantOptions:
     threshold: Annotated[float, Range(0, 2)] = 0.7
     act_momentum: Annotated[float, Range(0, 1)] = 0.99
     act_delay: Annotated[int, Range(0)] = 0
-    int32_bias: bool = False
+    int32_bias: bool = True
     layers: dict[str, Bits] | None = None
 
     def alone(self, bits: Bits) -> QuantOptions:
@@ -87,6 +91,11 @@ class QuantOptions:
         """The method for a tensor of so many bits: the one that was asked for, or LSQ where it has no such width."""
         method = self.weight_method if of == "weight" else self.act_method
         return method if bits in METHOD_BITS[of][method] else "lsq"
+
+    @property
+    def adds_codes(self) -> bool:
+        """Whether both summands of a shortcut's sum are codes."""
+        return self.summands == 8 and self.residual == "int" and 1 < self.act_bits < 32
 
     @property
     def label(self) -> str:

@@ -62,6 +62,20 @@ class Quantizer(nn.Module):
         return (rounded < self.codes.low) | (rounded > self.codes.high)
 
     @property
+    def fineness(self) -> int:
+        """The largest power of two by which codes can be multiplied and are int8 still, as kernels have them.
+
+        What a sum is worth is that much less there, and so are the multiples that biases are rounded to. 1 for signs,
+        whose kernels count bits.
+
+        >>> from repq_cli.quant.lsq import LSQ
+        >>> [LSQ(bits, signed=True).fineness for bits in (8, 4, 2, 1)]
+        [1, 16, 64, 1]
+        """
+        largest = max(-self.codes.low - 1, self.codes.high)
+        return 1 if self.by_sign else 2 ** (127 // max(largest, 1)).bit_length() // 2
+
+    @property
     def kind(self) -> str:
         """``4 bit, signed``."""
         return f"{self.bits} bit, {'signed' if self.signed else 'unsigned'}"

@@ -65,6 +65,11 @@ class SplitLSQ(LSQ):
         return torch.where(self.split, wide, super().beyond(rounded))
 
     @property
+    def fineness(self) -> int:
+        """Codes of the identity are int8 as they are."""
+        return 1
+
+    @property
     def kind(self) -> str:
         """``4 bit, signed; identity 8 bit``."""
         return f"{super().kind}; identity {WIDE_BITS} bit"

@@ -22,13 +22,14 @@ STATUSES = get_args(Status)
 LARGEST_FILE = 1 << 24  # bytes of a row, a configuration or an environment
 LARGEST = 1e100  # number that a row may hold, so that none of our sums overflows
 
-# Keys that older runs lack, where these are as if at their default.
+# Keys that older runs lack, and what they did: what is their default today, but for those said here.
 LATER = {
     **{key: DEFAULTS[key] for key in ("fp.weights", "fp.head", "fp.input", "quant.layers", "mode.stats_fraction")},
     **{key: DEFAULTS[key] for key in ("runtime.precision", "runtime.matmul")},
     "data.train_resize": None,
     **dict.fromkeys(("data.randaugment", "data.mixup", "data.cutmix"), 0),
     "model.squeeze_excite": False,
+    "quant.summands": "fp",  # what they did before there was a key
     **{f"qat.{key}": DEFAULTS[f"qat.{key}"] for key in ("freeze_steps_at", "steps_within", "reestimate_bn")},
     **{key: DEFAULTS[key] for key in ("qat.teacher", "qat.distill_weight", "qat.temperature", "optim.step_lr")},
 }

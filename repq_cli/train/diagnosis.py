@@ -148,8 +148,8 @@ def _layer(name: str, layer: QuantLayer, block: Block | None, edge: bool) -> Num
     quantizer = layer.quantizer
     if quantizer.bits == 32:
         return {"name": name, "edge": edge}
-    weight, grid = layer.merged_weight(), layer.freeze().grid
-    assert grid is not None
+    weight = layer.merged_weight()
+    grid = quantizer.grid(weight)
     per_channel = grid.step.numel() > 1
     kernels = branch_kernels(block) if block is not None else {}
     # A split identity neither clips the others nor coarsens them.

@@ -87,8 +87,9 @@ class Layer(Operation):
             weight *= stored[node["weight_step"]]
         summed &= not node.get("input_scale")
         bias = stored[node["bias"]].to(weight.dtype) if node["bias"] else None
-        if bias is not None and node["bias_step"] and not summed:
-            bias = bias * stored[node["bias_step"]]
+        if bias is not None and node["bias_step"]:
+            step = stored[node["bias_step"]]
+            bias = bias * (step / factor if summed and factor is not None else step)  # in sums: a power of two
         for key, tensor in (("weight", weight), ("factor", factor), ("summed_bias" if summed else "bias", bias)):
             if tensor is not None:
                 net.hold(node, key, tensor)
