@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_graph import to_onnx
+from repq_cli.deploy.onnx_kernels import kernels
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.errors import CheckError, ConfigError
 from repq_cli.modes.compose import merge_blocks
@@ -58,8 +59,10 @@ def candidates(
     try:
         if not quantizers:
             raise ConfigError("activations are floating-point numbers")
-        int8 = _in_runtime(deployed, threads, exported == "float")
+        content = to_onnx(deployed, exported == "float").SerializeToString()
+        int8 = OnnxNet(content, deployed.halo, threads)
         found.append(Candidate(INT8, RUNTIME, int8, False, exported is not None))
+        notes.append(f"int8: ONNX Runtime runs {kernels(content)}.")
         if exported is None:
             notes.append("int8: with biases of int32, whose answers nothing has proven yet; repq export does.")
         elif exported == "float":
@@ -77,8 +80,8 @@ def _training_graph(fp: nn.Module) -> str:
     return "multi-branch" if branches > 1 else "unfolded"
 
 
-def _in_runtime(net: DeployedNet, threads: int, float_biases: bool = False) -> OnnxNet:
-    return OnnxNet(to_onnx(net, float_biases).SerializeToString(), net.halo, threads)
+def _in_runtime(net: DeployedNet, threads: int) -> OnnxNet:
+    return OnnxNet(to_onnx(net).SerializeToString(), net.halo, threads)
 
 
 def exported_biases(file: Path, deployed: DeployedNet) -> str | None:

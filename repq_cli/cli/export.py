@@ -94,8 +94,10 @@ def _written(biases: str | None, run: FinishedRun, folder: Path, config: dict[st
 def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]) -> Any:
     with extra("export"):
         from repq_cli.deploy.onnx_graph import OPSET, to_onnx
+        from repq_cli.deploy.onnx_kernels import note_kernels
         from repq_cli.deploy.onnx_run import OnnxNet, fast_int8
     model = to_onnx(deployed, biases == "float", config["reduce_range"])
+    found = note_kernels(model)
     content = model.SerializeToString()
     write_atomically(path, content, seal(content, ONNX_MARK))
     widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
@@ -109,6 +111,7 @@ def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]
         count = len(shipped.about["float_layers"].split(", "))
         note += f"; {count} depthwise layers run in floating point, being slow in integers"
     print(f"ONNX opset {OPSET}, QDQ form, {biases} biases{note}")
+    print(f"ONNX Runtime here runs {found}")
     if not fast_int8():
         print(
             "This processor has no VNNI: kernels of uint8 times int8 saturate, and slower exact ones are used here. "

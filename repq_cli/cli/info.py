@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from repq_cli.deploy.cost import cost, layer_bytes, layer_costs, layer_parameter
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations.base import Node
+from repq_cli.deploy.runs_as import INT8, runs_as
 from repq_cli.errors import DataError
 from repq_cli.modes.compose import compose
 from repq_cli.quant.layers import quantizers_in_layers
@@ -27,10 +29,10 @@ from repq_cli.train.environment import environment
 
 Line = tuple[str, ...]
 HEADER: Line = (
-    "layer", "block", "branches", "kernel", "stride", "weights", "input",
+    "layer", "block", "branches", "kernel", "stride", "weights", "input", "runs as",
     "in training", "deployed", "MMACs", "GBOPs", "bytes",
 )  # fmt: skip
-WORDS = 7  # columns of text; the others are numbers
+WORDS = 8  # columns of text; the others are numbers
 
 
 def info_job(tree: dict[str, Any]) -> None:
@@ -46,6 +48,8 @@ def info_job(tree: dict[str, Any]) -> None:
     asked = " (input_shape)" if config.input_shape else ""
     print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {_answers(config, inputs)}\n")
     print(columns([HEADER, *_layers(net, deployed), _total(net, deployed)], WORDS))
+    for line in _floating(runs_as(deployed)):
+        print(line)
     print("\nactivation tensors")
     for width, tensors in itertools.groupby(_activations(quantized), key=lambda tensor: tensor[1]):
         names = [name for name, _ in tensors]
@@ -79,7 +83,7 @@ def _inputs(config: Config) -> Inputs:
 
 
 def _layers(net: nn.Module, deployed: DeployedNet) -> Iterator[Line]:
-    costs = layer_costs(deployed)
+    costs, ways = layer_costs(deployed), runs_as(deployed)
     layers = {node_name(name): (name, module) for name, module in net.named_modules()}
     for node in deployed.nodes:
         if "weight" in node:
@@ -94,12 +98,22 @@ def _layers(net: nn.Module, deployed: DeployedNet) -> Iterator[Line]:
                 str(node.get("stride", "")),
                 _bits(layer_cost.weight_bits),
                 _bits(layer_cost.act_bits),
+                ways[node["name"]].partition(":")[0],
                 f"{_count(layer):,}",
                 f"{layer_parameters(deployed, node):,}",
                 f"{layer_cost.macs / 1e6:.3f}",
                 f"{layer_cost.bops / 1e9:.3f}",
                 f"{layer_bytes(deployed, node):,}",
             )
+
+
+def _floating(ways: dict[str, str]) -> Iterator[str]:
+    """How many layers will run in floating point once exported, by reason; nothing where all are int8."""
+    reasons = collections.Counter(way.partition(": ")[2] for way in ways.values() if way != INT8)
+    for reason, count in reasons.items():
+        names = [name for name, way in ways.items() if way.endswith(f": {reason}")]
+        more = "" if count <= 3 else ", …"
+        yield f"{count} of {len(ways)} layers will run in floating point: {reason} ({', '.join(names[:3])}{more})"
 
 
 def _total(net: nn.Module, deployed: DeployedNet) -> Line:

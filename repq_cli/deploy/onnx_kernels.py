@@ -49,6 +49,14 @@ def kernels(model: bytes) -> Kernels:
         return count_kernels(onnx.load(path).graph)
 
 
+def note_kernels(model: onnx.ModelProto) -> Kernels:
+    """``kernels``, noted in the model's metadata."""
+    found = kernels(model.SerializeToString())
+    for key, value in (("runtime", f"onnxruntime {onnxruntime.__version__}"), ("int8", str(found))):
+        model.metadata_props.add(key=key, value=value)
+    return found
+
+
 def count_kernels(graph: onnx.GraphProto) -> Kernels:
     """Those of an optimised graph; tensors are codes behind a quantizer, until something makes numbers of them."""
     codes: set[str] = set()
