@@ -213,7 +213,7 @@ def test_prelu_outputs_are_signed_and_pixels_are_not() -> None:
     for activation, signed in (("prelu", True), ("relu", False)):
         net = compose(tiny(activation=activation), ModeOptions("repq"), QuantOptions(output="int8"))
         found = {name: part.signed for name, part in quantizers(net).items() if "tap" in name}
-        assert found == {"taps.0": False, "taps.1": signed, "taps.2": signed, "output_tap": False}
+        assert found == {"taps.0": False, "taps.1": signed, "taps.2": signed, "sum_tap": True, "output_tap": False}
     net = compose(tiny(), ModeOptions("repq"), QuantOptions(weight_bits=4, act_bits=4))
     bits = [layer.quantizer.bits for layer in quant_layers(net).values()]
     assert bits == [8, 4, 8]  # first and last at 8 bit

@@ -141,11 +141,11 @@ def test_biases_are_not_rounded_where_that_changes_answers(
 ) -> None:
     """Biases that int32 would move by some four steps of the next codes are written as they are."""
 
-    def coarse(graph: onnx_graph._Graph, node: Node, bias: Tensor, multiplier: Tensor | None) -> str:
-        return constant(graph, node, bias.sign() * bias.abs().max(), multiplier)
+    def coarse(graph: onnx_graph.OnnxGraph, node: Node, bias: Tensor, multiplier: Tensor | None) -> str:
+        return constant(graph, node | {"bias_step": None}, bias.sign() * bias.abs().max(), multiplier)
 
-    constant = onnx_graph._Graph.bias_constant
-    monkeypatch.setattr(onnx_graph._Graph, "bias_constant", coarse)
+    constant = onnx_graph.OnnxGraph.bias_constant
+    monkeypatch.setattr(onnx_graph.OnnxGraph, "bias_constant", coarse)
     assert main(["export", f"run={finished}", "biases=int32"]) == 4
     assert "(biases=float may help)" in capsys.readouterr().err
     assert main(["export", f"run={finished}"]) == 0

@@ -138,7 +138,9 @@ def test_behind_a_dead_layer_quantized_training_stays_finite_as_batch_norm_does(
     got = composed.train()(x)
     got.logsumexp(1).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in composed.parameters())
-    torch.testing.assert_close(got, expected, atol=0.5, rtol=0)  # of 4-bit codes, where it is 1e20 and more without
+    torch.testing.assert_close(
+        got, expected, atol=1, rtol=0
+    )  # of 4-bit codes and biases, where it is 1e20 and more without
 
 
 @pytest.mark.parametrize("mode", ["plain", *MODES])

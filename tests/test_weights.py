@@ -61,12 +61,12 @@ def test_histograms_are_numpys(quant: str) -> None:
     blocks = blocks_behind(fp)
     for layer in found:
         module, edges = layers[layer["name"]], np.array(layer["edges"])
-        frozen = module.freeze()
-        assert frozen.grid is not None
-        step = frozen.grid.step.numpy().astype(float)
-        zero = 0 if frozen.grid.zero_point is None else frozen.grid.zero_point.numpy()
-        merged = module.merged_weight().numpy().astype(float) / step
-        codes = frozen.weight.numpy() - zero
+        weight = module.merged_weight()
+        grid = module.quantizer.grid(weight)
+        step = grid.step.detach().numpy().astype(float)
+        zero = 0 if grid.zero_point is None else grid.zero_point.numpy()
+        merged = weight.numpy().astype(float) / step
+        codes = module.quantizer.integers(weight).detach().numpy() - zero
         assert len(edges) <= MOST_BINS + 1 and np.ptp(np.diff(edges)) == 0
         assert layer["merged"] == np.histogram(merged, edges)[0].tolist()
         assert sum(layer["merged"]) == merged.size
