@@ -100,7 +100,7 @@ def _is_left(path: Path) -> bool:
     named = LEFT.fullmatch(path.name)
     if named is None or not (named[1] == UNPROVEN or named[5]):
         return False
-    dead = named[2] is not None and is_dead(named[2])
+    dead = None if named[2] is None else is_dead(named[2])
     if dead is not None:
         return dead
     try:

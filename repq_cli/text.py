@@ -108,10 +108,10 @@ def wrapped(text: str, width: int) -> str:
     What stands in columns, two spaces or more between words, is broken in its last column alone, and left as it is
     where that would be narrow.
 
-    >>> print(wrapped("repq: a sentence of some words", 20))
-    repq: a sentence of
-      some words
-    >>> print(wrapped("  WARNING  a sentence of some words", 30))
+    >>> print(wrapped("repq: a sentence of some words", 25))
+    repq: a sentence of some
+      words
+    >>> print(wrapped("  WARNING  a sentence of some words", 34))
       WARNING  a sentence of some
                words
     """

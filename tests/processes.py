@@ -75,7 +75,9 @@ def _run(arguments: tuple[str, ...], log: str | None, environment: dict[str, str
 
 
 def _as_a_new_process(log: str | None) -> None:
-    """Python's own handlers of signals and streams instead of pytest's."""
+    """Python's own handlers of signals and streams instead of pytest's, and no place among ranks yet."""
+    if entered := sys.modules.get("repq_cli.train.world"):
+        entered._world = None  # type: ignore[attr-defined]
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -49,7 +49,7 @@ MORE_MOBILENETS = [
     ("mobilenet_v2", "repvgg", "branchwise", "w4a4"),
 ]
 REPS = {
-    **{name: [] for name in names("rep") if name not in ("ecb", "own")},  # without batch norm, and foreign
+    **{name: [] for name in names("rep") if name not in ("ecb", "sesr", "own")},  # without batch norm, and foreign
     "orepa vgg": ["rep.vgg=true"],
     "qarepvgg v1": ["rep.variant=v1"],
 }

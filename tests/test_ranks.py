@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,15 +40,19 @@ from repq_cli.train.world import ALONE, Ranks, World, world
 
 BATCH = 11  # which two processes cannot halve
 CPU = torch.device("cpu")
-W4A4 = QuantOptions(weight_bits=4, act_bits=4)
+# Without integer biases, behind which sums are often zero: on which side of a ReLU they fall, rounding decides.
+W4A4 = QuantOptions(weight_bits=4, act_bits=4, int32_bias=False)
 CASES = {
     "fp": None,
     "plain": (ModeOptions("plain"), W4A4),
     "repq_bn": (ModeOptions("repq_bn", stats_fraction=0.5), W4A4),
     "repq_bnest": (ModeOptions("repq_bnest"), W4A4),
-    "channel": (ModeOptions("repq_bnest", estimator="channel"), QuantOptions(weight_bits=2, act_bits=8, act_n="numel")),
+    "channel": (
+        ModeOptions("repq_bnest", estimator="channel"),
+        replace(W4A4, weight_bits=2, act_bits=8, act_n="numel"),
+    ),
     "no batch norm": (ModeOptions("repq"), W4A4),
-    "affine": (ModeOptions("repq_bn"), QuantOptions(weight_method="affine", act_method="affine")),
+    "affine": (ModeOptions("repq_bn"), QuantOptions(weight_method="affine", act_method="affine", int32_bias=False)),
     "signs": (
         ModeOptions("plain"),
         QuantOptions(weight_method="sign", act_method="sign", weight_bits=1, act_bits=1, stochastic=True),

@@ -256,15 +256,15 @@ def test_classification_runs_are_evaluated_too(
     assert main(["eval", f"run={folder}"]) == 0
     assert row_of(folder) == before
     assert "digits/test" in capsys.readouterr().out
-    for size, code in ((32, 0), (24, 3)):
+    for size, own_size in ((32, []), (24, []), (24, ["data.size=24"])):  # read in the network's size, or in another
         for split in ("train", "val"):
             for label in range(10):
-                (Path(f"mine{size}/{split}/{label}")).mkdir(parents=True)
+                (Path(f"mine{size}/{split}/{label}")).mkdir(parents=True, exist_ok=True)
                 pixels = np.random.default_rng(label).integers(0, 256, (size, size), dtype=np.uint8)
                 Image.fromarray(pixels).save(f"mine{size}/{split}/{label}/a.png")
                 Image.fromarray(pixels).save(f"mine{size}/{split}/{label}/b.png")
-        mine = ["data=image_folder", f"data.root=mine{size}", "data.grey=true"]
-        assert main(["eval", f"run={folder}", *mine]) == code
+        mine = ["data=image_folder", f"data.root=mine{size}", "data.grey=true", *own_size]
+        assert main(["eval", f"run={folder}", *mine]) == (3 if own_size else 0)
     captured = capsys.readouterr()
     assert "are 1x24x24 and the network was trained on 1x32x32" in captured.err
     assert {m["set"] for m in row_of(folder)["metrics"]} == {"digits/test", "image_folder/test"}
