@@ -140,7 +140,7 @@ def test_codes_whose_signs_are_taken_are_summed_exactly() -> None:
     inputs, window = layer._padded(x)
     expected = layer.eval()._weighted(inputs, weight, None, window)
     with bf16():
-        found = layer._in_training(inputs.bfloat16(), weight, None, window)
+        found = layer._weighted(inputs.bfloat16(), weight, None, window)
     assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
