@@ -489,35 +489,36 @@ def test_totals_of_info_are_the_sums_of_its_lines(in_folder: Path, capsys: pytes
         assert sum(float(words[column]) for words in layers) == pytest.approx(float(total[column]), abs=0.02)
 
 
+REFUSED = [
+    ("rep=none mode=branchwise", "mode=branchwise has no branches to quantize with rep=none"),
+    (
+        "mode=branchwise quant=fp32",
+        "mode=branchwise has nothing to quantize at quant.weight_bits=32; use 8 or less.",
+    ),
+    ("rep=none mode=merged", "mode=merged has nothing to merge with rep=none"),
+    ("rep=acnet optim.custom_l2=true", "optim.custom_l2=true is the penalty of RepVGG's blocks"),
+    ("mode=plain optim.custom_l2=true", "it needs rep=repvgg with batch norm and a mode other than plain"),
+    ("rep.kernels=[5]", "rep.kernels=[5] makes no block of this network, whose kernels are of size 3"),
+    ("rep.kernels=[0]", "rep.kernels=[0] must be a list, each item a whole number, at least 1."),
+    ("model.groups=7", "Layer blocks.2: groups=7 must divide in_channels=48"),
+    ("model=resnet18 rep=acnet rep.kernels=[1,3]", "Layer stages.1.0.shortcut: rep=acnet adds a middle row"),
+    ("rep=qarepvgg rep.variant=v5", "rep.variant=v5 must be one of v1, v2, v3, v4"),
+    ("fp.format=repvgg", "fp.format=repvgg must be one of auto, repq, torchvision, timm, repvgg_official"),
+    ("mode=ptqq", "did you mean 'ptq'?"),
+    ("fp.format=torchvision", "fp.format=torchvision has no file to describe; set fp.checkpoint as well."),
+    ("fp.head=new", "fp.head=new has no file to describe; set fp.checkpoint as well."),
+    ("optim.bias_lr=-1", "optim.bias_lr=-1 must be a number, at least 0."),
+    ("rep.gamma_init=1", "rep.gamma_init=1 is an unknown key"),
+]
+
+
 @pytest.mark.no_cover  # many cases of lines that other tests cover as well
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ("rep=none mode=branchwise", "mode=branchwise has no branches to quantize with rep=none"),
-        (
-            "mode=branchwise quant=fp32",
-            "mode=branchwise has nothing to quantize at quant.weight_bits=32; use 8 or less.",
-        ),
-        ("rep=none mode=merged", "mode=merged has nothing to merge with rep=none"),
-        ("rep=acnet optim.custom_l2=true", "optim.custom_l2=true is the penalty of RepVGG's blocks"),
-        ("mode=plain optim.custom_l2=true", "it needs rep=repvgg with batch norm and a mode other than plain"),
-        ("rep.kernels=[5]", "rep.kernels=[5] makes no block of this network, whose kernels are of size 3"),
-        ("rep.kernels=[0]", "rep.kernels=[0] must be a list, each item a whole number, at least 1."),
-        ("model.groups=7", "Layer blocks.2: groups=7 must divide in_channels=48"),
-        ("model=resnet18 rep=acnet rep.kernels=[1,3]", "Layer stages.1.0.shortcut: rep=acnet adds a middle row"),
-        ("rep=qarepvgg rep.variant=v5", "rep.variant=v5 must be one of v1, v2, v3, v4"),
-        ("fp.format=repvgg", "fp.format=repvgg must be one of auto, repq, torchvision, timm, repvgg_official"),
-        ("mode=ptqq", "did you mean 'ptq'?"),
-        ("fp.format=torchvision", "fp.format=torchvision has no file to describe; set fp.checkpoint as well."),
-        ("fp.head=new", "fp.head=new has no file to describe; set fp.checkpoint as well."),
-        ("optim.bias_lr=-1", "optim.bias_lr=-1 must be a number, at least 0."),
-        ("rep.gamma_init=1", "rep.gamma_init=1 is an unknown key"),
-    ],
-)
 def test_blocks_and_modes_that_cannot_be_are_refused(
-    arguments: str, sentence: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+    in_folder: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
 ) -> None:
-    given = arguments.split()
-    model = [] if any(word.startswith("model=") for word in given) else ["+model=repvgg_a0"]
-    assert main(["train", *model, *given]) == 2
-    assert sentence in capsys.readouterr().err
+    for arguments, sentence in REFUSED:
+        with subtests.test(arguments=arguments):
+            given = arguments.split()
+            model = [] if any(word.startswith("model=") for word in given) else ["+model=repvgg_a0"]
+            assert main(["train", *model, *given]) == 2
+            assert sentence in capsys.readouterr().err

@@ -61,3 +61,10 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_results_are_what_their_rows_say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tables of docs/RESULTS.md, byte for byte."""
+    monkeypatch.chdir(ROOT)
+    assert main(["table", "docs/results"]) == 0
+    assert capsys.readouterr().out.strip() in (ROOT / "docs" / "RESULTS.md").read_text()
