@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations import OPERATIONS
-from repq_cli.deploy.tracing import Conversion, Refusal
+from repq_cli.deploy.tracing import Conversion, Refusal, together
 from repq_cli.errors import ConfigError
 from repq_cli.quant.wiring import traced
 
@@ -26,7 +26,7 @@ def freeze(net: nn.Module, description: dict[str, Any]) -> DeployedNet:
         raise ConfigError("A frozen network is described by at least input_shape=[channels, rows, columns]: give it.")
     found = converted(net, description["input_shape"])
     if found.refusals:
-        raise ValueError(" ".join(refusal.reason for refusal in found.refusals))
+        raise ValueError(together([refusal.reason for refusal in found.refusals]))
     number = max(OPERATIONS[node["op"]].format(node) for node in found.nodes)
     graph = {"format": number, **description, "input": found.source, "output": found.output, "nodes": found.nodes}
     # Copies: training that goes on must not reach what is frozen.

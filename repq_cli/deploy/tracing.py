@@ -37,6 +37,14 @@ class Refusal(NamedTuple):
     reason: str
 
 
+def together(reasons: Sequence[str]) -> str:
+    """All reasons as one text; what modules may be instead, once."""
+    if not any(reason.endswith("has no deployed form.") for reason in reasons):
+        return " ".join(reasons)
+    legal = sorted({found.__name__ for found in FORMS if isinstance(found, type) and issubclass(found, nn.Module)})
+    return " ".join([*reasons, f"Modules that have one: {', '.join(legal)}."])
+
+
 @dataclass(frozen=True)
 class Ref:
     """A tensor of the deployed network, by the name of the node that gives it.
@@ -180,10 +188,7 @@ class Call:
         for base in type(kind).__mro__:
             if base in FORMS and (base is type(kind) or not base.__module__.startswith("torch.")):
                 return FORMS[base]
-        legal = sorted({found.__name__ for found in FORMS if isinstance(found, type) and issubclass(found, nn.Module)})
-        raise RefusedError(
-            f"The {type(kind).__name__} of layer {self.path} has no deployed form; these have: {', '.join(legal)}."
-        )
+        raise RefusedError(f"The {type(kind).__name__} of layer {self.path} has no deployed form.")
 
     def axis(self, ref: Ref, dim: int) -> int:
         """An axis of a tensor, counted from the first; RefusedError for that of the images."""

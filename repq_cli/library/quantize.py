@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from repq_cli.combinations import COMBINATIONS
 from repq_cli.deploy.freeze import unsupported
+from repq_cli.deploy.tracing import together
 from repq_cli.devices import full_float32
 from repq_cli.errors import CheckError, ConfigError
 from repq_cli.library.foreign import own
@@ -195,7 +196,7 @@ def require_forms(composed: nn.Module, example: Tensor, kept: Sequence[str]) -> 
     refusals = unsupported(composed, example.shape[1:])
     found = [refusal.reason for refusal in refusals if not compose.is_kept(refusal.name, kept)]
     if found:
-        raise ConfigError(" ".join(found))
+        raise ConfigError(together(found))
 
 
 def require_fit(net: nn.Module, example: Tensor) -> None:
