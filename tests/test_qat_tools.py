@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,7 +114,8 @@ def test_statistics_taken_anew_are_the_averages_of_the_batches(subtests: pytest.
         ("repq_bnest", lambda layer: layer.kernel.block.branches["dense"].norm),
     ):
         with subtests.test(mode=mode):
-            net = quantized(mode)
+            # Integer biases are rounded by the running statistics, so that what is seen depends on earlier ones.
+            net = quantized(mode, replace(W4A4, int32_bias=False))
             layer, before, moments = net.blocks[0], state(net), []
             assert isinstance(layer, QuantConv)
             for batch in batches:  # each alone, with all its weight
