@@ -116,9 +116,7 @@ def test_qat_starts_from_published_weights(run_repq: Run, in_folder: Path, capsy
             "fp.format=acnet_official",
             "rep=acnet",
         ): "look like fp.format=torchvision (model=resnet18 or mobilenet_v2, rep=none;",
-        (
-            "rep=repvgg",
-        ): "is for model=resnet18 or mobilenet_v2, rep=none; any model=torchvision, rep=own, and this run's net is another: choose that net",
+        ("rep=repvgg",): "any model=torchvision, rep=own, and this run's net is another: choose that net",
         ("fp.format=repq",): "does not fit this run's net as fp.format=repq: 62 missing: stem.branches",
     }
     for arguments, sentence in cases.items():
