@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from repq_cli.bounds import Range
 from repq_cli.models.activation import Activation, gives_signs, make_activation
 from repq_cli.models.classifier import Classifier
-from repq_cli.models.squeeze_excite import MakeAnyBlock
+from repq_cli.models.squeeze_excite import MakeAnyBlock, with_excitation
 from repq_cli.models.tap import Shortcut, Tap, layer
 from repq_cli.reparam.algebra import Geometry
 from repq_cli.reparam.block import MakeBlock
@@ -52,18 +53,20 @@ class MobileNetV1(Classifier):
         strides: list[int],
         num_classes: int,
         activation: Activation,
+        excited: Collection[int] = (),
     ) -> None:
-        """``widths`` and ``strides``: of the stem and of each pair."""
+        """``widths`` and ``strides``: of the stem and of each pair; ``excited``: pairs with squeeze-and-excitation."""
         super().__init__()
         signed = gives_signs(activation)
         self.layers = nn.Sequential()
         with layer("layers.0"):
             stem = Geometry(in_channels, widths[0], stride=strides[0])
             self.layers.append(TappedLayer(make_block, stem, True, activation))
-        for before, after, stride in zip(widths[:-1], widths[1:], strides[1:], strict=True):
+        for pair, (before, after, stride) in enumerate(zip(widths[:-1], widths[1:], strides[1:], strict=True)):
+            make = with_excitation(make_block) if pair in excited else make_block
             for geometry in (_depthwise(before, stride), _pointwise(before, after)):
                 with layer(f"layers.{len(self.layers)}"):
-                    self.layers.append(TappedLayer(make_block, geometry, signed, activation))
+                    self.layers.append(TappedLayer(make, geometry, signed, activation))
         self.add_head(widths[-1], num_classes, signed)
 
     def forward(self, x: Tensor) -> Tensor:

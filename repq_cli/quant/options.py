@@ -47,7 +47,8 @@ class QuantOptions:
     input_scale: (sign activations) XNOR-Net's K: outputs times the mean magnitude of what each position saw.
     threshold: (TWN) up to which multiple of the mean magnitude weights become zero.
     act_momentum, act_delay: (affine) of the moving range; training steps before activations are quantized.
-    int32_bias: biases are multiples of the weight's times the input's step, where no batch norm stays behind.
+    int32_bias: biases are integers of what the int8 kernel's sums are worth, a batch norm behind them included: see
+        ``int32_bias.py``.
     layers: bits of single layers, ``{"blocks.17": 8, "stages.3.*": 6}``: of their weights and of the tensors that they
         read, which have those of the widest reader. Names as ``repq info`` has them, ``*`` for anything; of several
         that fit a layer the last one counts.
