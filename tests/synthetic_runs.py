@@ -135,7 +135,9 @@ def failed(folder: Path, changes: Changes, error: str) -> Path:
     config = config_of(changes)
     row = row_of(config, 0, 0)
     kept = {key: row[key] for key in ("model", "rep", "mode", "data", "task", "seed", "quant", "lineage")}
-    return write_run(folder, config, {"status": "failed", "error": error, **kept})
+    write_run(folder, config, {"status": "failed", "error": error, **kept})
+    (folder / "metrics.jsonl").write_text('{"stage": "fp", "step": 1, "epoch": 0, "loss": 2.3, "lr": 0.1}\n')
+    return folder
 
 
 def mode_and_bits(mode: str, weight: int, act: int, seed: int = 0) -> Changes:

@@ -33,7 +33,8 @@ from repq_cli.report.figures import crops, curves
 from repq_cli.report.figures.catalogue import FIGURES, Drawing, drawings
 from repq_cli.report.figures.labels import Box, around, place
 from repq_cli.report.figures.material import Material, telling_runs
-from repq_cli.report.figures.style import collapsed_below, log_ticks, plain
+from repq_cli.report.figures.outliers import collapsed_below
+from repq_cli.report.figures.style import log_ticks, plain
 from repq_cli.report.reading import find_runs
 from repq_cli.report.sections import sections_of
 

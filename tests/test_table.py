@@ -210,15 +210,22 @@ def test_failed_seeds_leave_the_mean_with_a_note(tmp_path: Path, capsys: pytest.
     assert lines_with(text, "Failed:", "The loss became nan.")
 
 
-def test_a_job_that_could_not_start_is_shown_in_its_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_ended_before_its_first_step_stands_in_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     done(tmp_path / "a", mode_and_bits("plain", 8, 8), 70.0, 70.0)
     quant = CONFIG["quant"]
     row = {"status": "failed", "error": "mode=merged has nothing to merge.", "model": "repvgg_a0", "rep": "repvgg"}
     write_run(tmp_path / "b", None, row | {"mode": "merged", "quant": quant, "seed": 0}, None)
     write_run(tmp_path / "c", None, row | {"mode": "auto", "quant": quant, "seed": 0}, None)
     text = overview(capsys, tmp_path)
-    assert lines_with(text, "Merged", "failed") and not lines_with(text, "| auto")
-    assert lines_with(text, "Failed:", str(tmp_path / "b"), str(tmp_path / "c"), "nothing to merge")
+    assert not lines_with(text, "Merged") and not lines_with(text, "| auto")
+    assert lines_with(text, "In no table", "first step", str(tmp_path / "b"), str(tmp_path / "c"), "nothing to merge")
+    file = tmp_path / "all.jsonl"
+    file.write_text(printed(capsys, tmp_path, "--format", "jsonl"))
+    assert printed(capsys, file, "--table", "overview").splitlines()[:8] == text.splitlines()[:8]
+    (tmp_path / "b" / "metrics.jsonl").write_text('{"stage": "fp", "step": 1, "epoch": 0, "loss": 2.3}\n')
+    assert lines_with(overview(capsys, tmp_path), "Merged", "failed")
 
 
 def test_other_data_splits_and_metrics_stand_in_tables_of_their_own(

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from repq_cli.modes.catalogue import AUTO
 from repq_cli.report.notes import notes_on, notes_on_failures
-from repq_cli.report.runs import Run
+from repq_cli.report.runs import Run, compared
 from repq_cli.report.sections import Section, sections_of
 from repq_cli.report.table import Table
 from repq_cli.report.tables.bops import bops
@@ -64,9 +63,8 @@ class Document:
 def document(runs: Sequence[Run], notes: Sequence[str], names: Sequence[str], published: bool) -> Document:
     """The tables called ``names``, or if there are none, those for which there is something to show."""
     runs = sorted(runs, key=lambda run: run.folder)
-    usable = [run for run in runs if run.mode != AUTO]  # a job that failed before its mode was decided
     chapters = []
-    for section in sections_of(usable):
+    for section in sections_of(compared(runs)):
         wanted = names or [name for name in TABLES if name != "survey" or compares_methods(section)]
         tables = [table for name in TABLES if name in wanted for table in TABLES[name].tables(section)]
         if tables:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from repq_cli.modes.catalogue import mode_named
 from repq_cli.report.lines import NO_CONFIG, Line, method, settle, value_text
-from repq_cli.report.runs import Measured, Run, bits_label
+from repq_cli.report.runs import Measured, Run, bits_label, compared
 from repq_cli.report.sections import UNKNOWN, Section
 from repq_cli.runs.quality import ENGINES
 
@@ -16,6 +16,7 @@ MOST = 8  # notes of one kind
 
 HEADINGS = {
     "warned": "Done, but not of use",
+    "absent": "In no table or figure, since they ended before their first step of training",
     "failed": "Failed",
     "interrupted": "Interrupted (go on by repq train resume=DIR)",
     "pruned": "Stopped early by the sweep that tried them, since others promised more",
@@ -53,18 +54,24 @@ def _first_few(notes: list[str]) -> list[str]:
 
 def notes_on_failures(runs: Sequence[Run]) -> list[str]:
     """A sentence for each way in which runs did not finish, or finished without being of use."""
-    reasons: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    shown = {id(run) for run in compared(runs)}
     for run in runs:
         for warning in run.warnings:
-            reasons[f"warned: {warning}"].append(run.name)
+            reasons["warned"][warning].append(run.name)
         if run.status != "done":
             reason = run.error.partition("\n")[0] if run.status == "failed" else ""
-            reasons[f"{run.status}: {reason}" if reason else run.status].append(run.name)
-    notes = []
-    for key, names in sorted(reasons.items()):
-        status, colon, reason = key.partition(": ")
-        notes.append(f"{HEADINGS[status]}: {_listed(names)}{colon}{reason}".rstrip(".") + ".")
-    return notes
+            reasons[run.status if id(run) in shown else "absent"][reason].append(run.name)
+    return [
+        note
+        for status, found in sorted(reasons.items())
+        for note in _first_few([_fate(HEADINGS[status], *item) for item in sorted(found.items())])
+    ]
+
+
+def _fate(heading: str, reason: str, names: Sequence[str]) -> str:
+    said = f"{heading}: {_listed(names)}{': ' if reason else ''}{reason}"
+    return said.rstrip(".") + "."
 
 
 def _unlike(lines: Sequence[Line]) -> Iterator[str]:

@@ -89,11 +89,18 @@ def record_of(folder: Path, notes: list[str]) -> Record:
     row = _mapping(files.row_file, parsed_json, notes)
     config = _mapping(files.config_file, parsed_config, notes)
     env = _mapping(files.env_file, parsed_json, notes)
-    return Record(_shown(folder), row, config, env)
+    return Record(_shown(folder), row, config, env, _has_content(files.log_file))
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _read_record(record: Record, notes: list[str]) -> Run | None:
-    shown, row, config, env = record
+    shown, row, config, env, logged = record
     fields = _Fields(row or {}, config or {}, shown)
     model, rep, mode = (fields.text(key) for key in ("model", "rep", "mode"))
     weight_bits, act_bits = fields.whole("quant.weight_bits"), fields.whole("quant.act_bits")
@@ -126,6 +133,7 @@ def _read_record(record: Record, notes: list[str]) -> Run | None:
         environment=_environment(env or {}, row),
         error=(_text(_at(row, "error")) or "").strip(),
         warnings=_texts(_at(row, "warnings")),
+        began=logged or status not in ("failed", "interrupted") or bool(_at(row, "time")),
     )
     notes += fields.problems
     return run

@@ -1,6 +1,7 @@
 """Runs without their folders: a file ``NAME.jsonl`` with a line for each, which tables and figures read like folders.
 
-A line is ``{"run": name, "row": summary.json, "config": config.yaml, "env": what env.json says of the machine}``.
+A line is ``{"run": name, "row": summary.json, "config": config.yaml, "env": what env.json says of the machine}``, with
+``"logged": false`` where the run left no log of training.
 Folders that keys name are shortened to their last part, since they lie elsewhere for whoever reads it.
 """
 
@@ -23,18 +24,20 @@ OF_MACHINE = ("cpu", "gpus", "threads", "platform", "python", "packages", "git")
 
 
 class Record(NamedTuple):
-    """What is known of one run; each of the three may be absent."""
+    """What is known of one run; each of the three may be absent. logged: whether it has a log of training."""
 
     name: str
     row: dict[str, Any] | None
     config: dict[str, Any] | None
     env: dict[str, Any] | None
+    logged: bool = True
 
     def line(self) -> str:
         """As one line of a file of records."""
         env = {key: value for key, value in (self.env or {}).items() if key in OF_MACHINE}
         config = None if self.config is None else _without_places(self.config)
-        return json.dumps({"run": self.name, "row": self.row, "config": config, "env": env}, allow_nan=False)
+        told = {"run": self.name, "row": self.row, "config": config, "env": env}
+        return json.dumps(told | ({} if self.logged else {"logged": False}), allow_nan=False)
 
 
 def record_files(path: Path) -> list[Path]:
@@ -61,7 +64,7 @@ def records_in(path: Path, notes: list[str]) -> Iterator[Record]:
         row, config, env = (
             part if isinstance(part, dict) else None for part in map(found.get, ("row", "config", "env"))
         )
-        yield Record(f"{path.with_suffix('')}/{found['run']}", row, config, env)
+        yield Record(f"{path.with_suffix('')}/{found['run']}", row, config, env, found.get("logged") is not False)
 
 
 def _without_places(tree: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+
+from repq_cli.modes.catalogue import AUTO
 
 Status = Literal["done", "failed", "interrupted", "pruned", "unfinished"]
 
@@ -46,7 +48,8 @@ class Run:
     machine: what its times depend on. environment: what is known of machine, versions and sources, by name.
     error: why it failed, all of it. fp_file: where its FP net came from, if from a file.
     data_hash: of all its images. data_changed: whether it went on over images other than those that it began with.
-    warnings: what is wrong with it though it is done.
+    warnings: what is wrong with it though it is done. began: whether there is a step of training to tell of; False for
+        those alone that failed or were stopped before one.
     """
 
     folder: str
@@ -73,6 +76,7 @@ class Run:
     data_hash: str | None
     data_changed: bool
     warnings: tuple[str, ...] = ()
+    began: bool = True
 
     @property
     def name(self) -> str:
@@ -88,6 +92,14 @@ class Run:
     def number(self, key: str | Measured) -> float | None:
         """One of ``numbers`` or ``values``, or None where it was not measured."""
         return self.values.get(key) if isinstance(key, Measured) else self.numbers.get(key)
+
+
+def compared(runs: Iterable[Run]) -> list[Run]:
+    """Those that stand in tables and figures: none that ended before its first step, or before its mode was decided.
+
+    What did not begin says nothing of its configuration, only of how it was started. Notes name it.
+    """
+    return [run for run in runs if run.began and run.mode != AUTO]
 
 
 def bits_label(bits: Bits) -> str:

@@ -9,11 +9,11 @@ from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.cells import over_seeds
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.labels import Label, annotate
-from repq_cli.report.figures.material import Found, Material, line_title, metric_label
+from repq_cli.report.figures.material import Found, Material, line_titles, metric_label
+from repq_cli.report.figures.outliers import collapsed_below
 from repq_cli.report.figures.style import (
     GREY,
     WIDE,
-    collapsed_below,
     keep_to_percent,
     key,
     key_rows,
@@ -78,6 +78,7 @@ def _drawing(section: Section, rows: Sequence[Sequence[Shown]]) -> Drawing:
     titles = 0.25 if not any(line.variant for line, _ in lines) else 0.37
     top = titles + key_rows(len(handles), beside)
     figure, grid = panels(len(rows), columns, (width, 1.8), gap_x=0.15, gap_y=titles + 0.2, top=top)
+    names = iter(line_titles([line for line, _ in lines], TITLE))
     for row, every in zip(rows, grid, strict=True):
         used, unused = every[: len(row)], every[len(row) :]
         for axes in unused:
@@ -87,6 +88,7 @@ def _drawing(section: Section, rows: Sequence[Sequence[Shown]]) -> Drawing:
             axes.set_ylim(*limits)
             keep_to_percent(axes, section.unit)
             _panel(axes, section, line, own)
+            axes.set_title(next(names))
             axes.tick_params(labelleft=axes is used[0])
             axes.set_xlabel("bits" if row is rows[-1] else "")
         used[0].set_ylabel(plain(metric_label(section)))
@@ -153,7 +155,6 @@ def _panel(axes: Axes, section: Section, line: Line, entries: Sequence[Entry]) -
     axes.set_xticks(range(len(widths)), [_tick(width) for width in widths])
     axes.set_xlim(-0.35, len(widths) - 0.65)
     axes.grid(False, axis="x")
-    axes.set_title(line_title(line, TITLE))
     annotate(axes, labels, points)
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from repq_cli.modes.catalogue import AUTO
 from repq_cli.report.figures.bits import bits
 from repq_cli.report.figures.crops import crops
 from repq_cli.report.figures.curves import curves
@@ -23,6 +22,7 @@ from repq_cli.report.figures.training import training
 from repq_cli.report.figures.weights import weights
 from repq_cli.report.notes import notes_on_failures
 from repq_cli.report.reading import find_runs
+from repq_cli.report.runs import compared
 from repq_cli.report.sections import sections_of
 from repq_cli.runs.folder import BENCH
 
@@ -87,8 +87,8 @@ def drawings(paths: Sequence[Path], names: Sequence[str] = ()) -> tuple[list[Dra
     step_benches, more_notes = find_step_benches(paths)
     notes += more_notes
     found, said = find_runs([path for path in paths if not _is_bench(path)])
-    runs = sorted((run for run in found if run.mode != AUTO), key=lambda run: run.folder)
-    material = Material(sections_of(runs), benches, step_benches)
+    runs = sorted(found, key=lambda run: run.folder)
+    material = Material(sections_of(compared(runs)), benches, step_benches)
     drawn: list[Drawing] = []
     for name in FIGURES:
         if not names or name in names:

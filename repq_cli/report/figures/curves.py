@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from repq_cli.modes.catalogue.plain import Plain
 from repq_cli.modes.mode import Mark
 from repq_cli.report.cells import Cell, Seeds, mean_cell
 from repq_cli.report.figures.drawing import Drawing
-from repq_cli.report.figures.material import Found, Material, line_title
+from repq_cli.report.figures.material import Found, Material, line_titles
+from repq_cli.report.figures.outliers import readable
 from repq_cli.report.figures.reading import Epoch
 from repq_cli.report.figures.style import (
     GREY,
@@ -42,6 +44,7 @@ TITLE = 26  # characters of a line beside a row
 COLUMNS = (("fp", "loss"), ("fp", "metric"), ("qat", "loss"), ("qat", "metric"))
 FACTOR = 6  # between losses from which on their axis is logarithmic
 SMALLEST = 1e-30  # loss that a logarithmic axis may show
+LEAST, DECADES = 0.02, 0.5  # of the largest value, or tenfolds: how much an axis shows at least
 MOST = 24  # models and blocks in all
 RE_PARAM = Mark("#000000", "o", "solid")  # the FP net that all modes but Plain start from
 
@@ -119,18 +122,22 @@ def _drawing(section: Section, rows: Sequence[Row], dashes: Mapping[Bits, Any]) 
     figure, grid = panels(
         len(rows), 4, (width, 1.25), left=left, gap_x=0.42, gap_y=0.42, top=0.28 + key_rows(len(handles))
     )
-    for axes_of_row, row in zip(grid, rows, strict=True):
+    names = line_titles([row.line for row in rows], TITLE)
+    for axes_of_row, row, name in zip(grid, rows, names, strict=True):
         for axes, (stage, quantity) in zip(axes_of_row, COLUMNS, strict=True):
             _panel(axes, row.fp if stage == "fp" else row.qat, quantity, section.unit)
             unit = f" ({section.unit})" if section.unit else ""
             what = "training loss" if quantity == "loss" else f"validation {section.metric.name or 'metric'}{unit}"
             axes.set_title(plain(f"{stage.upper()}: {what}"), fontsize=6.5)
             axes.set_xlabel("epoch" if axes_of_row is grid[-1] else "")
-        axes_of_row[0].set_ylabel(line_title(row.line, TITLE))
+        axes_of_row[0].set_ylabel(name)
     key(figure, handles)
     many = max((len(curve.epochs) for row in rows for curve in (*row.fp, *row.qat)), default=1)
     spread = "; bands are the sample standard deviation over seeds" if many > 1 else ""
-    caption = f"{section.data}: training loss and validation metric at the end of each epoch, in FP and in QAT{spread}."
+    caption = (
+        f"{section.data}: training loss and validation metric at the end of each epoch, in FP and in QAT{spread}. "
+        f"Markers on a panel's edge: what diverged, beyond it."
+    )
     name = stem("curves", section.data, section.metric.name, section.metric.split)
     return Drawing(name, f"Training: {section.data}", caption, figure)
 
@@ -158,11 +165,13 @@ def _marked(mark: Mark) -> Line2D:
 def _panel(axes: Axes, found: Sequence[Curve], quantity: str, unit: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    drawn: list[float] = []
-    for number, curve in enumerate(found):
-        points = curve.over_epochs(quantity)
-        if not points:
-            continue
+    courses = [(number, curve, points) for number, curve in enumerate(found) if (points := curve.over_epochs(quantity))]
+    if not courses:
+        axes.text(0.5, 0.5, "no log", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    for number, curve, points in courses:
         epochs, means = [epoch for epoch, _ in points], [cell.value or 0.0 for _, cell in points]
         spreads = [cell.std or 0.0 for _, cell in points]
         every = max(1, len(points) // 4)
@@ -176,14 +185,30 @@ def _panel(axes: Axes, found: Sequence[Curve], quantity: str, unit: str) -> None
             axes.fill_between(
                 epochs, low, high, color=curve.mark.colour, alpha=0.25 / (1 + len(found) // 2), linewidth=0, zorder=2
             )
-        drawn += means
-    if not drawn:
-        axes.text(0.5, 0.5, "no log", transform=axes.transAxes, ha="center", va="center", color=GREY)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        return
+    _limit(axes, [(curve.mark, points) for _, curve, points in courses], quantity, unit)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+
+
+def _limit(axes: Axes, courses: Sequence[tuple[Mark, list[tuple[int, Cell]]]], quantity: str, unit: str) -> None:
+    """An axis that shows every course but those that diverged, whose markers stand at its edge where they leave it."""
+    values = [[cell.value or 0.0 for _, cell in points] for _, points in courses]
+    is_log = quantity == "loss" and SMALLEST < FACTOR * min(map(min, values)) < max(map(max, values))
+    sign = 1 if quantity == "loss" else -1
+    worse = [[math.log10(value) if is_log else sign * value for value in own] for own in values]
+    largest = max(abs(value) for own in values for value in own)
+    whole = readable(worse, DECADES if is_log else LEAST * largest)
+    shown = [value for own, kept in zip(values, whole, strict=True) if kept for value in own]
+    if is_log and FACTOR * min(shown) < max(shown):
+        log_axis(axes, "y", "{:g}".format, shown)
+    elif not all(whole):
+        room = 0.08 * (max(shown) - min(shown)) or LEAST * largest
+        axes.set_ylim(min(shown) - room, max(shown) + room)
     if quantity == "metric":
         keep_to_percent(axes, unit)
-    elif SMALLEST < FACTOR * min(drawn) < max(drawn):
-        log_axis(axes, "y", "{:g}".format, drawn)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    low, high = axes.get_ylim()
+    for (mark, points), own, kept in zip(courses, values, whole, strict=True):
+        beyond = [] if kept else [(epoch, value) for (epoch, _), value in zip(points, own, strict=True)]
+        at = [(epoch, min(max(value, low), high)) for epoch, value in beyond if not low <= value <= high]
+        if at:
+            xs, ys = zip(*at, strict=True)
+            axes.plot(xs, ys, mark.marker, color=mark.colour, markersize=2.8, clip_on=False)

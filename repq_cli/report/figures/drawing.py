@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,19 @@ class Drawing:
     def png(self, dpi: int = 200) -> bytes:
         """The same as pixels."""
         return self._saved("png", dpi=dpi, metadata={"Software": None})
+
+    def parts(self, dpi: int) -> Iterator[tuple[str, bytes]]:
+        """Each of its panels alone, by title, as a PNG that stays readable where the whole would be small."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        self._saved("png", dpi=dpi)  # ticks are made when a figure is drawn
+        assert isinstance(self.figure.canvas, FigureCanvasAgg)
+        for number, axes in enumerate(self.figure.axes, 1):
+            edge = axes.get_tightbbox(self.figure.canvas.get_renderer())
+            if edge is not None and axes.axison:
+                box = edge.padded(4).transformed(self.figure.dpi_scale_trans.inverted())
+                title = axes.get_title("left") or axes.get_title() or str(number)
+                yield title, self._saved("png", dpi=dpi, metadata={"Software": None}, bbox_inches=box)
 
     def _saved(self, form: str, **options: Any) -> bytes:
         buffer = io.BytesIO()

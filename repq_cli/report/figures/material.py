@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +19,7 @@ from repq_cli.runs.folder import RunFolder
 
 FEW = 3  # runs of which each gets a figure of its own
 MOST = 6  # figures of single runs
+MOST_TEXT = 1000  # characters of a name
 
 Found = tuple[list[Drawing], list[str]]  # drawings, and notes on what they leave out
 
@@ -78,9 +81,33 @@ def run_title(run: Run) -> str:
     return f"{run.model}, {run.rep}, {mode_named(run.mode).title}, {bits_label(run.bits)}{seed}"
 
 
-def line_title(line: Line, limit: int) -> str:
+def line_titles(lines: Sequence[Line], limit: int) -> list[str]:
     """Model and block, and below them what tells the line from others of theirs; each cut to ``limit``."""
-    return "\n".join(plain(words, limit) for words in (f"{line.model} {line.rep}", line.variant) if words)
+    names = told_apart([f"{line.model} {line.rep}" for line in lines], limit)
+    variants = told_apart([line.variant for line in lines], limit)
+    return ["\n".join(filter(None, words)) for words in zip(names, variants, strict=True)]
+
+
+def told_apart(texts: Sequence[str], limit: int) -> list[str]:
+    """``plain`` texts of at most ``limit`` characters: where one is longer, what all begin or end with goes first.
+
+    >>> told_apart(["net, fp.epochs=8, fp.lr=1", "net, fp.epochs=80, fp.lr=1"], 16), told_apart(["short", ""], 16)
+    (['…epochs=8…', '…epochs=80…'], ['short', ''])
+    """
+    full = [plain(text, MOST_TEXT) for text in texts]
+    several = [text for text in dict.fromkeys(full) if text]
+    if max(map(len, full), default=0) <= limit or len(several) < 2:
+        return [plain(text, limit) for text in full]
+    start = _alike(several, r"[ ,.]+")
+    end = _alike([text[start:][::-1] for text in several], r"[ ,]+")
+    marks = ("…" if start else "", "…" if end else "")
+    return [text and plain(f"{marks[0]}{text[start : len(text) - end]}{marks[1]}", limit) for text in full]
+
+
+def _alike(texts: Sequence[str], between: str) -> int:
+    """How many signs all begin with, up to where a word ends."""
+    shared = sum(1 for _ in itertools.takewhile(lambda signs: len(set(signs)) == 1, zip(*texts, strict=False)))
+    return max((match.end() for match in re.finditer(between, texts[0][:shared])), default=0)
 
 
 def metric_label(section: Section) -> str:

@@ -10,10 +10,10 @@ from repq_cli.report.cells import Cell, over_seeds
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.report.figures.labels import Label, annotate, head
 from repq_cli.report.figures.material import Found, Material, metric_label
+from repq_cli.report.figures.outliers import collapsed_below
 from repq_cli.report.figures.style import (
     GREY,
     PALE,
-    collapsed_below,
     keep_to_percent,
     key,
     key_rows,

@@ -110,24 +110,6 @@ def lower_top(figure: Figure, inches: float) -> None:
         axes.set_position((box.x0, box.y0 * ratio, box.width, box.height * ratio))
 
 
-def collapsed_below(values: Sequence[float]) -> float:
-    """What lies below is so far from the rest that an axis with room for it would show nothing else.
-
-    That is at most a third of ``values``, each time on the far side of a gap that takes more than half of the axis.
-
-    >>> collapsed_below([10, 64, 99.1, 99.2, 99.3, 99.5]), collapsed_below([91.0, 92.0, 99.0])
-    (99.1, 91.0)
-    """
-    kept = sorted(values)
-    spare = len(kept) // 3
-    while True:
-        gaps = [(high - low, place) for place, (low, high) in enumerate(zip(kept, kept[1:], strict=False), 1)]
-        gap, place = max(gaps, default=(0.0, 0))
-        if place > spare or gap * 2 <= kept[-1] - kept[0]:
-            return kept[0]
-        kept, spare = kept[place:], spare - place
-
-
 def keep_to_percent(axes: Axes, unit: str) -> None:
     """No room for more than 100 % or less than 0, where spreads may reach."""
     low, high = axes.get_ylim()
@@ -168,14 +150,14 @@ def line_handle(line: Any, colour: str = GREY, width: float = 1.2) -> Line2D:
 
 
 def plain(text: str, limit: int = LONGEST) -> str:
-    """``text`` in one line of characters that the font has, cut to ``limit``."""
+    """``text`` in a line of characters that the font has, cut to ``limit`` in its middle: names differ at the ends."""
     font = _font()
     kept = "".join(
         sign if sign.isprintable() and font.get_char_index(ord(sign)) else " " if sign.isspace() else "□"
         for sign in text
     )
     kept = " ".join(kept.split())
-    return kept if len(kept) <= limit else f"{kept[: limit - 1]}…"
+    return kept if len(kept) <= limit else f"{kept[: limit // 2]}…{kept[len(kept) - (limit - 1) // 2 :]}"
 
 
 @cache

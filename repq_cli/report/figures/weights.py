@@ -195,7 +195,7 @@ def _quantized(axes: Axes, layer: Layer) -> None:
     )  # fmt: skip
     _outline(axes, layer, layer.merged, "black", "solid")
     axes.grid(False, axis="x")
-    axes.set_title(plain(f"merged, and {layer.bits} bit integers {layer.low} to {layer.high}"))
+    axes.set_title(plain(f"{layer.name}: merged, {layer.bits} bit ({layer.low} to {layer.high})"))
 
 
 def _outline(axes: Axes, layer: Layer, shares: Sequence[float], colour: str, line: Any) -> Any:

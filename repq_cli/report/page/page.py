@@ -6,13 +6,12 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from repq_cli.modes.catalogue import AUTO
 from repq_cli.report.document import document
 from repq_cli.report.page.grid import Grid, grid_of
 from repq_cli.report.page.origin import configurations, environments
 from repq_cli.report.page.runs import all_runs, not_finished
 from repq_cli.report.page.summary import best_results, default_title, facts
-from repq_cli.report.runs import Run
+from repq_cli.report.runs import Run, compared
 from repq_cli.report.sections import sections_of
 
 
@@ -84,7 +83,7 @@ def page_of(
 ) -> Page:
     """The page on ``runs``, of which there is at least one; ``notes``: what reading them said."""
     runs = sorted(runs, key=lambda run: run.folder)
-    known = [run for run in runs if run.mode != AUTO]  # without jobs that failed before their mode was decided
+    known = compared(runs)
     content = document(runs, notes, [], published=False)
     best = [(section.title, tuple(best_results(section))) for section in sections_of(known)]
     return Page(

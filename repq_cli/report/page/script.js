@@ -39,3 +39,13 @@ for (const table of document.querySelectorAll("table")) {
     });
   }
 }
+
+// Texts of a table that is wider than its box are broken; where that is not enough, it says so and keeps its first column.
+function measure() {
+  for (const box of document.querySelectorAll(".box")) {
+    box.classList.remove("tight", "wide");
+    for (const name of ["tight", "wide"]) if (box.scrollWidth > box.clientWidth + 1) box.classList.add(name);
+  }
+}
+addEventListener("resize", measure);
+measure();

@@ -9,7 +9,7 @@ from typing import get_args
 from repq_cli.modes.catalogue import mode_named, mode_order
 from repq_cli.report.cells import result
 from repq_cli.report.lines import Entry, entries_of, rep_order
-from repq_cli.report.runs import Bits, Run, Status, bits_label
+from repq_cli.report.runs import Bits, Run, Status, bits_label, compared
 from repq_cli.report.sections import UNKNOWN, Section
 from repq_cli.report.table import Column, entry_text
 from repq_cli.report.tables.overview import difference_to_fp
@@ -22,7 +22,8 @@ def default_title(runs: Sequence[Run]) -> str:
 
     Names of models and data where they are few.
     """
-    models, data = sorted({run.model for run in runs}), sorted({run.data for run in runs if run.data})
+    known = compared(runs) or runs
+    models, data = sorted({run.model for run in known}), sorted({run.data for run in known if run.data})
     of = f" of {' and '.join(models)}" if len(models) <= 2 else f" of {len(models)} models"
     on = f" on {' and '.join(data)}" if 0 < len(data) <= 2 else f" on {len(data)} data sets" if data else ""
     return f"{_count(len(runs), 'run')}{of}{on}"
@@ -31,6 +32,7 @@ def default_title(runs: Sequence[Run]) -> str:
 def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Names of facts and what they are: the runs' fates, models, blocks, modes, widths, data and seeds."""
     fates = Counter(run.status for run in runs)
+    runs = compared(runs) or runs
     seeds = sorted({run.seed for run in runs if run.seed is not None})
     said = [
         ("Runs", ", ".join(f"{fates[fate]} {fate}" for fate in FATES if fates[fate])),
