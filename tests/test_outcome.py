@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
-METRICS = {"final/deployed", "final/qat", "final/fp", "final/bytes", "final/bops"}
+FINAL = {"final/deployed", "final/qat", "final/fp", "final/bytes", "final/bops"}
 
 
 def events_of(run: Path) -> EventAccumulator:
@@ -39,18 +39,27 @@ def test_a_run_says_what_was_chosen_and_what_came_of_it(finished: Path) -> None:
     assert {info.name for info in experiment.hparam_infos} == set(chosen)
     assert not any(info.WhichOneof("domain") for info in experiment.hparam_infos), "others would not be shown"
     shown = {info.name for info in experiment.hparam_infos if info.differs}
-    assert shown == {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits"}
-    assert {info.name.tag for info in experiment.metric_infos} == METRICS <= set(events.Tags()["scalars"])
-    (last,) = events.Scalars("final/deployed")
-    assert last.step == events.Scalars("qat/val_top1")[-1].step
-    assert round(last.value, 4) == round(row["metric"]["deployed"], 4)
-    assert events.Scalars("final/bops")[0].value == row["cost"]["bops"]
+    assert shown == {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits", "final/fp", "final/deployed"}
+    assert set(chosen) >= FINAL and chosen["final/bops"] == row["cost"]["bops"]
+    assert chosen["final/deployed"] == row["metric"]["deployed"]
+    assert {info.name.tag for info in experiment.metric_infos} == {"fp/val_top1", "qat/val_top1"}
+
+
+def test_loss_and_metric_come_first(finished: Path) -> None:
+    tags = events_of(finished).Tags()
+    groups = {tag.partition("/")[0] for tag in (*tags["scalars"], *tags["images"], *tags["histograms"])}
+    assert sorted(groups)[:2] == ["fp", "qat"] and not any(tag.startswith("final") for tag in tags["scalars"])
+    for stage in ("fp", "qat"):
+        own = [tag.partition("/")[2] for tag in sorted(tags["scalars"]) if tag.startswith(f"{stage}/")]
+        assert own == ["loss", "lr", "train_loss", "train_top1", "val_top1"]
 
 
 def test_a_run_shows_its_figures(finished: Path) -> None:
     events = events_of(finished)
-    assert {"Weights", "Step sizes", "Training: digits"} <= set(events.Tags()["images"])
-    assert all(events.Images(tag)[0].width > 500 for tag in events.Tags()["images"])
+    shown = {tag: events.Images(tag)[0] for tag in events.Tags()["images"]}
+    assert {"report/Step sizes, weights", "report/Step sizes, activations"} <= set(shown)
+    assert {"report/Weights, blocks.0: branches", "report/Weights, blocks.0: merged, 8 bit (-128 to 127)"} <= set(shown)
+    assert all(200 < picture.width < 450 for picture in shown.values()), "what a card shows without making it smaller"
 
 
 def test_the_page_lists_every_run_under_its_folder_and_nothing_else(finished: Path, in_folder: Path) -> None:
@@ -60,11 +69,11 @@ def test_the_page_lists_every_run_under_its_folder_and_nothing_else(finished: Pa
     assert set(multiplexer.Runs()) == {"train/one/tb", "sweep/two/0/tb"}
     provider = MultiplexerDataProvider(multiplexer, str(in_folder))
     context = Context(TBContext(data_provider=provider))
-    columns = [api_pb2.ColParams(metric=api_pb2.MetricName(tag="final/deployed"), order=api_pb2.ORDER_DESC)]
+    columns = [api_pb2.ColParams(hparam="final/deployed", order=api_pb2.ORDER_DESC)]
     request = api_pb2.ListSessionGroupsRequest(
         start_index=0, slice_size=9, col_params=columns, allowed_statuses=[api_pb2.STATUS_SUCCESS]
     )
     groups = Handler(RequestContext(), context, "", request).run().session_groups
     assert sorted(group.name for group in groups) == ["sweep/two/0/tb", "train/one/tb"]
-    values = {value.name.tag: value.value for value in groups[0].metric_values}
-    assert set(values) == METRICS and round(values["final/fp"], 4) == round(row_of(finished)["metric"]["fp"], 4)
+    assert groups[0].hparams["final/fp"].number_value == row_of(finished)["metric"]["fp"]
+    assert {value.name.tag for value in groups[0].metric_values} == {"fp/val_top1", "qat/val_top1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,8 @@ FORMATS: dict[str, Callable[[Drawing], bytes]] = {
     "png": lambda drawing: drawing.png(),
     "svg": lambda drawing: drawing.svg().encode(),
 }
-OF_A_RUN = ("curves", "steps", "weights")
-DOTS = 110  # an inch, for screens
+OF_A_RUN = ("steps", "weights")  # that trackers do not draw themselves
+DOTS = 110  # an inch, for cards of some 350 pixels
 
 
 def save(drawing: Drawing, folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
@@ -45,8 +46,9 @@ def drawn(draw: Callable[[], Iterable[Drawing]], folder: Path) -> list[Path]:
 
 
 def pictures_of(run: RunFolder) -> Iterator[tuple[str, Tensor]]:
-    """The figures of one run, by title, as pictures ``uint8 [3, H, W]``; none without matplotlib."""
+    """The panels of a run's figures, by title, as pictures ``uint8 [3, H, W]``; without matplotlib none, and a note."""
     if importlib.util.find_spec("matplotlib") is None:
+        logging.getLogger("repq").info("No pictures of steps and weights for trackers: pip install 'repq[plot]'.")
         return
     from PIL import Image
 
@@ -54,5 +56,6 @@ def pictures_of(run: RunFolder) -> Iterator[tuple[str, Tensor]]:
     from repq_cli.report.figures.catalogue import drawings
 
     for drawing in drawings([run.path], OF_A_RUN)[0]:
-        with Image.open(io.BytesIO(drawing.png(DOTS))) as picture:
-            yield drawing.title, pixels_of(picture.convert("RGB"))
+        for title, content in drawing.parts(DOTS):
+            with Image.open(io.BytesIO(content)) as picture:
+                yield f"{drawing.title}, {title}", pixels_of(picture.convert("RGB"))

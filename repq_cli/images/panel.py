@@ -11,20 +11,23 @@ from torch import Tensor
 
 from repq_cli.images.files import pixels_of, to_image
 
-CAPTION, GAP = 14, 4  # pixels: a line of text, white between pictures
+CAPTION, GAP, ROW = 14, 4, 3  # pixels: a line of text, white between pictures; pictures beside each other
 
 
 def side_by_side(pictures: Mapping[str, Tensor]) -> Tensor:
-    """``uint8 [3, H + caption, W]`` of RGB pictures ``uint8 [3, h, w]``, in their order, captions above them."""
-    height = max(picture.shape[1] for picture in pictures.values())
-    width = sum(picture.shape[2] + GAP for picture in pictures.values()) - GAP
-    sheet = Image.new("RGB", (width, height + CAPTION), "white")
+    """``uint8 [3, H, W]`` of RGB pictures ``uint8 [3, h, w]``, in rows of three, captions above them."""
+    height = max(picture.shape[1] for picture in pictures.values()) + CAPTION
+    named = list(pictures.items())
+    rows = [named[start : start + ROW] for start in range(0, len(named), ROW)]
+    width = max(sum(picture.shape[2] + GAP for _, picture in row) for row in rows) - GAP
+    sheet = Image.new("RGB", (width, height * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    left = 0
-    for name, picture in pictures.items():
-        draw.text((left + 1, 1), name, fill="black")
-        sheet.paste(to_image(picture), (left, CAPTION))
-        left += picture.shape[2] + GAP
+    for number, row in enumerate(rows):
+        left, top = 0, number * height
+        for name, picture in row:
+            draw.text((left + 1, top + 1), name, fill="black")
+            sheet.paste(to_image(picture), (left, top + CAPTION))
+            left += picture.shape[2] + GAP
     return pixels_of(sheet)
 
 

@@ -33,11 +33,11 @@ class StageLog:
         steps = step_sizes(net)
         typical = {"step_sizes": {key: size.log().mean().exp().item() for key, size in steps.items()}} if steps else {}
         log.write({"stage": name, "step": step, "epoch": epoch, **entry, **typical})
-        means = {f"{name}/step_size/{key}": size.mean().item() for key, size in steps.items()}
+        means = {f"steps/{key}": size.mean().item() for key, size in steps.items()}
         log.trackers.scalars({f"{name}/{key}": value for key, value in entry.items()} | means, at)
         layers = {key: layer for key, layer in net.named_modules() if isinstance(layer, QuantLayer)}
-        weights = {f"{name}/merged_weight/{key}": layer.merged_weight() for key, layer in layers.items()}
-        per_channel = {f"{name}/step_sizes/{key}": size for key, size in steps.items() if size.dim() > 0}
+        weights = {f"weights/{key}": layer.merged_weight() for key, layer in layers.items()}
+        per_channel = {f"steps of channels/{key}": size for key, size in steps.items() if size.dim() > 0}
         log.trackers.histograms(weights | per_channel, at)
         epochs = self.stage.options.epochs
         log.epoch_line(

@@ -14,7 +14,9 @@ from repq_cli.devices import in_float64
 from repq_cli.runs.folder import RunFolder
 
 LARGEST_BIN = 1e19  # TensorBoard's bins end a little below 1e20
-TELLING = {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits"}  # the five that HParams shows at first
+# What HParams shows at first.
+TELLING = {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits", "final/fp", "final/deployed"}
+VALIDATED = "/val_"  # in the names of curves that HParams compares by their last values
 
 
 def _said_by_tensorboard(hook: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -33,6 +35,7 @@ class TensorBoard:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder.tensorboard
         self._writer: SummaryWriter | None = None
+        self._validated: dict[str, float] = {}
         self._hook = threading.excepthook
 
     def begin(self, step: int) -> None:
@@ -44,6 +47,7 @@ class TensorBoard:
         writer = self._open()
         for name, value in values.items():
             writer.add_scalar(name, value, step)
+        self._validated |= {name: value for name, value in values.items() if VALIDATED in name}
 
     def histograms(self, tensors: dict[str, Tensor], step: int) -> None:
         """Of finite values; those beyond TensorBoard's bins stand in the outermost."""
@@ -55,25 +59,25 @@ class TensorBoard:
 
     def image(self, name: str, picture: Tensor) -> None:
         """A picture without a step."""
-        self._open().add_image(name, picture)
+        self._open().add_image(f"report/{name}", picture)  # behind the curves, which are sorted by name
 
     def outcome(self, choices: dict[str, str | float], metrics: dict[str, float], step: int) -> None:
         """A line of the HParams page, where runs are compared and sorted.
 
+        Final metrics stand there as choices do: as curves of a single point they would come before all others.
         Choices have no fixed set of values: that of the first run would hide all others. ``SummaryWriter.add_hparams``
         would make a second run, in a folder of its own.
         """
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
-        self.scalars(metrics, step)
-        experiment, start, end = hparams(choices, metrics)
+        experiment, start, end = hparams(choices | metrics, self._validated)
         plugin = experiment.value[0].metadata.plugin_data
         data = HParamsPluginData.FromString(plugin.content)
         for info in data.experiment.hparam_infos:
             info.differs = info.name in TELLING
         plugin.content = data.SerializeToString()
-        file: Any = self._open().file_writer  # open, since the metrics have just been written
+        file: Any = self._open()._get_file_writer()
         for summary in (experiment, start, end):
             file.add_summary(summary)
 
