@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from repq_cli import build
 from repq_cli.cli.engines import networks
@@ -25,6 +26,9 @@ from repq_cli.runs.row import Row, merge_metrics
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
 
+SLOW = ("integer", "xnor")  # engines
+PIXELS = 1 << 20  # of the images that they take at once
+
 
 def eval_job(tree: dict[str, Any]) -> None:
     """Measure, print a table, and keep the numbers in the run's row."""
@@ -41,23 +45,42 @@ def eval_job(tree: dict[str, Any]) -> None:
     nets = {name: net.to(device) for name, net in task.baselines().items()}
     nets |= networks(run, engine, device, runtime.threads)
     show_bar = sys.stderr.isatty() and options.verbosity != "quiet"
-    rows = measure(nets, sets, task, asked.data.name, device, runtime.tile, show_bar)
+    shown: dict[str, Any] = dict(sets)
+    if engine in SLOW:
+        shown = {name: _InFew(split, run.inputs.shape) for name, split in sets.items()}
+    rows = measure(nets, shown, task, asked.data.name, device, runtime.tile, show_bar)
     print(f"{run}\n{quality_table(rows)}", flush=True)
     if engine == "integer":
-        print(_integer_proof(deployed, nets["integer"], sets, task))
+        print(_integer_proof(deployed, nets["integer"], shown, task, show_bar))
     names = asked.data.name, run.config.data.name
     own = {name: split for name, split in sets.items() if len({str(task.set_keys(data, name)) for data in names}) == 1}
     _keep(run.folder, rows, _other_rules(asked, run.config) or _other_images(run.folder, own))
 
 
-def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Evaluation], task: Any) -> str:
+class _InFew:
+    """An evaluation set of which few images are taken at once, so that a bar moves, and all layers' integers fit."""
+
+    def __init__(self, split: Evaluation, shape: tuple[int, int, int]) -> None:
+        self._split, self._most = split, max(1, PIXELS // (shape[1] * shape[2]))
+
+    def batches(self, batch_size: int, device: torch.device) -> Iterator[Any]:
+        """In order."""
+        yield from self._split.batches(min(batch_size, self._most), device)
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._split, name)
+
+
+def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Any], task: Any, show_bar: bool) -> str:
     """How far the integers are from the floating-point executor, in a sentence."""
-    found = {
-        name: compare_integers(
-            deployed.cpu(), integers, (x for x, _ in split.batches(EVAL_BATCH, torch.device("cpu"))), task.agreement
-        )
-        for name, split in sets.items()
-    }
+    deployed = deployed.cpu()
+    found = {}
+    for name, split in sets.items():
+        with tqdm(total=len(split), desc=f"{name}, proof", unit="image", leave=False, disable=not show_bar) as bar:
+            found[name] = compare_integers(deployed, integers, _told(split, bar), task.agreement)
     images, others = (sum(getattr(each, key) for each in found.values()) for key in ("images", "others"))
     problem = None
     if task.name == "super_resolution":
@@ -70,6 +93,13 @@ def _integer_proof(deployed: DeployedNet, integers: Any, sets: Mapping[str, Eval
         f"integers against the deployed net: codes differ by at most {codes:g} in a layer that is given the "
         f"same ones; end to end {equal} equal, largest difference {outputs:.3g}" + (f"; {problem}" if problem else "")
     )
+
+
+def _told(split: Any, bar: Any) -> Iterator[torch.Tensor]:
+    """Its images; the bar moves on where a batch is done with."""
+    for x, _ in split.batches(EVAL_BATCH, torch.device("cpu")):
+        yield x
+        bar.update(len(x))
 
 
 def _with_data(run: FinishedRun, options: EvalConfig, task: str) -> Config:
