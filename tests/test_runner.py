@@ -456,7 +456,7 @@ def test_a_folder_that_holds_a_run_is_not_used_again(
 ) -> None:
     finished.rename(in_folder / "mine")
     before = {path: path.read_bytes() for path in (in_folder / "mine").rglob("*") if path.is_file()}
-    assert main(["train", *TINY, "hydra.run.dir=mine"]) == 2
+    assert main(["train", *TINY, "hydra.run.dir=mine"]) == 3
     assert "mine holds a run already: go on with it by repq train resume=mine" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in (in_folder / "mine").rglob("*") if path.is_file()}
 

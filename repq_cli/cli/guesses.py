@@ -26,6 +26,7 @@ MEANT = {
     "lr": "fp.lr={} qat.lr={}",
     "learning_rate": "fp.lr={} qat.lr={}",
     "epochs": "fp.epochs={} qat.epochs={}",
+    "e": "fp.epochs={} qat.epochs={}",
     "max_epochs": "fp.epochs={} qat.epochs={}",
     "num_epochs": "fp.epochs={} qat.epochs={}",
     "bs": "data.batch_size={}",

@@ -37,7 +37,7 @@ def start(line: CommandLine, typed: Sequence[str]) -> int:
     make_folder(folder.path)
     with alone_in(folder.path):
         if folder.is_used:
-            raise ConfigError(
+            raise DataError(
                 f"{folder} holds a sweep already: go on with it by {command('train', f'resume={folder}')}, or name "
                 f"another folder."
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 from repq_cli import neighbours
 from repq_cli.data.identity import Identity
 from repq_cli.devices import device_of_rank, use_device
-from repq_cli.errors import ConfigError, DataError, Interrupted
+from repq_cli.errors import DataError, Interrupted
 from repq_cli.files import make_folder
 from repq_cli.quant.options import QuantOptions
 from repq_cli.runs.closing import closing_table
@@ -51,14 +51,14 @@ def run(
     It stops after a checkpoint at a signal, or where ``stop_file`` appears. ``command_line``: what the row tells of how
     it was started, by default this process' own. ``figures``: of a run that is done, by title, for TensorBoard.
     ``beside``: another run, which has to have the same data. ``extended``: what is changed of a run that is resumed.
-    Raises ConfigError if ``run_dir`` holds a run that is not to be resumed, DataError if another process works in it or
-    the data has changed.
+    Raises DataError if ``run_dir`` holds a run that is not to be resumed, if another process works in it, or if the
+    data has changed.
     """
     folder = RunFolder(run_dir)
     log_lines = logging_to(folder.printed_file, experiment.verbosity)
     with alone_in(run_dir), log_lines, stop_request(stop_file) as stop:
         if folder.is_used and not resume:
-            raise ConfigError(
+            raise DataError(
                 f"{folder} holds a run already: go on with it by {command('train', f'resume={folder}')}, or name "
                 f"another folder."
             )
