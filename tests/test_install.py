@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def test_a_wheel_composes_its_configuration_from_any_folder(tmp_path: Path) -> N
     build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
     check_output(sys.executable, *build)
     (wheel,) = tmp_path.glob("*.whl")
+    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "repq_cli").rglob("*.py")}
+    assert ours <= set(zipfile.ZipFile(wheel).namelist()), "a package that pyproject.toml does not list"
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv/bin/python"
     (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
