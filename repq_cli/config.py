@@ -25,6 +25,7 @@ Verbosity = Literal["quiet", "normal", "debug"]
 Engine = Literal["fp", "fake", "deployed", "integer", "onnx", "xnor"]  # which of a finished run's networks
 ImageShape = tuple[Annotated[int, Range(1)], Annotated[int, Range(1)], Annotated[int, Range(1)]]
 NO_KEYS = {"arguments", "given"}  # fields that are none of a section's keys
+FIELDS = {"in": "in_"}  # of keys that are words of Python's
 
 
 @dataclass(frozen=True)
@@ -104,31 +105,16 @@ class Config:
         return {key: value for key, value in keys.items() if not plain or key in REP_WITHOUT_BRANCHES}
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """The keys of ``repq eval``; ``engine``: which of the run's networks, null for the first three.
-
-    What ``data`` brings beside its own section, such as a recipe, has no meaning here.
-    """
-
-    run: str
-    data: DataSection | None = None
-    runtime: RuntimeOptions
-    engine: Engine | None = None
-    psnr_rounding: bool | None = None
-    verbosity: Verbosity = "normal"
-    plugins: list[str] = field(default_factory=list)
-
-
 def keys_of(section: Any) -> dict[str, Any]:
     """The annotations of a section's own keys."""
-    return {key: annotation for key, annotation in annotations_of(section).items() if key not in NO_KEYS}
+    keys = {field: key for key, field in FIELDS.items()}
+    return {keys.get(name, name): kind for name, kind in annotations_of(section).items() if name not in NO_KEYS}
 
 
 def required(section: Any) -> list[str]:
     """The keys that have no default."""
     defaults = {key.name: (key.default, key.default_factory) for key in dataclasses.fields(section)}
-    return [key for key in keys_of(section) if set(defaults[key]) == {dataclasses.MISSING}]
+    return [key for key in keys_of(section) if set(defaults[FIELDS.get(key, key)]) == {dataclasses.MISSING}]
 
 
 def section_type(annotation: Any) -> Any:
@@ -140,7 +126,7 @@ def section_type(annotation: Any) -> Any:
 def section_of(kind: type[S], values: Mapping[str, Any]) -> S:
     """A section of these values, typed; what is no key of its own is an argument of its target."""
     own = keys_of(kind)
-    known = {key: parsed(own[key], value) for key, value in values.items() if key in own}
+    known = {FIELDS.get(key, key): parsed(own[key], value) for key, value in values.items() if key in own}
     if issubclass(kind, Target):
         known["arguments"] = {key: value for key, value in values.items() if key not in own}
     return kind(**known)

@@ -2,97 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from repq_cli.bench.steps import Peer, Precision
-from repq_cli.bounds import Range
 from repq_cli.combinations import COMBINATIONS
-from repq_cli.config import DEFAULTS, Config, Engine, EvalConfig, Verbosity, keys_of, parsed, required, section_type
+from repq_cli.command_keys import OF_COMMAND
+from repq_cli.config import DEFAULTS, Config, keys_of, parsed, required, section_type
 from repq_cli.errors import ConfigError
 from repq_cli.modes.auto import resolve_identity, resolve_mode
 from repq_cli.problems import Problem
 from repq_cli.targets import mistake_of_plugin
-from repq_cli.train.options import RuntimeOptions
 from repq_cli.typecheck import bare, legal, mistake, nearest
 
 MISSING = "???"
 NAME = re.compile(r"\w[\w.+-]{0,99}")  # of what a section is, which is part of the names of runs
 
 
-# The keys of each command. ``in``, which no dataclass can have, makes one of them a dictionary.
-KEYS: dict[str, dict[str, Any]] = {
-    "train": keys_of(Config),
-    "info": keys_of(Config),
-    "eval": keys_of(EvalConfig),
-    "export": {
-        "run": str,
-        "format": Literal["onnx", "packed"],
-        "biases": Literal["auto", "int32", "float"],
-        "reduce_range": bool,
-        "out": str | None,
-        "threads": Annotated[int, Range(1, 1024)] | None,
-        "plugins": list[str],
-    },
-    "bench": {
-        "bench": Literal["infer", "train", "xnor"],
-        "runs": str | list[str],
-        "batch": Annotated[int, Range(1)] | list[Annotated[int, Range(1)]] | None,
-        "size": Annotated[int, Range(1)] | None,
-        "rounds": Annotated[int, Range(1)] | None,
-        "threads": Annotated[int, Range(1, 1024)] | None,
-        "out": str | None,
-        "models": str | list[str],
-        "width": Annotated[float, Range(0, None, open_low=True)],
-        "classes": Annotated[int, Range(2)],
-        "reps": str | list[str],
-        "modes": str | list[str],
-        "quants": str | list[str],
-        "precisions": Precision | list[Precision],
-        "compiled": bool | list[bool],
-        "against": Peer | list[Peer],
-        "clock": Literal["wall", "cpu"],
-        "format": Literal["text", "markdown", "json"],
-        "runtime": RuntimeOptions,
-        "plugins": list[str],
-    },
-    "diagnose": {
-        "run": str,
-        "images": Annotated[int, Range(1)],
-        "budget": Annotated[float, Range(0, None, open_low=True)] | None,
-        "out": str | None,
-        "device": str,
-        "threads": Annotated[int, Range(1, 1024)] | None,
-        "verbosity": Verbosity,
-        "plugins": list[str],
-    },
-    "predict": {
-        "run": str,
-        "in": str | list[str],
-        "out": str,
-        "engine": Engine,
-        "overwrite": bool,
-        "device": str,
-        "threads": Annotated[int, Range(1, 1024)] | None,
-        "max_pixels": Annotated[int, Range(1, 178_956_970)],  # as many as Pillow opens
-        "verbosity": Verbosity,
-        "plugins": list[str],
-    },
-    "upscale": {
-        "run": str,
-        "in": str | list[str],
-        "out": str,
-        "overwrite": bool,
-        "device": str,
-        "threads": Annotated[int, Range(1, 1024)] | None,
-        "tile": Annotated[int, Range(64)],
-        "max_pixels": Annotated[int, Range(1, 178_956_970)],  # as many as Pillow opens
-        "verbosity": Verbosity,
-        "plugins": list[str],
-    },
-}
+# The keys of each command, with their types.
+KEYS: dict[str, dict[str, Any]] = {command: keys_of(keys) for command, keys in OF_COMMAND.items()}
 
 
 # Arguments of a section's target that the configuration sets: given the target's name, their annotations.
@@ -103,7 +31,9 @@ def validate(
     config: dict[str, Any], target_arguments: TargetArguments, combinations: bool = True, command: str = "train"
 ) -> list[Problem]:
     """Every unknown key, wrong type, value out of range and (if asked) illegal combination of a configuration."""
-    problems = [*_section("", config, KEYS[command], config, target_arguments), *_plugins(config)]
+    lacking = [key for key in required(OF_COMMAND[command]) if key not in config]
+    problems = [Problem(key, MISSING, "is missing from the configuration") for key in lacking]
+    problems += [*_section("", config, KEYS[command], config, target_arguments), *_plugins(config)]
     wrong = {problem.key.partition(".")[0] for problem in problems}
     whole = {"task": DEFAULTS["task"], **config}
     for sections, rule in COMBINATIONS:
@@ -126,9 +56,6 @@ def _named(config: dict[str, Any]) -> list[str]:
 def _section(
     prefix: str, values: dict[str, Any], annotations: dict[str, Any], config: dict[str, Any], arguments: TargetArguments
 ) -> Iterator[Problem]:
-    for key in annotations:
-        if key not in values and prefix == "" and dataclasses.is_dataclass(bare(annotations[key])):
-            yield Problem(key, MISSING, "is missing from the configuration")
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in annotations:

@@ -17,7 +17,7 @@ from repq_cli.bench import convolutions, training
 from repq_cli.bench.goals import Ratio, goals
 from repq_cli.bench.memory import saved_bytes
 from repq_cli.bench.peers import LSQ_PARTS, rebuilt
-from repq_cli.bench.steps import Asked, Step
+from repq_cli.bench.steps import Choices, Step
 from repq_cli.cli import bench_asked, main
 from repq_cli.errors import DataError
 from repq_cli.modes.calibrate import calibrate
@@ -40,7 +40,7 @@ ROW_KEYS = {
 
 def test_what_is_timed() -> None:
     """The first precision in full, others Plain and RepQ-BNEst; convolutions once, since no compiler changes them."""
-    asked = Asked(["acnet"], ["merged", "repq_bn", "repq_bnest"], ["w4a4"], ["fp32", "bf16"], [False, True], ["lsq"])
+    asked = Choices(["acnet"], ["merged", "repq_bn", "repq_bnest"], ["w4a4"], ["fp32", "bf16"], [False, True], ["lsq"])
     found = asked.steps("net", lambda rep, mode, quant: mode != "merged")
     assert [(step.label, step.column) for step in found] == [
         *((label, "eager") for label in ("FP plain", "FP acnet", "Plain QAT", "textbook LSQ QAT", "RepQ-BN acnet")),
@@ -105,7 +105,7 @@ def test_every_step_runs_and_the_file_holds_all(
     shown, found = capsys.readouterr().out, json.loads(Path("measured/bench.json").read_text())
     rows = found["rows"]
     assert len(compiled) == sum(row["compiled"] for row in rows) == 9
-    asked = Asked(["repvgg"], ["repq_bn", "repq_bnest"], ["w4a4"], ["fp32", "bf16"], [False, True], ["lsq"])
+    asked = Choices(["repvgg"], ["repq_bn", "repq_bnest"], ["w4a4"], ["fp32", "bf16"], [False, True], ["lsq"])
     steps = asked.steps("stack", lambda *names: True)
     assert [(row["label"], row["column"]) for row in rows] == [(step.label, step.column) for step in steps]
     for row, step in zip(rows, steps, strict=True):

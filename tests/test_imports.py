@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
 # What a mode is, without torch: every room may ask.
 SAYS_WHAT_MODES_ARE = ("repq_cli.modes.catalogue", "repq_cli.modes.mode.")
 HYDRA_ROOMS = {"cli"}
-WITHOUT_TORCH = {"report", "runs", "config", "schema", "targets", "effects", "text"}
+WITHOUT_TORCH = {"report", "runs", "config", "command_keys", "schema", "targets", "effects", "text"}
 NAMES_WITHIN = {"kept.py": {".lock"}}  # of what runs share
 
 

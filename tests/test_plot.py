@@ -31,7 +31,7 @@ from repq_cli.cli import main
 from repq_cli.modes.catalogue import MODES
 from repq_cli.report.figures import crops, curves
 from repq_cli.report.figures.catalogue import FIGURES, Drawing, drawings
-from repq_cli.report.figures.labels import Box, around, place
+from repq_cli.report.figures.labels import Box, place, square_about
 from repq_cli.report.figures.material import Material, telling_runs
 from repq_cli.report.figures.outliers import collapsed_below
 from repq_cli.report.figures.style import log_ticks, plain
@@ -293,7 +293,7 @@ def test_svgs_are_well_formed_with_ids_of_their_own_and_nothing_from_elsewhere(
 def test_labels_cover_neither_points_nor_each_other(wanted: list[tuple[Any, Any]]) -> None:
     anchors, sizes = [point for point, _ in wanted], [size for _, size in wanted]
     frame = Box(0, 0, 200, 200)
-    taken = [around(*point, 2.5) for point in anchors]
+    taken = [square_about(*point, 2.5) for point in anchors]
     boxes = [spot.box for spot in place(anchors, sizes, taken, frame) if spot is not None]
     assert all(frame.holds(box) for box in boxes)
     assert not any(box.overlaps(other) for box in boxes for other in taken)

@@ -20,7 +20,6 @@ from repq_cli import build
 from repq_cli.cli import main
 from repq_cli.cli.hydra_rules import LAUNCHERS
 from repq_cli.cli.terminal import Shown
-from repq_cli.config import EvalConfig, keys_of
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.report.render.data import FORMULA
 from repq_cli.runs.folder import RunFolder
@@ -289,7 +288,6 @@ def test_no_stored_sweep_starts_code(
 def test_sections_name_what_the_project_ships_and_commands_know_plugins() -> None:
     for section in ("model", "rep", "data"):
         assert registered(section) and all(build.resolve(section, target, []) for target in registered(section))
-    assert "plugins" in keys_of(EvalConfig)
     assert all("plugins" in keys for keys in KEYS.values())
 
 

@@ -62,7 +62,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Choices:
     """What is to be compared; Plain, in FP and in QAT, always is.
 
     precisions: the first is timed in full, others for Plain and RepQ-BNEst alone.

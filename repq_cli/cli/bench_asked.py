@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from repq_cli.bench.steps import NO_REP, OURS, PEERS, PLAIN, Asked, Step
+from repq_cli.bench.steps import NO_REP, OURS, PEERS, PLAIN, Choices, Peer, Precision, Step
 from repq_cli.bench.subjects import STACK, Model, Settings, refuse_what_cannot_be_built
 from repq_cli.bench.training import Subject
+from repq_cli.command_keys import BenchKeys, listed
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.library.networks import names
 from repq_cli.modes.catalogue import MODES
@@ -37,7 +37,7 @@ class Plan:
     notes: list[str]
 
 
-def asked_of(config: dict[str, Any]) -> Asked:
+def choices_of(asked: BenchKeys, batches: list[int]) -> Choices:
     """What is to be compared. Raises ConfigError with every problem, DataError for a peer that is not installed."""
     legal = {
         "models": [STACK, *names("model")],
@@ -48,19 +48,20 @@ def asked_of(config: dict[str, Any]) -> Asked:
     problems = [
         Problem(key, value, _not_legal(value, options))
         for key, options in legal.items()
-        for value in config[key]
+        for value in listed(getattr(asked, key))
         if value not in options
     ]
-    empty = [key for key in ("models", "quants", "precisions", "compiled") if not config[key]]
+    empty = [key for key in ("models", "quants", "precisions", "compiled") if getattr(asked, key) == []]
     problems += [Problem(key, "[]", "leaves nothing to time; name at least one") for key in empty]
-    if len(config["batch"]) != 1:
-        problems.append(Problem("batch", config["batch"], "has to be one number of images for bench=train"))
+    if len(batches) != 1:
+        problems.append(Problem("batch", batches, "has to be one number of images for bench=train"))
     if problems:
         raise error_of(problems)
-    if "brevitas" in config["against"]:
+    against: list[Peer] = listed(asked.against)
+    if "brevitas" in against:
         _require_brevitas()
     keys = ("reps", "modes", "quants", "precisions", "compiled", "against")
-    return Asked(**{key: list(dict.fromkeys(config[key])) for key in keys})
+    return Choices(**{key: list(dict.fromkeys(listed(getattr(asked, key)))) for key in keys})
 
 
 def _not_legal(value: str, options: list[str]) -> str:
@@ -80,15 +81,15 @@ def _require_brevitas() -> None:
         ) from error
 
 
-def settings_of(config: dict[str, Any], runtime: RuntimeOptions, device: torch.device) -> Settings:
+def settings_of(asked: BenchKeys, batch: int, device: torch.device) -> Settings:
     """What models train on, and how. Raises ConfigError for what the device, or the clock on it, cannot do."""
-    if config["clock"] == "cpu" and device.type != "cpu":
+    if asked.clock == "cpu" and device.type != "cpu":
         raise ConfigError(f"clock=cpu counts the processor's time, and the device is {device}: use clock=wall.")
-    (batch,) = config["batch"]
-    settings = Settings(batch, config["size"] or SIZE, config["classes"], config["width"], device, runtime)
-    for precision in config["precisions"]:
+    settings = Settings(batch, asked.size or SIZE, asked.classes, asked.width, device, asked.runtime)
+    precisions: list[Precision] = listed(asked.precisions)
+    for precision in precisions:
         settings.arithmetic(precision)
-    if True in config["compiled"]:
+    if True in listed(asked.compiled):
         _require_compiler(device)
     return settings
 
@@ -101,11 +102,12 @@ def _require_compiler(device: torch.device) -> None:
         raise DataError(str(error).replace("runtime.compile=", "compiled=")) from error
 
 
-def threads_of(config: dict[str, Any], runtime: RuntimeOptions) -> int | None:
+def threads_of(asked: BenchKeys) -> int | None:
     """``threads`` or ``runtime.threads``, which mean the same; None: as many as torch likes."""
-    if None not in (config["threads"], runtime.threads) and config["threads"] != runtime.threads:
-        raise ConfigError(f"threads={config['threads']} is not runtime.threads={runtime.threads}: set one of them.")
-    return config["threads"] or runtime.threads
+    threads, of_runtime = asked.threads, asked.runtime.threads
+    if None not in (threads, of_runtime) and threads != of_runtime:
+        raise ConfigError(f"threads={threads} is not runtime.threads={of_runtime}: set one of them.")
+    return threads or of_runtime
 
 
 def refuse_lists_of_one(runtime: RuntimeOptions) -> None:
@@ -116,7 +118,7 @@ def refuse_lists_of_one(runtime: RuntimeOptions) -> None:
             raise ConfigError(f"runtime.{key}={getattr(runtime, key)} is one of several here: use {instead}.")
 
 
-def plan_of(name: str, asked: Asked, settings: Settings) -> Plan:
+def plan_of(name: str, asked: Choices, settings: Settings) -> Plan:
     """The plan for one model. Raises ConfigError for what cannot be built or has no counterpart in a peer."""
     model = Model.named(name, settings.width, settings.classes)
     subject = model.subject(asked.reps, settings)

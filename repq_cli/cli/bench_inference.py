@@ -9,6 +9,7 @@ import torch
 
 from repq_cli.bench.timing import speedup, spread
 from repq_cli.cli.bench_rounds import FORMAT, made, timed, written
+from repq_cli.command_keys import BenchKeys, listed
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import ConfigError
 from repq_cli.extras import extra
@@ -26,48 +27,48 @@ if TYPE_CHECKING:
 HEADER = ["batch", "net", "engine", "ms a batch", "quartiles", "images/s", "x training graph", "x merged (onnxruntime)"]
 
 
-def inference(config: dict[str, Any]) -> None:
+def inference(asked: BenchKeys, batches: list[int], rounds: int) -> None:
     """Time, print a table for each run, write bench.json and its figure."""
-    if not config["runs"]:
+    if not asked.runs:
         raise ConfigError("bench=infer wants folders of runs that are done: 'runs=[outputs/train/A,outputs/train/B]'.")
-    for run in config["runs"]:  # before anything is measured
-        finished = FinishedRun(run, config["plugins"])
+    runs = listed(asked.runs)
+    for run in runs:  # before anything is measured
+        finished = FinishedRun(run, asked.plugins)
         _ = finished.deployed, finished.config
     with extra("export"):
         import repq_cli.bench.inference  # noqa: F401
-    out = made(config["out"], "infer")
+    out = made(asked.out, "infer")
     threads = torch.get_num_threads()
     machine = f"{environment()['cpu']}, {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}"
     found = {"format": FORMAT, "bench": "infer", "started": now(), "machine": machine, "threads": threads}
     rows: list[Row] = []
-    for run in config["runs"]:
-        rows += _run(FinishedRun(run, config["plugins"]), config, threads)
-        write_json(out / BENCH, prune({**found, "rounds": config["rounds"], "rows": rows}))
+    for run in runs:
+        rows += _run(FinishedRun(run, asked.plugins), batches, rounds, asked.size, threads)
+        write_json(out / BENCH, prune({**found, "rounds": rounds, "rows": rows}))
     print(written(out, "speed"))
 
 
-def _run(run: FinishedRun, config: dict[str, Any], threads: int) -> list[Row]:
+def _run(run: FinishedRun, batches: list[int], rounds: int, size: int | None, threads: int) -> list[Row]:
     """The rows of one run; printed as a table."""
     from repq_cli.bench.inference import candidates, check_equal, exported_biases
 
     row, folder = run.row, run.folder
     exported = exported_biases(folder.onnx, run.deployed)
-    deployed = _for_images(run.deployed, config["size"])
+    deployed = _for_images(run.deployed, size)
     fp_net = run.trained(run.inputs)["fp"]
     merge_first(fp_net, False)  # branch by branch even where training merged them to be fast
     nets, notes = candidates(fp_net, deployed, threads, exported)
     shape = deployed.graph["input_shape"]
-    images = {batch: _images(batch, shape, row["task"]) for batch in config["batch"]}
+    images = {batch: _images(batch, shape, row["task"]) for batch in batches}
     check_equal(nets, images[min(images)])
     calls = {(batch, net): _call(net.run, x) for batch, x in images.items() for net in nets}
-    seconds = timed(calls, config["rounds"], str(folder))
+    seconds = timed(calls, rounds, str(folder))
     about = {key: row.get(key) for key in ("model", "rep", "mode", "data")}
     bits = [row["quant"]["weight_bits"], row["quant"]["act_bits"]]
     about |= {"run": str(folder), "width": run.config.model.width, "input_shape": shape, "bits": bits}
     rows = [about | _measured(batch, net, seconds, row["metric"]) for batch, net in calls]
-    size = "x".join(map(str, shape))
-    print(f"{run}, w{bits[0]}a{bits[1]}; images {size}, threads: {threads}")
-    print(f"medians of {config['rounds']} interleaved rounds, speeds as multiples\n{_table(rows)}")
+    print(f"{run}, w{bits[0]}a{bits[1]}; images {'x'.join(map(str, shape))}, threads: {threads}")
+    print(f"medians of {rounds} interleaved rounds, speeds as multiples\n{_table(rows)}")
     for note in notes:
         print(note)
     return rows

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,10 +16,11 @@ from repq_cli.bench.goals import Goal, goals, plain_fp, plain_qat, ratio
 from repq_cli.bench.memory import peak_bytes, saved_bytes
 from repq_cli.bench.steps import OURS, Step
 from repq_cli.bench.tables import document
-from repq_cli.bench.timing import spread
+from repq_cli.bench.timing import Clock, spread
 from repq_cli.bench.training import Trained
-from repq_cli.cli.bench_asked import Plan, asked_of, notes_on, plan_of, refuse_lists_of_one, settings_of, threads_of
+from repq_cli.cli.bench_asked import Plan, choices_of, notes_on, plan_of, refuse_lists_of_one, settings_of, threads_of
 from repq_cli.cli.bench_rounds import FORMAT, made, no_terminal, timed, written
+from repq_cli.command_keys import BenchKeys, listed
 from repq_cli.devices import use_device
 from repq_cli.files import write_json
 from repq_cli.report.render.markdown import markdown
@@ -28,41 +28,40 @@ from repq_cli.report.render.text import text
 from repq_cli.runs.folder import BENCH
 from repq_cli.runs.row import Row, now, prune
 from repq_cli.train.environment import environment
-from repq_cli.train.options import RuntimeOptions
 
 WARM_UP = 2  # steps before anything is measured: they compile, allocate, and make the optimiser's state
 
 Sizes = dict[Step, int]
 
 
-def training(config: dict[str, Any], runtime: RuntimeOptions) -> None:
+def training(asked: BenchKeys, batches: list[int], rounds: int) -> None:
     """Time the training steps that are asked for; print tables, write bench.json."""
     others = neighbours.load()
-    asked = asked_of(config)
-    refuse_lists_of_one(runtime)
-    threads = threads_of(config, runtime)
-    device = use_device(runtime.device)
-    settings = settings_of(config, runtime, device)
-    plans = [plan_of(name, asked, settings) for name in config["models"]]
-    out = made(config["out"], "train")
+    choices = choices_of(asked, batches)
+    refuse_lists_of_one(asked.runtime)
+    threads = threads_of(asked)
+    device = use_device(asked.runtime.device)
+    settings = settings_of(asked, batches[0], device)
+    plans = [plan_of(name, choices, settings) for name in listed(asked.models)]
+    out = made(asked.out, "train")
     if threads is not None:
         torch.set_num_threads(threads)
-    found: Row = _about(config, device) | {"batch": settings.batch, "size": settings.size}
+    found: Row = _about(asked, rounds, device) | {"batch": settings.batch, "size": settings.size}
     found |= {"rows": [], "goals": [], "notes": []}
     for plan in plans:
-        _measure(plan, config, device, found)
+        _measure(plan, settings.batch, rounds, asked.clock, device, found)
         write_json(out / BENCH, prune(found))  # the next model may fail
     busy = load.hint(others, torch.get_num_threads(), neighbours.cores())
     found["notes"] = [*notes_on(plans), *([busy] if busy else [])]
     write_json(out / BENCH, prune(found))
-    if config["format"] == "json":
+    if asked.format == "json":
         print(json.dumps(prune(found), indent=2, allow_nan=False))
         return
-    print({"text": text, "markdown": markdown}[config["format"]](document(found)).rstrip())
+    print({"text": text, "markdown": markdown}[asked.format](document(found)).rstrip())
     print(f"\n{written(out, 'training')}")
 
 
-def _about(config: dict[str, Any], device: torch.device) -> Row:
+def _about(asked: BenchKeys, rounds: int, device: torch.device) -> Row:
     """What holds for all rows."""
     threads = torch.get_num_threads()
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else environment()["cpu"]
@@ -73,11 +72,14 @@ def _about(config: dict[str, Any], device: torch.device) -> Row:
         "machine": f"{place}, {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}",
         "threads": threads,
         "device": device.type,
-        **{key: config[key] for key in ("rounds", "clock", "width", "classes")},
+        "rounds": rounds,
+        "clock": asked.clock,
+        "width": asked.width,
+        "classes": asked.classes,
     }
 
 
-def _measure(plan: Plan, config: dict[str, Any], device: torch.device, found: Row) -> None:
+def _measure(plan: Plan, batch: int, rounds: int, clock: Clock, device: torch.device, found: Row) -> None:
     """Add the rows and goals of one model to ``found``."""
     finish = _finish(device)
     calls: dict[Step, Callable[[], object]] = {}
@@ -96,8 +98,7 @@ def _measure(plan: Plan, config: dict[str, Any], device: torch.device, found: Ro
                 peak = peak_bytes(trained.run, device)
                 peaks |= {} if peak is None else {step: peak}
             calls[step] = trained.run
-    seconds = timed(calls, config["rounds"], plan.model, config["clock"], finish)
-    (batch,) = config["batch"]
+    seconds = timed(calls, rounds, plan.model, clock, finish)
     found["rows"] += [_row(step, batch, seconds, kept.get(step), peaks.get(step)) for step in seconds]
     found["goals"] += [_goal(plan.model, goal) for goal in goals(plan.model, seconds, kept, peaks)]
 

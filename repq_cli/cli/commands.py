@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class App:
-    """A Hydra app. Arguments are overrides of ``configs/COMMAND.yaml``; ``schema.KEYS`` has the keys with their types.
+    """A Hydra app. Arguments are overrides of ``configs/COMMAND.yaml``; ``command_keys`` has the keys, typed.
 
     job: ``MODULE:FUNCTION`` that is given the configuration. start: where a command does more than check its arguments
     and run its app, the function ``(job, arguments) -> exit code`` for that.

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from repq_cli import build
 from repq_cli.cli.figures import drawn
+from repq_cli.command_keys import DiagnoseKeys
+from repq_cli.config import section_of
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError
 from repq_cli.files import make_folder, write_json
@@ -34,24 +36,25 @@ FORMAT = 1
 WIDTH = 120  # columns
 
 
-def diagnose_job(config: dict[str, Any]) -> None:
+def diagnose_job(tree: dict[str, Any]) -> None:
     """Measure, print the table and the advice, and write both with the figure."""
-    run = FinishedRun(config["run"], config["plugins"])
+    asked = section_of(DiagnoseKeys, tree)
+    run = FinishedRun(asked.run, asked.plugins)
     run_config = run.config
     quant = run_config.quant
     if quant.label == "fp32":
         raise ConfigError(f"run={run.folder} is of quant=fp32, where nothing is quantized: name a run of fewer bits.")
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
-    device = use_device(config["device"], "device")
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
+    device = use_device(asked.device, "device")
     data, task = build.data(run_config), build.task(run_config)
     nets = run.trained(data.info)
     mode = run_config.mode.rule
     blocks = blocks_behind(nets["fp"] if mode.merges_first else nets["fake"])
     net = mode.shipped_net(nets["fake"], quant.init)
-    out = make_folder(Path(config["out"]) if config["out"] else run.folder.diagnose)
-    images = some_of(data.val, config["images"])
-    show_bar = sys.stderr.isatty() and config["verbosity"] != "quiet"
+    out = make_folder(Path(asked.out) if asked.out else run.folder.diagnose)
+    images = some_of(data.val, asked.images)
+    show_bar = sys.stderr.isatty() and asked.verbosity != "quiet"
     found = {
         "format": FORMAT,
         **{key: run.row[key] for key in ("model", "rep", "mode", "quant")},
@@ -65,12 +68,12 @@ def diagnose_job(config: dict[str, Any]) -> None:
         **diagnose(net, nets["fp"], blocks, images, task, device, show_bar),
     }
     found["advice"] = advice(found)
-    if config["budget"] is not None:
+    if asked.budget is not None:
         batches = [x for x, _ in images.batches(EVAL_BATCH, device)]
         bar = tqdm(total=len(WIDTHS), desc="budget", unit="width", leave=False, disable=not show_bar)
         with bar:
             network = measured(nets["fp"], quant, batches, data.info.shape, bar.update)
-        found["budget"] = spending(network, config["budget"] * 1e9)
+        found["budget"] = spending(network, asked.budget * 1e9)
     write_json(out / DIAGNOSIS, prune(found))
     print(f"{run}, {quant.label}")
     print(f"{len(images)} of {len(data.val)} images of the validation split; the test split is not used\n")

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from repq_cli import build
 from repq_cli.cli.engines import networks
-from repq_cli.config import DEFAULTS, Config, EvalConfig, keys_of, section_of
+from repq_cli.command_keys import EvalKeys
+from repq_cli.config import DEFAULTS, Config, section_of
 from repq_cli.data.base import Evaluation, listings_of
 from repq_cli.data.identity import Identity
 from repq_cli.deploy.check import compare_integers
@@ -32,7 +33,7 @@ PIXELS = 1 << 20  # of the images that they take at once
 
 def eval_job(tree: dict[str, Any]) -> None:
     """Measure, print a table, and keep the numbers in the run's row."""
-    options = section_of(EvalConfig, {key: value for key, value in tree.items() if key in keys_of(EvalConfig)})
+    options = section_of(EvalKeys, tree)
     run = FinishedRun(options.run, options.plugins)
     deployed, runtime, engine = run.deployed, options.runtime, options.engine
     if runtime.threads is not None:
@@ -102,7 +103,7 @@ def _told(split: Any, bar: Any) -> Iterator[torch.Tensor]:
         bar.update(len(x))
 
 
-def _with_data(run: FinishedRun, options: EvalConfig, task: str) -> Config:
+def _with_data(run: FinishedRun, options: EvalKeys, task: str) -> Config:
     """The run's configuration with the data, of a task, and the rounding that were asked for.
 
     Files are read in the network's colours, and in its size where none is asked for.

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from repq_cli import build
-from repq_cli.config import Config
+from repq_cli.command_keys import ExportKeys
+from repq_cli.config import Config, section_of
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.deploy.same import DECIBELS, is_another_psnr, sets_with_too_many
@@ -29,25 +30,26 @@ from repq_cli.train.evaluation import measure
 CPU = torch.device("cpu")
 
 
-def export_job(config: dict[str, Any]) -> None:
+def export_job(tree: dict[str, Any]) -> None:
     """Write, read back, compare, and print both metrics. A file that fails the comparison is named ``*.rejected``.
 
     What is not proven yet stands in a folder of its own, so that no file of the right name is ever unproven.
     """
-    if config["format"] == "packed" and (config["biases"] != "auto" or config["reduce_range"]):
+    asked = section_of(ExportKeys, tree)
+    if asked.format == "packed" and (asked.biases != "auto" or asked.reduce_range):
         raise ConfigError("biases and reduce_range are about ONNX: leave them out with format=packed.")
-    run = FinishedRun(config["run"], config["plugins"])
+    run = FinishedRun(asked.run, asked.plugins)
     deployed = run.deployed
-    out = Path(config["out"]) if config["out"] else run.folder.export
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
+    out = Path(asked.out) if asked.out else run.folder.export
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
     sets = run.tests(run.config)
     task = build.task(run.config)
     with unproven_in(out) as folder:
         print(run)
-        for biases in _attempts(config):
-            shipped, names = _written(biases, run, folder, config)
-            nets = {"deployed": deployed, config["format"]: shipped}
+        for biases in _attempts(asked):
+            shipped, names = _written(biases, run, folder, asked)
+            nets = {"deployed": deployed, asked.format: shipped}
             rows = measure(nets, sets, task, run.config.data.name, CPU, 1024)
             print(quality_table(rows))
             problem = _difference(deployed, shipped, sets, task, rows)
@@ -74,39 +76,39 @@ def _way_to_integers(deployed: DeployedNet, config: Config) -> str:
     return "" if rounded or config.quant.int32_bias else "; training with quant.int32_bias=true gives integers"
 
 
-def _attempts(config: dict[str, Any]) -> Sequence[str | None]:
+def _attempts(asked: ExportKeys) -> Sequence[str | None]:
     """The kinds of biases to try until one agrees."""
-    if config["format"] == "packed":
+    if asked.format == "packed":
         return (None,)
-    return ("int32", "float") if config["biases"] == "auto" else (config["biases"],)
+    return ("int32", "float") if asked.biases == "auto" else (asked.biases,)
 
 
-def _written(biases: str | None, run: FinishedRun, folder: Path, config: dict[str, Any]) -> tuple[Any, list[str]]:
+def _written(biases: str | None, run: FinishedRun, folder: Path, asked: ExportKeys) -> tuple[Any, list[str]]:
     """The network as it was read back from ``folder``, and the names of its files."""
     if biases is not None:
         file = run.folder.onnx.name
-        return _onnx(run.deployed, folder / file, biases, config), [file]
+        return _onnx(run.deployed, folder / file, biases, asked), [file]
     for name in (TENSORS, GRAPH):
         write_atomically(folder / name, read_regular(run.folder.deploy / name))
     return DeployedNet.load(folder), [TENSORS, GRAPH]
 
 
-def _onnx(deployed: DeployedNet, path: Path, biases: str, config: dict[str, Any]) -> Any:
+def _onnx(deployed: DeployedNet, path: Path, biases: str, asked: ExportKeys) -> Any:
     with extra("export"):
         from repq_cli.deploy.onnx_graph import OPSET, to_onnx
         from repq_cli.deploy.onnx_kernels import note_kernels
         from repq_cli.deploy.onnx_run import OnnxNet, fast_int8
-    model = to_onnx(deployed, biases == "float", config["reduce_range"])
+    model = to_onnx(deployed, biases == "float", asked.reduce_range)
     found = note_kernels(model)
     content = model.SerializeToString()
     write_atomically(path, content, seal(content, ONNX_MARK))
     widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
     narrow = [str(bits) for bits in widths if bits < 8]
     note = f"; codes of {', '.join(narrow)} bits are those of 8 with a tighter clip" if narrow else ""
-    if config["reduce_range"]:
+    if asked.reduce_range:
         note += "; weights from -64 to 64, so that no sum of products saturates on a processor without VNNI"
         note += ": those of 8 bits lose one" if 8 in widths else ""
-    shipped = OnnxNet(path, deployed.halo, config["threads"])
+    shipped = OnnxNet(path, deployed.halo, asked.threads)
     if "float_layers" in shipped.about:
         count = len(shipped.about["float_layers"].split(", "))
         note += f"; {count} depthwise layers run in floating point, being slow in integers"

@@ -21,6 +21,8 @@ from tqdm import tqdm
 from repq_cli import build
 from repq_cli.cli.engines import networks
 from repq_cli.cli.terminal import say
+from repq_cli.command_keys import PredictKeys
+from repq_cli.config import section_of
 from repq_cli.devices import use_device
 from repq_cli.errors import CheckError, ConfigError, DataError
 from repq_cli.files import make_folder, write_atomically, write_json
@@ -44,27 +46,28 @@ class Prediction:
     error: str = ""
 
 
-def predict_job(config: dict[str, Any]) -> None:
+def predict_job(tree: dict[str, Any]) -> None:
     """Write a line for every image. Raises DataError at the end, naming those that could not be read."""
-    run = FinishedRun(config["run"], config["plugins"])
+    asked = section_of(PredictKeys, tree)
+    run = FinishedRun(asked.run, asked.plugins)
     if run.row["task"] != "classification":
         raise ConfigError(f"run={run.folder} is of task={run.row['task']}: enlarge images by repq upscale.")
-    out = Path(config["out"])
-    write = _writer(out, config["overwrite"])
-    paths = _paths(config["in"])
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
-    device = use_device(config["device"], "device")
-    ((_, net),) = networks(run, config["engine"], device, config["threads"])
+    out = Path(asked.out)
+    write = _writer(out, asked.overwrite)
+    paths = _paths(asked.in_)
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
+    device = use_device(asked.device, "device")
+    ((_, net),) = networks(run, asked.engine, device, asked.threads)
     started = time.perf_counter()
-    hidden = not sys.stderr.isatty() or config["verbosity"] == "quiet"
+    hidden = not sys.stderr.isatty() or asked.verbosity == "quiet"
     found = list(
-        tqdm(_predictions(run, net.eval(), paths, device, config["max_pixels"]), "predict", len(paths), disable=hidden)
+        tqdm(_predictions(run, net.eval(), paths, device, asked.max_pixels), "predict", len(paths), disable=hidden)
     )
     make_folder(out.parent)
     write(out, found)
     wrong = [prediction.error for prediction in found if prediction.error]
-    if config["verbosity"] != "quiet":
+    if asked.verbosity != "quiet":
         counts = Counter(prediction.guesses[0][0] for prediction in found if prediction.guesses)
         said = some(f"{name} ({count})" for name, count in counts.most_common()) or "none could be read"
         say(f"{len(found)} image{'s' * (len(found) > 1)} in {time.perf_counter() - started:.1f} s: {said}; in {out}")

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from repq_cli.command_keys import UpscaleKeys
+from repq_cli.config import section_of
 from repq_cli.devices import use_device
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.files import make_folder
@@ -23,31 +25,32 @@ from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.tasks.super_resolution import SuperResolution
 
 
-def upscale_job(config: dict[str, Any]) -> None:
+def upscale_job(tree: dict[str, Any]) -> None:
     """Enlarge every image. Raises DataError at the end, naming those that could not be read; the others are written."""
-    run = FinishedRun(config["run"])
+    asked = section_of(UpscaleKeys, tree)
+    run = FinishedRun(asked.run)
     net = run.deployed
     if net.graph["task"] != "super_resolution":
         raise ConfigError(f"run={run.folder} is of task={net.graph['task']}: upscale needs a run of super-resolution.")
-    targets = _targets(config["in"], Path(config["out"]), config["overwrite"])
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
-    device = use_device(config["device"], "device")
+    targets = _targets(asked.in_, Path(asked.out), asked.overwrite)
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
+    device = use_device(asked.device, "device")
     net = net.to(device)
     task = SuperResolution(net.graph["scale"], net.graph["colour"])
     started, refused = time.perf_counter(), []
-    hidden = not sys.stderr.isatty() or config["verbosity"] == "quiet"
+    hidden = not sys.stderr.isatty() or asked.verbosity == "quiet"
     for source, target in tqdm(targets.items(), desc="upscale", unit="image", disable=hidden):
         try:
-            image = decode(source, deep=False, max_pixels=config["max_pixels"], key="max_pixels")
+            image = decode(source, deep=False, max_pixels=asked.max_pixels, key="max_pixels")
         except DataError as error:
             refused.append(str(error))
             continue
-        _write(target, _enlarged(image, net, task, device, config["tile"]))
+        _write(target, _enlarged(image, net, task, device, asked.tile))
     done = len(targets) - len(refused)
-    if done and config["verbosity"] != "quiet":
+    if done and asked.verbosity != "quiet":
         seconds = time.perf_counter() - started
-        print(f"{done} image{'s' * (done > 1)} x{task.scale} in {seconds:.1f} s, in {config['out']}")
+        print(f"{done} image{'s' * (done > 1)} x{task.scale} in {seconds:.1f} s, in {asked.out}")
     if refused:
         raise DataError(f"{len(refused)} of {len(targets)} images are left out:{on_lines(refused)}")
 

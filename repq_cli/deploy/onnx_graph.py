@@ -30,7 +30,7 @@ from repq_cli.deploy.operations.unary import ACTIVATIONS, Activation
 from repq_cli.deploy.outputs import leaves
 from repq_cli.deploy.signs import sums_before_signs
 from repq_cli.errors import ConfigError
-from repq_cli.quant.windows import around, pair
+from repq_cli.quant.windows import pair, torch_padding
 
 OPSET = 17
 IR_VERSION = 10  # of the file; newer ones are not read by every runtime in use
@@ -158,7 +158,7 @@ class OnnxGraph(Constants):
         if node["input_scale"]:
             raise ConfigError(f"The layer {node['name']} multiplies by XNOR-Net's K, which QDQ form has no place for.")
         name, source = node["name"], self.source(node)
-        left, right, top, bottom = around(node["padding"])
+        left, right, top, bottom = torch_padding(node["padding"])
         if node["pad_value"] and (left or right or top or bottom):
             pads = self.constant(f"{name}.pads", [0, 0, top, left, 0, 0, bottom, right], np.int64)
             pad = self.net.pad_code(node) if name in self.on_integers else node["pad_value"]

@@ -20,7 +20,7 @@ from repq_cli.quant.kernel_source import KernelSource
 from repq_cli.quant.post_norm import PostNorm1d, PostNorm2d
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.quant.sums import Steps, per_channel, scaled_sums, sums_in_training, weighted_sums
-from repq_cli.quant.windows import Around, Span, Window, around
+from repq_cli.quant.windows import Around, Span, Window, torch_padding
 
 # What layers inside ``frozen_layers`` compute with. No attribute of theirs: a copy of a layer has none of it.
 KEPT: MutableMapping[QuantLayer, Inference] = WeakKeyDictionary()
@@ -260,7 +260,7 @@ class QuantConv(QuantLayer):
         padding, others = self.padding, (self.groups, self.dilation, self.output_padding)
         if (isinstance(padding, int) or len(padding) == 2) and not (self.pad_value and padding):
             return x, Window(self.stride, padding, *others)
-        return F.pad(x, around(padding), value=self.pad_value), Window(self.stride, 0, *others)
+        return F.pad(x, torch_padding(padding), value=self.pad_value), Window(self.stride, 0, *others)
 
     def _scale(self, raw: Tensor, weight: Tensor) -> Tensor | None:
         """XNOR-Net's K, where it is asked for."""

@@ -36,10 +36,10 @@ def pair(span: Span) -> tuple[int, int]:
     return (span, span) if isinstance(span, int) else (span[0], span[1])
 
 
-def around(padding: Around) -> tuple[int, int, int, int]:
+def torch_padding(padding: Around) -> tuple[int, int, int, int]:
     """Left, right, top, bottom: as ``F.pad`` wants it.
 
-    >>> around(1), around((1, 2)), around((1, 2, 3, 4))
+    >>> torch_padding(1), torch_padding((1, 2)), torch_padding((1, 2, 3, 4))
     ((1, 1, 1, 1), (2, 2, 1, 1), (2, 4, 1, 3))
     """
     if isinstance(padding, int) or len(padding) == 2:

@@ -34,7 +34,7 @@ from repq_cli.deploy.operations.unary import ACTIVATIONS, integer_ends
 from repq_cli.deploy.packing import packed_bits
 from repq_cli.errors import ConfigError
 from repq_cli.quant.sums import weighted_sums
-from repq_cli.quant.windows import Around, Span, Window, around, pair
+from repq_cli.quant.windows import Around, Span, Window, pair, torch_padding
 
 if TYPE_CHECKING:
     from repq_cli.deploy.integer import IntegerNet
@@ -226,7 +226,7 @@ def padded(x: Tensor, padding: Around, value: int) -> tuple[Tensor, Span]:
     """What a convolution reads, and its padding then, if its own has a value or is not alike on both sides."""
     if not value and (isinstance(padding, int) or len(padding) == 2):
         return x, tuple(padding) if isinstance(padding, list) else padding
-    return F.pad(x, around(padding), value=value), 0
+    return F.pad(x, torch_padding(padding), value=value), 0
 
 
 def integer_conv(x: Tensor, weight: Tensor, window: Window) -> Tensor:

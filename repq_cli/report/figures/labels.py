@@ -58,7 +58,7 @@ class Place(NamedTuple):
     distance: float
 
 
-def around(x: float, y: float, radius: float) -> Box:
+def square_about(x: float, y: float, radius: float) -> Box:
     """The square about a point."""
     return Box(x - radius, y - radius, x + radius, y + radius)
 
@@ -116,7 +116,7 @@ def annotate(
     page = _Page(axes)
     texts = [_written(axes, label) for label in labels]
     anchors = [page.at(label.x, label.y) for label in labels]
-    taken = [around(*page.at(*point), radius) for point in points]
+    taken = [square_about(*page.at(*point), radius) for point in points]
     frame = page.frame._replace(right=page.frame.right + 72 * beside)
     places = place(anchors, [page.size(text) for text in texts], taken, frame, [own.farthest for own in labels])
     for text, (x, y), spot in zip(texts, anchors, places, strict=True):
