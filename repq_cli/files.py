@@ -27,6 +27,7 @@ OLD_SECONDS = 3600  # no file takes as long to be written
 LEFT = re.compile(r"(\..+\.|unproven-)(([0-9a-f]{8})-([0-9]+)-)?[0-9a-f]{12}(\.partial)?", re.DOTALL)
 UNPROVEN = "unproven-"
 LARGEST = 1 << 28  # bytes: no file of settings or numbers is that large
+DEEPEST = 100  # of lists in lists, and of objects in objects
 
 
 @contextlib.contextmanager
@@ -179,7 +180,31 @@ def parsed_json(content: bytes) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(tree, dict):
         raise ValueError("it holds no JSON object")
+    if content.count(b"[") + content.count(b"{") > DEEPEST:
+        require_modest(tree)
     return tree
+
+
+def require_modest(tree: Any, most: int | None = None) -> None:
+    """Raise ValueError where lists and objects are nested deeper than ``DEEPEST``, or are more than ``most``.
+
+    Whoever goes through them afterwards has no stack to lose, and, of YAML, no time: a few of its lines may stand for a
+    billion, or for themselves.
+    """
+    level, found = [tree], 0
+    for _ in range(DEEPEST):
+        inner = []
+        for item in level:
+            for value in item.values() if isinstance(item, dict) else item if isinstance(item, list) else ():
+                if isinstance(value, dict | list):
+                    inner.append(value)
+                    found += 1
+                    if most is not None and found > most:
+                        raise ValueError(f"it stands for more than {most:,} lists and objects")
+        if not inner:
+            return
+        level = inner
+    raise ValueError("it is nested too deeply")
 
 
 def link(source: Path, path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from repq_cli.errors import ConfigError
@@ -67,6 +70,26 @@ def holding(name: str) -> Iterator[None]:
         raise
     finally:
         hook.remove()
+
+
+def kept_by_a_step(net: nn.Module, shape: Sequence[int]) -> int:
+    """Bytes in float32 that the forward pass of a training step keeps of one image; of a network on ``meta``.
+
+    Of a network of another package that does not run there, those of the image alone.
+    """
+    images = 2  # of which batch norms take statistics
+    own = {tensor.untyped_storage()._cdata for tensor in (*net.parameters(), *net.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor.detach())  # held, so that no other gets its place
+        return tensor
+
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            net(torch.empty(images, *shape, device="meta"))
+    found = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    return max(4 * math.prod(shape), found // images)
 
 
 def _too_large(name: str, free: int | None) -> str:

@@ -93,6 +93,7 @@ def test_what_cannot_be_timed_says_why(
         (["runs=nowhere"], 3, "is no run folder"),
         ([f"runs={finished}", "batch=[]"], 2, "batch=\\[\\] names no number of images"),
         ([f"runs={finished}", "batch=[0]"], 2, "at least 1"),
+        ([f"runs={finished}", "batch=[1,1000000000]"], 2, "batch=1,1000000000 of images 1x32x32 takes"),
         ([f"runs={finished}", f"out={finished}/summary.json"], 3, "cannot be made"),
         (["bench=xnor", "size=8"], 2, "bench=xnor has no use for size"),
         ([f"runs=[{finished},nowhere]", "rounds=1"], 3, "is no run folder"),

@@ -97,12 +97,13 @@ def test_a_store_that_is_of_no_use_costs_time_alone(
 
 
 def test_a_damaged_entry_is_not_believed(paths: list[Path], read: Callable[[], list[str]]) -> None:
-    file_hashes(paths[:4])
-    with sqlite3.connect(STORE) as database:
-        database.execute("UPDATE contents SET content = x'0000000000000000'")
-    database.close()
-    read()
-    assert file_hashes(paths[:4]) == expected(paths[:4]) and len(read()) == 4
+    for damage in ("x'0000000000000000'", "'a text'", "NULL", "3"):  # SQLite keeps the kind beside each value
+        file_hashes(paths[:4])
+        with sqlite3.connect(STORE) as database:
+            database.execute(f"UPDATE contents SET content = {damage}")
+        database.close()
+        read()
+        assert file_hashes(paths[:4]) == expected(paths[:4]) and len(read()) == 4
 
 
 def test_many_may_use_it_at_once(paths: list[Path], read: Callable[[], list[str]]) -> None:

@@ -21,8 +21,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import FINISHED, TINY, results, row_of
+from PIL import Image
 from processes import Process, wait_until
 
 from repq_cli.cli import main
@@ -207,6 +209,14 @@ def test_all_damage(
     assert not damages.wrong, "\n".join(damages.wrong)
 
 
+MINE = """
+from torch import nn
+def net(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1),
+                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+"""
+
+
 def _killed(process: Process, seconds: float) -> None:
     """Kill a process after a while, unless it has ended."""
     time.sleep(seconds)
@@ -236,6 +246,27 @@ def test_kills_at_any_time(start_repq: Start, in_folder: Path, capsys: pytest.Ca
         assert start_repq("train", *again).wait(600) == 0
         assert bytes_of(folder) == expected
         counts["training"] += 1
+    Path("mine.py").write_text(MINE)
+    foreign = ["+model=module", "model.target=mine.net", "plugins=[mine]", *TINY[3:], "quant=w4a4", "fp.reuse=false"]
+    assert start_repq("train", *foreign, "hydra.run.dir=foreign").wait(600) == 0, Path("log").read_text()
+    expected_of_foreign = bytes_of("foreign")
+    for number in range(5):  # of a network of somebody else's
+        folder = f"foreign{number}"
+        _killed(start_repq("train", *foreign, f"hydra.run.dir={folder}"), draw.uniform(0, seconds))
+        goes_on = [f"resume={folder}", "plugins=[mine]"]
+        again = goes_on if Path(folder, "config.yaml").exists() else [*foreign, f"hydra.run.dir={folder}"]
+        assert start_repq("train", *again).wait(600) == 0, Path("log").read_text()
+        assert bytes_of(folder) == expected_of_foreign
+        counts["foreign networks"] += 1
+    shutil.copytree("whole", "longer")
+    assert start_repq("train", "resume=longer", "qat.epochs=3").wait(600) == 0
+    expected_of_longer = bytes_of("longer")
+    for number in range(6):  # of a run that goes on to more epochs
+        folder = str(shutil.copytree("whole", f"longer{number}"))
+        _killed(start_repq("train", f"resume={folder}", "qat.epochs=3"), draw.uniform(0, seconds / 2))
+        assert start_repq("train", f"resume={folder}", "qat.epochs=3").wait(600) == 0, Path("log").read_text()
+        assert bytes_of(folder) == expected_of_longer and row_of(Path(folder))["status"] == "done"
+        counts["extensions"] += 1
     sweep = ["train", "-m", *TINY, "quant=w4a4,w2a2", "fp.reuse=true"]
     started = time.monotonic()
     assert start_repq(*sweep, "hydra.sweep.dir=sweep").wait(600) == 0
@@ -276,21 +307,80 @@ def test_kills_at_any_time(start_repq: Start, in_folder: Path, capsys: pytest.Ca
         print(f"\nkills: {dict(counts)}, {sum(counts.values())} in all")
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["export", pytest.param("eval", marks=pytest.mark.slow), pytest.param("diagnose", marks=pytest.mark.slow)],
-)
-def test_sigterm_leaves_nothing_half_done(command: str, finished: Path, start_repq: Start) -> None:
-    before = {name: (finished / name).read_bytes() for name in _files(finished)}
-    process = start_repq(command, f"run={finished}")
-    time.sleep(0.5)
-    process.send(signal.SIGTERM)
+def _stopped_whole(start: Start, arguments: list[str], seconds: float, run: Path) -> int:
+    """The exit code of a command that gets SIGTERM after a while: it leaves nothing half done."""
+    before = {name: (run / name).read_bytes() for name in _files(run)}
+    process = start(*arguments)
+    time.sleep(seconds)
+    if process.is_alive():
+        process.send(signal.SIGTERM)
     code = process.wait()
-    assert code in (0, 143) and "Traceback" not in Path("log").read_text()
+    assert code in (0, 143), (arguments, code, Path("log").read_text())
+    assert "Traceback" not in Path("log").read_text(), (arguments, Path("log").read_text())
+    left = [str(path) for path in Path().rglob("*") if "unproven" in path.name or "partial" in path.name]
+    assert not left, (arguments, left)
     if code == 143:
-        names = _files(finished)
-        assert not [name for name in names if "unproven" in name or "partial" in name]
-        assert {name: (finished / name).read_bytes() for name in before} == before
+        now = {name: (run / name).read_bytes() for name in before}
+        assert {name for name in before if now[name] != before[name]} <= {"summary.json"}, arguments
+    return code
+
+
+def test_sigterm_leaves_nothing_half_done(finished: Path, start_repq: Start) -> None:
+    _stopped_whole(start_repq, ["export", f"run={finished}"], 0.5, finished)
+
+
+# Commands that read much before they write; of pictures in folders, of which there are some.
+READING: dict[str, list[str]] = {
+    "export": ["export", "run={run}"],
+    "eval": ["eval", "run={run}"],
+    "eval of a folder": ["eval", "run={run}", "data=image_folder", "data.root=pictures", "data.size=32"],
+    "train of a folder": ["train", *TINY, "data=image_folder", "data.root=pictures", "data.size=32", "data.workers=2",
+                          "data.cache_mib=0", "data.disk_cache=true", "data.batch_size=32", "hydra.run.dir=of_folder"],
+    "diagnose": ["diagnose", "run={run}", "images=64"],
+    "predict": ["predict", "run={run}", "in=pictures", "out=found.csv", "overwrite=true"],
+    "upscale": ["upscale", "run=sr", "in=pictures/test", "out=large", "overwrite=true"],
+    "bench": ["bench", "runs=[{run}]", "rounds=2", "batch=1", "out=measured"],
+    "plot": ["plot", "{run}", "--format", "svg", "--figure", "steps,weights", "--out", "figures"],
+    "report": ["report", "{run}", "--out", "page.html"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_sigterm_at_any_time_of_every_command(
+    finished: Path, start_repq: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten times each; what a stopped command left, the next one of its kind removes, and ends well."""
+    draw, counts = random.Random(24), Counter[str]()
+    generator = np.random.default_rng(0)
+    for part, number in itertools.product(("train", "test"), range(120)):
+        path = Path("pictures", part, str(number % 10), f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (64, 48), np.uint8)).save(path)
+    small = [
+        "+model=ecbsr",
+        "model.blocks=1",
+        "model.channels=4",
+        "quant=w8a8",
+        "data.patches=16",
+        "data.batch_size=16",
+    ]
+    epochs = ["fp.epochs=1", "qat.epochs=1", "runtime.threads=1", "verbosity=quiet", "hydra.run.dir=sr"]
+    assert main(["train", *small, *epochs]) == 0
+    for name, words in READING.items():
+        arguments = [word.format(run=finished) for word in words]
+        started = time.monotonic()
+        assert start_repq(*arguments).wait(600) == 0, Path("log").read_text()
+        seconds = time.monotonic() - started
+        for _ in range(10):
+            shutil.rmtree("of_folder", ignore_errors=True)
+            shutil.rmtree("outputs/cache", ignore_errors=True)
+            code = _stopped_whole(start_repq, arguments, draw.uniform(0, 1.1 * seconds), finished)
+            counts[f"{name}: {code}"] += 1
+        shutil.rmtree("of_folder", ignore_errors=True)
+        assert start_repq(*arguments).wait(600) == 0, (name, Path("log").read_text())
+    with capsys.disabled():
+        print(f"\nSIGTERM: {dict(counts)}")
 
 
 @pytest.mark.slow

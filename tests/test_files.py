@@ -24,6 +24,7 @@ from repq_cli.files import (
     write_atomically,
 )
 from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.sweep import SweepFolder
 from repq_cli.sealed import ONNX_MARK, has_seal, seal, sealed_json, without_json_seal
 from repq_cli.train import checkpoint
 
@@ -163,10 +164,63 @@ def test_special_files_are_not_opened(kind: str, tmp_path: Path) -> None:
     assert folder.status is None
 
 
+def laughs(first: str, form: str) -> str:
+    """YAML whose eight lines stand for five million of ``first``."""
+    lines = [f"x: &x {first}"]
+    lines += [
+        f"{new}: &{new} {form.format(', '.join([f'*{old}'] * 9))}"
+        for old, new in zip("xabcdef", "abcdefg", strict=True)
+    ]
+    return "\n".join(["runtime: {}", *lines])
+
+
+BOMBS = {
+    "lists": laughs("[1]", "[{}]"),
+    # Newer versions of PyYAML merge each key once, and then it is no more than it looks.
+    "keys": laughs("{k: 1}", "{{<<: [{}]}}") + "\n" + "x: [" * 200,
+    "itself": "runtime: &a {b: *a}",
+    "indented": "runtime:\n" + "".join(f"{' ' * depth}a:\n" for depth in range(1, 300)),
+}
+
+
 @pytest.mark.parametrize("content", [b"", b"3", b"[]", b"null", b'{"a": ', b"[" * 10**5, b'{"a":' * 10**5, b"\xff\x00"])
 def test_what_is_no_json_object_is_damage(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         parsed_json(content)
     RunFolder(tmp_path).row_file.write_bytes(content)
+    for text in BOMBS.values():
+        RunFolder(tmp_path).config_file.write_text(text)
+        with pytest.raises(DataError, match=r"config\.yaml cannot be read"):
+            RunFolder(tmp_path).read_config()
     with pytest.raises(DataError, match=r"summary\.json is damaged"):
         RunFolder(tmp_path).read_row()
+
+
+def test_links_through_which_would_be_written_are_refused(tmp_path: Path) -> None:
+    """In a folder that somebody sent they may lead anywhere; files that are replaced need no such care."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
+    sweep, run = SweepFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    for name in (
+        "train.log",
+        "metrics.jsonl",
+        ".lock",
+        "deploy",
+        "tb",
+        "crops/set",
+        "0",
+        ".stop",
+        "optuna.db",
+        ".running",
+    ):
+        link = run.path / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "mine")
+        with pytest.raises(DataError, match=r"is a link to .*mine, and writing there would change that"):
+            (sweep if name in ("0", ".stop", "optuna.db", ".running") else run).refuse_links()
+        link.unlink()
+    run.config_file.symlink_to(tmp_path / "mine/config")
+    run.refuse_links()
+    sweep.refuse_links()
+    run.write_config({"runtime": {}})
+    assert not run.config_file.is_symlink() and not list((tmp_path / "mine").iterdir())

@@ -33,7 +33,7 @@ SHARED = {
     "seeds",
     "shared_norm",
 }
-SHARED |= {"text", "typecheck"}
+SHARED |= {"text", "typecheck", "yaml_text"}
 ALLOWED: dict[str, set[str]] = {
     "reparam": set(),
     "quant": set(),
@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
 # What a mode is, without torch: every room may ask.
 SAYS_WHAT_MODES_ARE = ("repq_cli.modes.catalogue", "repq_cli.modes.mode.")
 HYDRA_ROOMS = {"cli"}
-WITHOUT_TORCH = {"report", "runs", "config", "command_keys", "schema", "targets", "effects", "text"}
+WITHOUT_TORCH = {"report", "runs", "config", "command_keys", "schema", "targets", "effects", "text", "yaml_text"}
 NAMES_WITHIN = {"kept.py": {".lock"}}  # of what runs share
 
 

@@ -12,14 +12,25 @@ from repq_cli import memory
 from repq_cli.cli import main
 
 
-def test_networks_and_images_that_memory_does_not_hold(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command, asked, said in (
-        ("info", "model.width=1000", "model=repvgg_a0 with these keys does not fit into memory"),
-        ("train", "model.width=1000", "choose a smaller one, as by model.width"),
-        ("train", "data.size=100000", "data.size=100000 takes 161,730.0 GB of memory"),
+def test_networks_and_images_that_memory_does_not_hold(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = "+model=repvgg_a0"
+    for arguments, said in (
+        (["info", net, "model.width=1000"], "model=repvgg_a0 with these keys does not fit into memory"),
+        (["train", net, "model.width=1000"], "choose a smaller one, as by model.width"),
+        (["train", net, "data.size=100000"], "data.size=100000 takes 161,730.0 GB of memory"),
+        (["train", net, "runtime.devices=1024", "quant=w4a4"], "runtime.devices=1024, a process each, takes 214.7 GB"),
+        (
+            ["bench", "bench=train", "batch=1000000", "compiled=false"],
+            "A training step of batch=1000000 images 3x32x32 takes",
+        ),
     ):
-        assert main([command, "+model=repvgg_a0", asked]) == 2
+        assert main(arguments) == 2
         assert said in capsys.readouterr().err
+    monkeypatch.setattr(memory, "available", lambda: 100_000_000)  # which holds the network, and a small batch's maps
+    assert main(["train", net, "data.batch_size=512"]) == 2
+    assert "A training step of data.batch_size=512 images 1x32x32 takes" in capsys.readouterr().err
     assert not list(in_folder.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import BARE, BARE_CASES, BLOCKS, CASES, GEOMETRIES, branches
+from blocks import BARE, BARE_CASES, BLOCKS, CASES, GEOMETRIES, branches, legal
 from conftest import randomise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import repq_cli as repq
+from repq_cli.deploy.freeze import freeze
 from repq_cli.reparam.acnet import acnet_block
 from repq_cli.reparam.algebra import (
     Geometry,
@@ -98,6 +103,41 @@ def test_to_conv_is_a_new_module_equal_in_float32(name: str, subtests: pytest.Su
             x = torch.randn(2, geometry.in_channels, 7, 9)
             torch.testing.assert_close(F.relu(conv(x)), block(x), atol=2e-5, rtol=2e-5)
             assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> Geometry:
+    """Any layout of a convolution that blocks may have."""
+    groups, size = draw(st.integers(1, 4)), draw(st.sampled_from([1, 3, 5, 7]))
+    inputs, outputs = (groups * draw(st.integers(1, 4)) for _ in range(2))
+    return Geometry(inputs, outputs, size, draw(st.integers(1, 3)), draw(st.integers(0, size // 2 + 1)), groups)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    geometry=geometries(),
+    name=st.sampled_from(sorted(BLOCKS)),
+    size=st.tuples(st.integers(7, 12), st.integers(7, 12)),
+    bits=st.tuples(st.integers(1, 8), st.integers(2, 8)),
+    granularity=st.sampled_from(["channel", "tensor"]),
+)
+def test_any_geometry_merges_and_ships(
+    geometry: Geometry, name: str, size: tuple[int, int], bits: tuple[int, int], granularity: str
+) -> None:
+    """With all gradients; and as a network of quantized convolutions to the last bit."""
+    if not legal(BLOCKS[name], geometry):
+        return
+    block = randomise(BLOCKS[name](geometry)).eval()
+    check_merge(copy.deepcopy(block).double(), size)
+    net = nn.Sequential(
+        block.to_conv(), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * geometry.out_channels, 3)
+    )
+    x = torch.randn(2, geometry.in_channels, *size)
+    quant = repq.QuantOptions(weight_bits=bits[0], act_bits=bits[1], granularity=granularity, first_last="same")
+    qat = repq.prepare(net, x, quant=quant, batches=[x]).eval()
+    deployed = freeze(qat, {"task": "classification", "input_shape": list(x.shape[1:])})
+    with torch.no_grad():
+        assert torch.equal(deployed(x), qat(x))
 
 
 def run_every_branch(module: nn.Module, x: Tensor) -> Tensor:

@@ -459,6 +459,10 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "new.pth")
     torch.serialization.set_crc32_options(True)
     load(own_net(), tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("bomb/data/0", bytes(10**7))
+    with pytest.raises(DataError, match=r"bomb\.pth is compressed, to 10,000,000 bytes: unpack it first"):
+        load(own_net(), tmp_path / "bomb.pth")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

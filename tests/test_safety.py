@@ -203,6 +203,7 @@ FILES: list[tuple[str, str, list[str]]] = [
     ("experiment/x.yaml", "hydra: {hydra_logging: {handlers: {console: {stream: 'ext://evil.call'}}}}", []),
     ("experiment/x.yaml", "hydra: {searchpath: ['pkg://evil']}", []),
     ("experiment/x.yaml", "hydra: {job: {env_set: {LD_PRELOAD: x.so}}}", []),
+    ("experiment/x.yaml", "hydra: {output_subdir: /tmp/PWNED}", []),
     ("experiment/x.yaml", "a: !!python/object/apply:os.system [touch PWNED]", []),
     ("hydra/callbacks/x.yaml", "x: {_target_: evil.call}", ["hydra/callbacks=x"]),
     ("hydra/launcher/x.yaml", "_target_: evil.call", ["hydra/launcher=x", "-m"]),

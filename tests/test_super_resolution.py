@@ -305,7 +305,7 @@ def test_upscale_handles_every_kind_of_image(
 
 
 def test_upscale_names_what_it_leaves_out_and_writes_the_rest(
-    trained: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder_of(1, "in")
     Path("in/broken.png").write_bytes(Path("in/p0.png").read_bytes()[:300])
@@ -319,6 +319,9 @@ def test_upscale_names_what_it_leaves_out_and_writes_the_rest(
     assert "3 of 5 images are left out" in message and "ten.ppm has more than 8 bits" in message
     assert "broken.png cannot be decoded" in message and "deep.png has more than 8 bits a channel" in message
     assert sorted(path.name for path in Path("out").iterdir()) == ["p0.png", "wide.png"]
+    monkeypatch.setattr("repq_cli.memory.available", lambda: 15 * 4 * 6 * 72 - 1)
+    assert main(["upscale", f"run={trained}", "in=in/wide.bmp", "out=more"]) == 3
+    assert "in/wide.bmp, enlarged to 144x12, takes 0.0 GB of memory" in capsys.readouterr().err
 
 
 @pytest.mark.no_cover  # many cases of lines that other tests cover as well

@@ -208,6 +208,15 @@ def test_a_file_of_runs_gives_the_tables_of_their_folders(tmp_path: Path, capsys
     assert "/a/place" not in kept.read_text() and kept.read_text().count("\n") == 3
     assert printed(capsys, kept) == printed(capsys, tmp_path / "study")
     assert printed(capsys, kept, "--format", "jsonl").count("\n") == 3
+    for name, text in (
+        ("summary.json", '{"a": NaN, "b": [Infinity], "c": null}'),
+        ("config.yaml", "a: 2026-01-01\n3: {}"),
+    ):
+        file = tmp_path / "odd" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    (odd,) = printed(capsys, tmp_path / "odd", "--format", "jsonl").splitlines()
+    assert json.loads(odd, parse_constant=pytest.fail)["config"] == {"a": "2026-01-01", "3": {}}
     kept.write_text(kept.read_text() + '{"run": 3}\n[\n' + "[" * 100_000)
     (tmp_path / "study").rename(tmp_path / "moved")
     found, notes = find_runs([tmp_path])  # a folder of such files, too, beside runs in folders

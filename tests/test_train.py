@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,25 +130,26 @@ def step_with(net: nn.Module, x: torch.Tensor) -> None:
     training_step(net, (x, torch.zeros(len(x), dtype=torch.long)), Classification(), optimizer, 0.1, None)
 
 
-@pytest.mark.parametrize(
-    ("broken", "sentence"),
-    [
-        ("weight", r"the kernel\.block\.branches\.dense\.conv\.weight of layer 'blocks\.2' is not finite"),
-        ("step", r"the step of layer 'taps\.3' is not finite"),
-    ],
-)
-def test_a_loss_that_is_not_finite_names_the_layer(broken: str, sentence: str) -> None:
-    net, x = quantized(), torch.randn(4, 3, 12, 11)
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    with torch.no_grad():
-        if broken == "weight":
-            net.blocks[2].kernel.block.branches["dense"].conv.weight[0] = torch.inf
-        else:
-            net.taps[3].raw_step.fill_(torch.nan)
-    with pytest.raises(CheckError, match=sentence):
-        step_with(net, x)
-    name = "blocks.0.kernel.block.branches.dense.conv.weight"
-    assert torch.equal(before[name], net.state_dict()[name]), "no update is made with a loss that is not finite"
+@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_loss_that_is_not_finite_names_the_layer(every: int) -> None:
+    """Whichever number of the network is not; and no update is made with it."""
+    x = torch.randn(4, 3, 12, 11)
+    for fresh in (quantized(), tiny_net().train()):
+        names = [name for name, _ in fresh.named_parameters()]
+        chosen = {*names[::every], *(name for name in names if name.startswith(("blocks.2", "taps.3")))}
+        for name in sorted(chosen) if every > 1 else names:
+            net = copy.deepcopy(fresh)
+            with torch.no_grad():
+                broken = net.get_parameter(name)
+                broken.view(-1)[-1] = torch.nan
+            before = {key: value.clone() for key, value in net.named_parameters()}
+            with pytest.raises(CheckError, match="The loss became") as caught:
+                step_with(net, x)
+            said = re.search(r": the (step|\S+) of layer '(\S+)' is not finite", str(caught.value))
+            assert said is not None and name.startswith(f"{said[2]}."), (name, str(caught.value))
+            assert said[1] == "step" or name == f"{said[2]}.{said[1]}", name
+            now = dict(net.named_parameters())
+            assert all(torch.equal(before[key], now[key]) for key in before if key != name)
 
 
 def test_an_overflow_names_the_layer_whose_output_it_is() -> None:

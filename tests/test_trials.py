@@ -61,10 +61,13 @@ def test_failed_pruned_and_illegal_trials_leave_rows_and_a_lost_study_is_made_ag
 
     monkeypatch.undo()
     monkeypatch.chdir(in_folder)
-    (sweep / "optuna.db").unlink()
+    damaged = bytearray((sweep / "optuna.db").read_bytes())
+    damaged[5000:9000] = bytes(4000)  # behind its first page: it opens, and cannot be read
+    (sweep / "optuna.db").write_bytes(damaged)
     assert main(["train", "resume=mine", "hydra.sweeper.n_trials=9", "runtime.threads=1"]) == 0
     assert set(rows(sweep)) >= set(found) and {row["status"] for row in rows(sweep).values()} == {"done", "pruned"}
     assert len(SweepFolder(sweep).read_plan().jobs) == 9
+    assert "mine/optuna.db cannot be read" in capsys.readouterr().out
     assert main(["table", "mine"]) == 0
     assert "Stopped early by the sweep" in capsys.readouterr().out
     assert main(["train", "resume=mine", "hydra.sweeper.seed=3"]) == 2

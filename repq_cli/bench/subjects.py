@@ -16,6 +16,7 @@ from repq_cli.config import section_of
 from repq_cli.data.base import Inputs
 from repq_cli.errors import ConfigError
 from repq_cli.library.networks import configuration
+from repq_cli.memory import kept_by_a_step, require_memory
 from repq_cli.modes.compose import refuse_signs_behind_relu
 from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
@@ -102,6 +103,8 @@ class Model:
         """What steps of it train on: fixed noise, labels or larger noise; the default optimiser."""
         scale, generator = self.section.scale, torch.Generator().manual_seed(0)
         shape = (3 if scale is None else 1 if self.section.enlarging[1] == "luma" else 3, settings.size, settings.size)
+        inputs = Inputs("the benchmark's noise", shape, settings.classes)
+        _refuse_batch(self.maker(NO_REP, inputs), shape, settings)
         if scale is None:
             x = torch.randn(settings.batch, *shape, generator=generator)
             targets = torch.randint(settings.classes, (settings.batch,), generator=generator)
@@ -111,7 +114,6 @@ class Model:
             x = torch.rand(settings.batch, *shape, generator=generator) * 255
             targets = torch.rand(settings.batch, shape[0], *sides, generator=generator) * 255
             task = SuperResolution(*self.section.enlarging)
-        inputs = Inputs("the benchmark's noise", shape, settings.classes)
         return Subject(
             make={rep: self.maker(rep, inputs) for rep in dict.fromkeys([NO_REP, *reps])},
             batch=(x.to(settings.device), targets.to(settings.device)),
@@ -121,6 +123,15 @@ class Model:
             mode=self.mode,
             arithmetic=settings.arithmetic,
         )
+
+
+def _refuse_batch(make: Callable[[], nn.Module], shape: tuple[int, int, int], settings: Settings) -> None:
+    """ConfigError for a batch that this machine's memory does not hold, before any of it is made."""
+    if settings.device.type == "cpu":
+        with torch.device("meta"):
+            size = settings.batch * kept_by_a_step(make(), shape)
+        what = f"A training step of batch={settings.batch} images {'x'.join(map(str, shape))}"
+        require_memory(size, what, "choose fewer images (batch), or fewer pixels (size)")
 
 
 def refuse_what_cannot_be_built(subject: Subject, quants: Sequence[QuantOptions]) -> None:

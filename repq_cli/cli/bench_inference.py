@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from repq_cli.errors import ConfigError
 from repq_cli.extras import extra
 from repq_cli.files import write_json
 from repq_cli.finished_run import FinishedRun
+from repq_cli.memory import require_memory
 from repq_cli.reparam.block import merge_first
 from repq_cli.runs.folder import BENCH
 from repq_cli.runs.row import Row, now, prune
@@ -34,7 +36,8 @@ def inference(asked: BenchKeys, batches: list[int], rounds: int) -> None:
     runs = listed(asked.runs)
     for run in runs:  # before anything is measured
         finished = FinishedRun(run, asked.plugins)
-        _ = finished.deployed, finished.config
+        _refuse_batches(_for_images(finished.deployed, asked.size), batches)
+        _ = finished.config
     with extra("export"):
         import repq_cli.bench.inference  # noqa: F401
     out = made(asked.out, "infer")
@@ -79,6 +82,19 @@ def _for_images(deployed: DeployedNet, size: int | None) -> DeployedNet:
     channels, *sides = deployed.graph["input_shape"]
     sides = sides if size is None else [size, size]
     return DeployedNet({**deployed.graph, "input_shape": [channels, *sides]}, deployed.stored)
+
+
+def _refuse_batches(deployed: DeployedNet, batches: Sequence[int]) -> None:
+    """ConfigError for images that this machine's memory does not hold, or what a layer makes of them."""
+    shape = deployed.graph["input_shape"]
+    try:
+        largest = max(math.prod(size) for size in deployed.sizes().values())
+    except RuntimeError as error:  # of torch, where two sizes do not fit
+        said = str(error).partition("\n")[0]
+        raise ConfigError(f"The network does not run on images {'x'.join(map(str, shape))} ({said}).") from error
+    size = 4 * (math.prod(shape) * sum(batches) + largest * max(batches))
+    what = f"batch={','.join(map(str, batches))} of images {'x'.join(map(str, shape))}"
+    require_memory(size, what, "choose fewer images, or fewer pixels (size)")
 
 
 def _measured(batch: int, net: Candidate, seconds: dict[tuple[int, Candidate], list[float]], metric: Row) -> Row:

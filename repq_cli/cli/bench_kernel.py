@@ -7,6 +7,7 @@ import torch
 from repq_cli.bench.timing import speedup, spread
 from repq_cli.cli.bench_rounds import timed
 from repq_cli.extras import extra
+from repq_cli.memory import require_memory
 from repq_cli.text import columns, milliseconds, times
 from repq_cli.train.environment import environment
 
@@ -14,7 +15,9 @@ from repq_cli.train.environment import environment
 def kernel(batches: list[int], rounds: int) -> None:
     """Print the kernel's table."""
     with extra("xnor"):
-        from repq_cli.bench.kernel import pairs
+        from repq_cli.bench.kernel import LAYERS, pairs
+    images = sum(channels * side**2 for channels, side in LAYERS)
+    require_memory(4 * images * sum(batches), f"batch={','.join(map(str, batches))}", "choose fewer images")
     torch.set_num_threads(1)
     found = pairs(batches)
     calls = {(name, index): call for name, both in found.items() for index, call in enumerate(both)}

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import __version__, version
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -27,7 +29,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from repq_cli.errors import DataError
+from repq_cli.errors import ConfigError, DataError
+from repq_cli.files import read_regular
+from repq_cli.yaml_text import LARGEST, parsed_yaml
 
 CONFIGS = "repq_cli.configs"
 # Hydra 1.3 has to be told not to do as 1.1 did; later ones do as 1.3 does, and warn of being told.
@@ -128,11 +132,23 @@ class _Files(ConfigRepository):
         """A file with its header and its defaults list; None where there is none."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.scheme() == "file":
+            if source is not None:
+                _require_modest(Path(source.path, source._normalize_file_name(config_path)))
             return super().load_config(config_path)
         key = (source.scheme(), source.path, config_path)
         if key not in _files:
             _files[key] = pickle.dumps(super().load_config(config_path))
         return _copy(_files[key])
+
+
+def _require_modest(path: Path) -> None:
+    """Raise ConfigError for a file that stands for more than memory holds, of which Hydra would make all."""
+    try:
+        parsed_yaml(read_regular(path, LARGEST))
+    except yaml.YAMLError:  # of which Hydra tells the line
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"The configuration {path} cannot be read ({error}): mend or remove it.") from error
 
 
 def _search_path(config_dir: str | None) -> ConfigSearchPath:

@@ -10,6 +10,7 @@ import yaml
 
 from repq_cli.cli.composing import CONFIGS
 from repq_cli.errors import ConfigError
+from repq_cli.yaml_text import parsed_yaml
 
 
 def config_file(name: str, config_dir: str | None) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def config_file(name: str, config_dir: str | None) -> dict[str, Any]:
     for path in [*([Path(config_dir) / name] if config_dir else []), files(CONFIGS).joinpath(name)]:
         if path.is_file():
             try:
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+                content = parsed_yaml(path.read_bytes())
             except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
                 said = " ".join(str(error).split())
                 raise ConfigError(f"The configuration {path} cannot be read ({said}): mend or remove it.") from error

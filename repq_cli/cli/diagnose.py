@@ -40,6 +40,7 @@ def diagnose_job(tree: dict[str, Any]) -> None:
     """Measure, print the table and the advice, and write both with the figure."""
     asked = section_of(DiagnoseKeys, tree)
     run = FinishedRun(asked.run, asked.plugins)
+    run.folder.refuse_links()
     run_config = run.config
     quant = run_config.quant
     if quant.label == "fp32":

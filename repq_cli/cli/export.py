@@ -39,6 +39,7 @@ def export_job(tree: dict[str, Any]) -> None:
     if asked.format == "packed" and (asked.biases != "auto" or asked.reduce_range):
         raise ConfigError("biases and reduce_range are about ONNX: leave them out with format=packed.")
     run = FinishedRun(asked.run, asked.plugins)
+    run.folder.refuse_links()
     deployed = run.deployed
     out = Path(asked.out) if asked.out else run.folder.export
     if asked.threads is not None:

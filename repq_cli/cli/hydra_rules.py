@@ -68,6 +68,11 @@ def problems_of(hydra: Mapping[str, Any], line: CommandLine) -> Iterator[Problem
         yield Problem("hydra.verbose", verbose, "must be true, false, a logger's name or a list of names")
     if str(hydra.get("mode")).endswith("MULTIRUN") and not (line.multirun or line.only_shows):
         yield Problem("hydra.mode", "MULTIRUN", "is set by a file; add -m to run a sweep")
+    written = hydra.get("output_subdir")
+    if written is not None and not _is_typed("hydra.output_subdir", line):
+        yield Problem(
+            "hydra.output_subdir", written, "names where to write, and comes from a file: type it, or use null"
+        )
     for key in OF_COMMANDS:
         for leaf, value in _leaves(_at(hydra, key), key):
             if value not in (None, "", []) and not _is_typed(leaf, line):

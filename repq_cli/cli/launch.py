@@ -10,8 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from repq_cli.errors import Interrupted, RanksError
+from repq_cli.memory import require_memory
 from repq_cli.neighbours import cores
 
+# For processes that are started: since Python 3.11 they take no modules from the folder that they start in.
+NO_MODULES_HERE = ("PYTHONSAFEPATH", "1")
+PROCESS = 200 << 20  # bytes that one takes at least, with torch
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # those that it passes on
 
 
@@ -21,6 +25,7 @@ def launch(devices: int, arguments: Sequence[str], restarts: int = 0) -> int:
     restarts: how often all are started again, and go on, after one has failed. Raises Interrupted for a signal, which
     all have heard of and answered, and RanksError where the one that would tell what is wrong was killed.
     """
+    require_memory(devices * PROCESS, f"runtime.devices={devices}, a process each,", "start fewer")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -35,6 +40,7 @@ def launch(devices: int, arguments: Sequence[str], restarts: int = 0) -> int:
         max_restarts=restarts,
     )
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    os.environ.setdefault(*NO_MODULES_HERE)
     with _own_signals(), _threads_for(devices):
         try:
             elastic_launch(config, sys.executable)("-m", "repq_cli", "train", *arguments)

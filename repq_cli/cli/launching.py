@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.composing import Loader
 from repq_cli.cli.hydra_app import in_sentences, trusted
+from repq_cli.cli.launch import NO_MODULES_HERE
 from repq_cli.neighbours import cores
 
 Launch = Callable[[Sequence[Sequence[str]]], list[str | None]]
@@ -50,6 +51,7 @@ def launching(
         submitit = str(config.hydra.launcher["_target_"]).startswith(SUBMITIT)
         if submitit:
             config.hydra.launcher.submitit_folder = str(_new_folder(folder) / "%j")
+        os.environ.setdefault(*NO_MODULES_HERE)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
         launcher = Plugins.instance().instantiate_launcher(
             config=config,

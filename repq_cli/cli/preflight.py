@@ -18,9 +18,10 @@ from repq_cli import build
 from repq_cli.cli.progress import told
 from repq_cli.config import Config
 from repq_cli.deploy.freeze import unsupported
-from repq_cli.devices import pick_device
+from repq_cli.devices import CPU, pick_device
 from repq_cli.errors import ConfigError, RepqError
 from repq_cli.graphs.adopted import Adopted
+from repq_cli.memory import kept_by_a_step, require_memory
 from repq_cli.modes.compose import compose, layer_bits
 from repq_cli.ranks import place
 from repq_cli.train.arithmetic import Arithmetic
@@ -121,9 +122,26 @@ def _check_layers(experiment: Experiment) -> None:
     """Whether memory holds the network, ``quant.layers`` names layers that it has, and a foreign one can be shipped."""
     if experiment.quant.layers or experiment.config.model.is_ours:  # others may want real tensors to begin with
         shapes = _shapes(experiment)
+        _check_step(experiment, shapes)
         layer_bits(shapes, experiment.quant)
         if isinstance(shapes, Adopted):
             _check_forms(experiment)
+
+
+def _check_step(experiment: Experiment, shapes: nn.Module) -> None:
+    """ConfigError for a training step that this machine's memory does not hold; accelerators say so themselves."""
+    runtime, where = experiment.runtime, place()
+    if pick_device(runtime.device) != CPU:
+        return
+    side = experiment.config.data.arguments.get("patch")  # of the crops of pictures that training reads
+    shape = experiment.data.info.shape if side is None else (experiment.data.info.shape[0], side, side)
+    size = kept_by_a_step(shapes, shape) // (1 if runtime.precision == "fp32" else 2)
+    here = 1 if where is None else where.local_size / where.size  # of the batch, on this machine
+    require_memory(
+        int(size * experiment.batch_size * here / runtime.accumulate),
+        f"A training step of data.batch_size={experiment.batch_size} images {'x'.join(map(str, shape))}",
+        "choose fewer images, fewer pixels, or a larger runtime.accumulate",
+    )
 
 
 def _check_forms(experiment: Experiment) -> None:

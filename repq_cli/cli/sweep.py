@@ -35,6 +35,7 @@ def start(line: CommandLine, typed: Sequence[str]) -> int:
     plan, search = plan_and_search(line, typed, inputs=True)
     folder = SweepFolder(named or reserve(OUTPUTS / "sweep", "train"))
     make_folder(folder.path)
+    folder.refuse_links()
     with alone_in(folder.path):
         if folder.is_used:
             raise DataError(
@@ -80,6 +81,7 @@ def resume(folder: SweepFolder, changes: Sequence[str], plugins: Sequence[str]) 
     plan = replace(plan, overrides=checked.overrides, jobs=_jobs_again(folder, plan, checker, search))
     if search is not None:
         plan = replace(plan, trials=max(search.options.n_trials, len(plan.jobs)))
+    folder.refuse_links()
     with alone_in(folder.path):
         return _carry_out(folder, plan, line, search)
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from repq_cli.cli.terminal import say
 from repq_cli.cli.trial_options import TrialOptions
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.files import read_regular
+from repq_cli.files import open_regular, read_regular
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import deployed_metric
 from repq_cli.runs.sweep import Job, Plan, SweepFolder
@@ -35,17 +37,39 @@ class Trials:
         self.folder, self.plan, self.options = folder, plan, options
         self.space = {override.get_key_element(): distribution(override) for override in swept}
         try:
-            self.study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(options.storage or _file_url(folder.study_file)),
-                sampler=_sampler(options, len(plan.jobs)),
-                pruner=_pruner(options),
-                study_name="sweep" if options.storage is None else folder.path.absolute().name,
-                direction="maximize",  # as our metrics are to be
-                load_if_exists=True,
-            )
-        except Exception as error:  # of SQLAlchemy, its drivers and Optuna
-            where, why = options.storage or folder.study_file, str(error).partition("\n")[0] or type(error).__name__
-            raise DataError(f"{where} cannot be used ({why}): remove it, and it is made again.") from error
+            self.study = self._opened()
+        except Exception as error:
+            file = folder.study_file
+            if options.storage is not None or not file.is_file():
+                raise _unusable(options.storage or file, error) from error
+            say(f"{file} cannot be read ({_said(error)}): it is made again of what the plan and the rows say.")
+            try:
+                file.unlink()
+                self.study = self._opened()
+            except Exception as again:
+                raise _unusable(file, again) from again
+
+    def _opened(self) -> Any:
+        """The study with trials that can be read; an exception of SQLAlchemy, its drivers or Optuna where it is not."""
+        import optuna
+
+        storage, file = self.options.storage, self.folder.study_file
+        if storage is None and file.exists():
+            open_regular(file).close()
+            with closing(sqlite3.connect(file)) as database:
+                for (found,) in database.execute("PRAGMA quick_check(1)"):
+                    if found != "ok":
+                        raise sqlite3.DatabaseError(" ".join(str(found).split()))
+        study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(storage or _file_url(file)),
+            sampler=_sampler(self.options, len(self.plan.jobs)),
+            pruner=_pruner(self.options),
+            study_name="sweep" if storage is None else self.folder.path.absolute().name,
+            direction="maximize",  # as our metrics are to be
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)
+        return study
 
     def propose(self, count: int) -> list[dict[str, str]]:
         """The values of the next ``count`` trials by key, as text; the trials are known by the jobs that follow."""
@@ -126,6 +150,14 @@ class Trials:
         if not self.space.keys() <= texts.keys():
             raise DataError(f"{self.folder.plan_file} does not say what job {job.number} varies: start a new sweep.")
         return {key: texts[key] for key in self.space}
+
+
+def _said(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _unusable(where: object, error: Exception) -> DataError:
+    return DataError(f"{where} cannot be used ({_said(error)}): remove it, and it is made again.")
 
 
 def require_optuna() -> None:

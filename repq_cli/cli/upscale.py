@@ -22,6 +22,7 @@ from repq_cli.images.decode import decode
 from repq_cli.images.files import pixels_of, write_png
 from repq_cli.images.listing import list_folder, on_lines
 from repq_cli.images.resize import enlarge, to_bytes
+from repq_cli.memory import require_memory
 from repq_cli.tasks.super_resolution import SuperResolution
 
 
@@ -43,7 +44,8 @@ def upscale_job(tree: dict[str, Any]) -> None:
     for source, target in tqdm(targets.items(), desc="upscale", unit="image", disable=hidden):
         try:
             image = decode(source, deep=False, max_pixels=asked.max_pixels, key="max_pixels")
-        except DataError as error:
+            _require_memory(source, image, task.scale)
+        except (DataError, ConfigError) as error:
             refused.append(str(error))
             continue
         _write(target, _enlarged(image, net, task, device, asked.tile))
@@ -85,6 +87,12 @@ def _targets(given: str | list[str], out: Path, overwrite: bool) -> dict[Path, P
         if target.exists() and not overwrite:
             raise DataError(f"{target} is there already: name another folder as out=, or set overwrite=true.")
     return targets
+
+
+def _require_memory(source: Path, image: Image.Image, scale: int) -> None:
+    """ConfigError for a picture whose enlarged colours, as floats and as bytes, are more than memory holds."""
+    width, height = (scale * side for side in image.size)
+    require_memory(15 * width * height, f"{source}, enlarged to {width}x{height},", "cut it into parts")
 
 
 def _enlarged(image: Image.Image, net: Any, task: SuperResolution, device: torch.device, tile: int) -> Tensor:

@@ -150,8 +150,13 @@ class _Memory:
             for start in range(0, len(keys) if self._database else 0, QUESTION):
                 part = keys[start : start + QUESTION]
                 marks = ",".join("?" * len(part))
-                rows = self._database.execute(f"SELECT * FROM contents WHERE path IN ({marks})", part)  # type: ignore[union-attr]  # noqa: S608 - of question marks
-                found |= {key: content for key, content, seal in rows if asked[key].seal(content) == seal}
+                question = f"SELECT path, content, seal FROM contents WHERE path IN ({marks})"  # noqa: S608 - of question marks
+                rows = self._database.execute(question, part)  # type: ignore[union-attr]
+                found |= {
+                    key: content  # whose kind SQLite keeps beside each value, where a bit may flip as well
+                    for key, content, seal in rows
+                    if isinstance(content, bytes) and asked[key].seal(content) == seal
+                }
         except sqlite3.Error as error:
             self._give_up(error)
         return found

@@ -14,6 +14,7 @@ from repq_cli.data.augment import Augmentation
 from repq_cli.data.base import Data, DataInfo, InMemory, Inputs, Split, channel_statistics, stratified_split
 from repq_cli.data.mixing import Alpha, Magnitude, mixing
 from repq_cli.errors import DataError
+from repq_cli.memory import require_memory
 
 Name = Literal["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"]
 LICENCES = {
@@ -94,4 +95,5 @@ def _pad(images: Tensor, size: int) -> Tensor:
     missing = size - images.shape[-1]
     if missing < 0:
         raise ValueError(f"data.size={size} is smaller than the images, which are {images.shape[-1]} pixels wide.")
+    require_memory(images.shape[:2].numel() * size**2, f"data.size={size}", "choose fewer pixels")
     return F.pad(images, (missing // 2, missing - missing // 2) * 2)

@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from repq_cli.deploy.outputs import made
+from repq_cli.deploy.outputs import is_legal, leaves, made
 from repq_cli.errors import DataError
 from repq_cli.sealed import ONNX_MARK, has_seal
 
@@ -40,15 +40,24 @@ class OnnxNet(nn.Module):
             name = "The graph" if isinstance(file, bytes) else str(file)
             raise DataError(f"{name} cannot be run by ONNX Runtime: {error}") from error
         self.about: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
-        self.halo = halo
+        self.halo, self.file = halo, "The graph" if isinstance(file, bytes) else str(file)
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.sources = [source.name for source in self.session.get_inputs()]
+        try:
+            self.output = json.loads(self.about["outputs"]) if "outputs" in self.about else self.names[0]
+        except (ValueError, RecursionError):
+            self.output = None
+        if len(self.sources) != 1 or not is_legal(self.output) or not set(leaves(self.output)) <= set(self.names):
+            raise DataError(f"{self.file} has not the input and outputs of a network: make it again by repq export.")
 
     def forward(self, x: Tensor) -> Any:
-        (source,) = self.session.get_inputs()
-        names = [output.name for output in self.session.get_outputs()]
-        answers = self.session.run(names, {source.name: x.cpu().contiguous().numpy()})
-        found = dict(zip(names, map(torch.from_numpy, answers), strict=True))
-        output = json.loads(self.about["outputs"]) if "outputs" in self.about else names[0]
-        return made(output, found.__getitem__)
+        try:
+            answers = self.session.run(self.names, {self.sources[0]: x.cpu().contiguous().numpy()})
+        except Exception as error:  # as above: of a file that somebody sent
+            said = str(error).partition("\n")[0]
+            raise DataError(f"{self.file} cannot be run on {list(x.shape)} by ONNX Runtime: {said}") from error
+        found = dict(zip(self.names, map(torch.from_numpy, answers), strict=True))
+        return made(self.output, found.__getitem__)
 
 
 def fast_int8() -> bool:

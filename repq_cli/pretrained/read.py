@@ -109,6 +109,9 @@ def _archive(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > path.stat().st_size:  # by compression, or since entries share their bytes
+                raise DataError(f"The checkpoint {path} is compressed, to {unpacked:,} bytes: unpack it first.")
             checked = any(entry.CRC for entry in archive.infolist())  # torch may be told to leave checksums out
             spoilt = archive.testzip() if checked else None
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:

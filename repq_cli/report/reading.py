@@ -14,9 +14,10 @@ from repq_cli.errors import DataError
 from repq_cli.files import parsed_json, read_regular
 from repq_cli.report.records import SUFFIX, Record, record_files, records_in
 from repq_cli.report.runs import Bits, Measured, Metric, Run, Status
-from repq_cli.runs.folder import CONFIG, ROW, RunFolder, folders_with, parsed_config
+from repq_cli.runs.folder import CONFIG, ROW, RunFolder, folders_with
 from repq_cli.runs.row import Row
 from repq_cli.targets import HAVE_IDENTITY
+from repq_cli.yaml_text import parsed_yaml
 
 STATUSES = get_args(Status)
 LARGEST_FILE = 1 << 24  # bytes of a row, a configuration or an environment
@@ -87,7 +88,7 @@ def record_of(folder: Path, notes: list[str]) -> Record:
     """What the files in ``folder`` say of a run; a note for each that is damaged."""
     files = RunFolder(folder)
     row = _mapping(files.row_file, parsed_json, notes)
-    config = _mapping(files.config_file, parsed_config, notes)
+    config = _mapping(files.config_file, parsed_yaml, notes)
     env = _mapping(files.env_file, parsed_json, notes)
     return Record(_shown(folder), row, config, env, _has_content(files.log_file))
 

@@ -8,6 +8,7 @@ Folders that keys name are shortened to their last part, since they lie elsewher
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class Record(NamedTuple):
         env = {key: value for key, value in (self.env or {}).items() if key in OF_MACHINE}
         config = None if self.config is None else _without_places(self.config)
         told = {"run": self.name, "row": self.row, "config": config, "env": env}
-        return json.dumps(told | ({} if self.logged else {"logged": False}), allow_nan=False)
+        return json.dumps(_as_json(told | ({} if self.logged else {"logged": False})), allow_nan=False)
 
 
 def record_files(path: Path) -> list[Path]:
@@ -65,6 +66,17 @@ def records_in(path: Path, notes: list[str]) -> Iterator[Record]:
             part if isinstance(part, dict) else None for part in map(found.get, ("row", "config", "env"))
         )
         yield Record(f"{path.with_suffix('')}/{found['run']}", row, config, env, found.get("logged") is not False)
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON can say of a value of JSON's or YAML's: dates as text, and no number where there is none."""
+    if isinstance(value, dict):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 
 def _without_places(tree: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from repq_cli.errors import DataError
 from repq_cli.files import Taken, link, locked, parsed_json, read_regular, write_atomically, write_json
 from repq_cli.runs.row import Row, prune
 from repq_cli.text import command
+from repq_cli.yaml_text import LARGEST as LARGEST_CONFIG
+from repq_cli.yaml_text import parsed_yaml
 
 CONFIG, ROW, LOG, FP_NET, LOCK = "config.yaml", "summary.json", "metrics.jsonl", "fp.pt", ".lock"
 CHECKPOINTS, DEPLOY, CROPS, EXPORT, DIAGNOSE, TENSORBOARD = "checkpoints", "deploy", "crops", "export", "diagnose", "tb"
@@ -27,18 +29,27 @@ OWN = (LOCK, CONFIG, ROW)  # what identical runs do not share
 DIAGNOSIS = "diagnosis.json"  # in DIAGNOSE, or in a folder that the command line names
 BENCH = "bench.json"  # of several runs, in a folder of its own
 WEIGHTS_FORMAT = 1
-LARGEST_CONFIG = 1 << 22  # bytes of a config.yaml
-LARGEST_DEPTH = 1000  # of nested lists in a config.yaml, far more than any has
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; DataError if another process does."""
+    refuse_links([folder / LOCK])
     try:
         with locked(folder / LOCK):
             yield
     except Taken:
         raise DataError(f"Another process is working in {folder}: wait for it, or choose another folder.") from None
+
+
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Raise DataError for one of the paths that is a link: a folder that somebody sent may have it lead anywhere."""
+    for path in paths:
+        if path.is_symlink():
+            raise DataError(
+                f"{path} is a link to {os.readlink(path)}, and writing there would change that: put what it leads to "
+                f"in its place, or remove it."
+            )
 
 
 class RunFolder:
@@ -78,10 +89,15 @@ class RunFolder:
         """Whether a run has begun here."""
         return os.path.lexists(self.config_file)
 
+    def refuse_links(self) -> None:
+        """Raise DataError where what a run appends to, or writes into, is a link; other files are replaced."""
+        names = (LOCK, LOG, self.printed_file.name, self.scalars_file.name, self.fp_again.name, *INNER)
+        refuse_links([*(self.path / name for name in names), *self.crops.glob("*")])
+
     def read_config(self) -> dict[str, Any]:
         """The configuration. Raises DataError if it is missing or damaged."""
         try:
-            config = parsed_config(read_regular(self.config_file, LARGEST_CONFIG))
+            config = parsed_yaml(read_regular(self.config_file, LARGEST_CONFIG))
             if not isinstance(config, dict) or not isinstance(config.get("runtime"), dict):
                 raise ValueError("it is no configuration of a run")
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -171,18 +187,6 @@ class CropFolder:
     def picture(self, label: str) -> Path:
         """``original``, ``bicubic``, ``fp`` or ``deployed``."""
         return self.path / f"{label}.png"
-
-
-def parsed_config(content: bytes) -> Any:
-    """What a config.yaml holds.
-
-    Raises ValueError for what holds itself, and for thousands of levels, where PyYAML in C overflows its stack.
-    """
-    if any(content.count(sign) > LARGEST_DEPTH for sign in (b"[", b"{", b"- ", b"? ")):
-        raise ValueError("nested too deeply for a configuration")
-    tree = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
-    json.dumps(tree, default=str, skipkeys=True)
-    return tree
 
 
 def folders_with(names: set[str], top: Path, refused: Callable[[OSError], object] | None = None) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from repq_cli.errors import DataError
 from repq_cli.files import is_dead, locked, own_name, parsed_json, read_regular, write_json
-from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.folder import RunFolder, refuse_links
 
 PLAN = "sweep.json"
 
@@ -112,6 +112,11 @@ class SweepFolder:
     def is_used(self) -> bool:
         """Whether a sweep has begun here."""
         return os.path.lexists(self.plan_file)
+
+    def refuse_links(self) -> None:
+        """Raise DataError where a job's folder, or what jobs write beside it, is a link."""
+        own = [self.stop_file, self._running, self._pruned, self.study_file, self.path / ".submitit"]
+        refuse_links([*own, *self.path.glob("[0-9]*")])
 
     def read_plan(self) -> Plan:
         """The plan. Raises DataError if it is missing or damaged."""

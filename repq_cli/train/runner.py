@@ -55,6 +55,7 @@ def run(
     data has changed.
     """
     folder = RunFolder(run_dir)
+    folder.refuse_links()
     log_lines = logging_to(folder.printed_file, experiment.verbosity)
     with alone_in(run_dir), log_lines, stop_request(stop_file) as stop:
         if folder.is_used and not resume:

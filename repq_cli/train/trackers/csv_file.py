@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import math
 from pathlib import Path
 
 from torch import Tensor
 
-from repq_cli.files import write_atomically
+from repq_cli.files import read_regular, write_atomically
 from repq_cli.runs.folder import RunFolder
 
 HEADER = "step,name,value\n"
@@ -21,8 +23,9 @@ class CSVFile:
 
     def begin(self, step: int) -> None:
         """Keep what was logged up to ``step``."""
-        lines = self.path.read_text().splitlines(keepends=True)[1:] if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= step]
+        written = read_regular(self.path).decode(errors="replace") if self.path.exists() else ""
+        lines = written.splitlines(keepends=True)[1:]
+        kept = [line for line in lines if line.endswith("\n") and _is_of(line, step)]
         write_atomically(self.path, (HEADER + "".join(kept)).encode())
 
     def scalars(self, values: dict[str, float], step: int) -> None:
@@ -44,3 +47,11 @@ class CSVFile:
 
     def close(self) -> None:
         """Nothing is left to be written."""
+
+
+def _is_of(line: str, step: int) -> bool:
+    """Whether a line, which may be damaged, is of that step or an earlier one."""
+    with contextlib.suppress(ValueError, csv.Error):
+        words = next(csv.reader([line]))
+        return len(words) == 3 and int(words[0]) <= step and math.isfinite(float(words[2]))
+    return False
