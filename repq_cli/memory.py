@@ -85,9 +85,9 @@ def kept_by_a_step(net: nn.Module, shape: Sequence[int]) -> int:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor.detach())  # held, so that no other gets its place
         return tensor
 
-    with contextlib.suppress(RuntimeError, NotImplementedError):
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            net(torch.empty(images, *shape, device="meta"))
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with contextlib.suppress(RuntimeError, NotImplementedError), hooks:
+        net(torch.empty(images, *shape, device="meta"))
     found = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
     return max(4 * math.prod(shape), found // images)
 

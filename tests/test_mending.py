@@ -129,7 +129,8 @@ def test_a_half_finished_run_goes_on_from_what_is_whole(
     whole = run_repq(*arguments)[1]
     with monkeypatch.context() as patch:
         patch.setattr(stage.StageTrainer, "_end_epoch", dying)
-        run_repq(*arguments, "hydra.run.dir=killed")
+        with pytest.raises(SystemExit):
+            run_repq(*arguments, "hydra.run.dir=killed")
     assert whole is not None
     expected = files_of(whole)
     damages: dict[str, Callable[[RunFolder], object]] = {

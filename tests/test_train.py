@@ -130,13 +130,13 @@ def step_with(net: nn.Module, x: torch.Tensor) -> None:
     training_step(net, (x, torch.zeros(len(x), dtype=torch.long)), Classification(), optimizer, 0.1, None)
 
 
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_names_the_layer(every: int) -> None:
     """Whichever number of the network is not; and no update is made with it."""
     x = torch.randn(4, 3, 12, 11)
     for fresh in (quantized(), tiny_net().train()):
         names = [name for name, _ in fresh.named_parameters()]
-        chosen = {*names[::every], *(name for name in names if name.startswith(("blocks.2", "taps.3")))}
+        chosen = {*names[::every], *(name for name in names if name.startswith("taps.3"))}
         for name in sorted(chosen) if every > 1 else names:
             net = copy.deepcopy(fresh)
             with torch.no_grad():

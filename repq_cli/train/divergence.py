@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from repq_cli.data.base import Batch, Evaluation, Split
 from repq_cli.errors import CheckError, DataError, RanksError, RepqError
 from repq_cli.quant.layers import QuantLayer
+from repq_cli.reparam.block import Block
 from repq_cli.train.options import OptimOptions
 
 EXPLODED = 2.0  # times the loss of who guesses
@@ -137,19 +138,26 @@ def first_non_finite(net: nn.Module, x: Tensor) -> str | None:
     """Names the first layer, in the order of execution, with a parameter or an output that is not finite."""
     found: list[str] = []
 
-    def look_at(name: str) -> Callable[[nn.Module, object, object], None]:
-        def look(module: nn.Module, inputs: object, output: object) -> None:
+    def look_in(name: str) -> Callable[[nn.Module, object], None]:
+        def look(module: nn.Module, inputs: object) -> None:
             broken = [key for key, parameter in module.named_parameters() if not _finite(parameter)]
             if broken:
-                found.append(
-                    f"the {'step' if broken[0].endswith('raw_step') else broken[0]} of layer '{name}' is not finite"
-                )
-            elif isinstance(output, Tensor) and not _finite(output):
+                what = "step" if broken[0].endswith("raw_step") else broken[0]
+                found.append(f"the {what} of layer '{name}' is not finite")
+
+        return look
+
+    def look_behind(name: str) -> Callable[[nn.Module, object, object], None]:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not _finite(output):
                 found.append(f"the output of layer '{name}' is the first that is not finite")
 
         return look
 
-    hooks = [module.register_forward_hook(look_at(name)) for name, module in _layers(net).items()]
+    layers = _layers(net, QuantLayer)
+    hooks = [module.register_forward_hook(look_behind(name)) for name, module in layers.items()]
+    wholes = _layers(net, QuantLayer, Block)  # whose branches compute without their convolutions being called
+    hooks += [module.register_forward_pre_hook(look_in(name)) for name, module in wholes.items()]
     try:
         net(x)
     finally:
@@ -162,12 +170,12 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-def _layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Quantized layers as wholes, and every other module that has no parts."""
+def _layers(net: nn.Module, *wholes: type[nn.Module]) -> dict[str, nn.Module]:
+    """Those of some kinds as wholes, and every other module that has no parts."""
     layers: dict[str, nn.Module] = {}
     inside: set[nn.Module] = set()
     for name, module in net.named_modules():
-        if isinstance(module, QuantLayer):
+        if isinstance(module, wholes) and module not in inside:
             layers[name] = module
             inside.update(module.modules())
         elif module not in inside and not list(module.children()):
