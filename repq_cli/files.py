@@ -125,9 +125,9 @@ def unproven_in(folder: Path) -> Iterator[Path]:
     for left in make_folder(folder).glob(f"{UNPROVEN}*"):
         if _is_left(left):
             shutil.rmtree(left, ignore_errors=True)
-    unproven = make_folder(folder / f"{UNPROVEN}{own_name()}")
+    unproven = folder / f"{UNPROVEN}{own_name()}"
     try:
-        yield unproven
+        yield make_folder(unproven)  # inside, since a signal may come at once
     finally:
         shutil.rmtree(unproven, ignore_errors=True)
 
