@@ -49,6 +49,8 @@ def resolve(section: str, target: str, plugins: Sequence[str]) -> Callable[..., 
     ours = registered(section)
     plugin = None if target in ours else plugin_of(target, plugins)
     if target not in ours and plugin is None:
+        if not ours:
+            raise ConfigError(f"is of no package in plugins=[…]: add plugins=[{target.partition('.')[0]}]")
         hint = f"did you mean '{near}'?" if (near := nearest(target, ours)) else f"one of {', '.join(sorted(ours))}"
         raise ConfigError(f"is none of repq's functions for {section} and of no package in plugins=[…]; {hint}")
     return function_of(target, plugin)
@@ -161,13 +163,14 @@ def network_of(
 
     def make() -> nn.Module:
         channels = info.shape[0]
-        resolver = functools.partial(_plugin_function, plugins)
+        resolver = functools.partial(_plugin_function, "model.target", plugins)
         given = {"make_block": make_block, "in_channels": channels, "num_classes": classes, "resolve": resolver}
         with holding(model.name):
             net = _call("model", model, plugins, **given)
         if not hasattr(net, "edges"):
             blocks = None if rep.name == OWN_REGIONS and branches else (make_block, rep.kernels if branches else [])
-            net = of_blocks(net, info.shape, model.arguments.get("drop_strides", 0), blocks)
+            keys = model.arguments
+            net = of_blocks(net, info.shape, keys.get("drop_strides", 0), blocks, keys.get("keep_float") or ())
         elif rep.name == OWN_REGIONS:
             raise ConfigError(
                 f"rep={OWN_REGIONS} is for foreign networks, and {model.name} is repq's: choose another rep."
@@ -179,12 +182,12 @@ def network_of(
     return make
 
 
-def _plugin_function(plugins: list[str], target: str) -> Callable[..., Any]:
-    """What ``model.target`` names, which has to be a plugin's."""
+def _plugin_function(key: str, plugins: list[str], target: str) -> Callable[..., Any]:
+    """What ``key`` names, which has to be a plugin's."""
     try:
-        return resolve("model.target", target, plugins)
+        return resolve(key, target, plugins)
     except ConfigError as error:
-        raise ConfigError(f"model.target={target} {error}.") from error
+        raise ConfigError(f"{key}={target} {error}.") from error
 
 
 def _require_blocks(net: nn.Module, kernels: list[int]) -> None:
@@ -264,10 +267,14 @@ def image_reader(config: Config, inputs: Inputs, max_pixels: int) -> Reader:
 def task(config: Config) -> Task:
     """Loss, metrics, and what is better."""
     from repq_cli.tasks.classification import Classification
+    from repq_cli.tasks.features import Features
     from repq_cli.tasks.super_resolution import SuperResolution
 
     if config.task == "super_resolution":
         return SuperResolution(*config.model.enlarging, config.psnr_rounding)
+    if config.task == "features":
+        names = {key: name for key in ("loss", "score") if (name := getattr(config, key)) is not None}
+        return Features(**{key: _plugin_function(key, config.plugins, name) for key, name in names.items()})
     return Classification(config.optim.label_smoothing)
 
 

@@ -78,18 +78,28 @@ def _task_fits(task: str, model: ModelSection, data: DataSection, quant: QuantOp
             model.name,
             f"classifies, and data={data.name} is for super-resolution: use model=ecbsr, or other data",
         )
-    if task == "classification":
+    if task != "super_resolution":
         if enlarges:
             yield Problem(
                 "model",
                 model.name,
-                f"enlarges pictures, and data={data.name} is for classification: use data=photos or data=sr_folder, or "
-                f"another model",
+                f"enlarges pictures, and data={data.name} is for {task}: use data=photos or data=sr_folder, or another "
+                f"model",
             )
         if quant.output != "float":
             yield Problem("quant.output", quant.output, "is for the pixels of super-resolution")
     elif quant.output == "int8" and quant.act_bits == 32:
         yield Problem("quant.output", "int8", "does not go with quant.act_bits=32, which quantizes no activation")
+
+
+def _features_have_a_loss(task: str, loss: str | None, score: str | None) -> Iterator[Problem]:
+    if task == "features" and loss is None:
+        yield Problem(
+            "loss", None, "is what task=features trains by: name a function of yours, loss=my_package.losses.mine"
+        )
+    for key, value in (("loss", loss), ("score", score)):
+        if task != "features" and value is not None:
+            yield Problem(key, value, f"is for task=features, and task={task} has its own")
 
 
 def _stages_have_weights(fp: StageOptions, qat: QATOptions) -> Iterator[Problem]:
@@ -199,6 +209,7 @@ COMBINATIONS: list[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]] = [
     (("fp", "rep"), _merging_fits_block),
     (("rep", "quant"), _identity_can_be_split),
     (("task", "model", "data", "quant"), _task_fits),
+    (("task", "loss", "score"), _features_have_a_loss),
     (("fp", "qat"), _stages_have_weights),
     (("task", "mode", "quant", "qat"), _tools_have_effect),
 ]

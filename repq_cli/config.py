@@ -34,6 +34,7 @@ class Config:
 
     What a key affects stands in its annotation; what a whole section is said to affect, all its keys do.
 
+    loss, score: (task=features) functions of plugins, which are given what the network gives and the targets.
     psnr_rounding: (super-resolution) pictures are rounded to 8 bit before they are measured; false: ECBSR's own rule.
     fast_dev_run: two steps of everything on a few images, to see what is broken; nothing of it is kept.
     input_shape: (``repq info`` only) channels, rows and columns of the images to count for, instead of the data's.
@@ -50,7 +51,9 @@ class Config:
     optim: OptimOptions
     schedule: ScheduleOptions
     runtime: RuntimeOptions
-    task: Literal["classification", "super_resolution"] = "classification"
+    task: Literal["classification", "super_resolution", "features"] = "classification"
+    loss: str | None = None
+    score: str | None = None
     psnr_rounding: bool = True
     seed: Annotated[int, Range(0)] = 0
     verbosity: Annotated[Verbosity, Affects.NOTHING] = "normal"

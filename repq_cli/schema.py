@@ -35,7 +35,7 @@ def validate(
     problems = [Problem(key, MISSING, "is missing from the configuration") for key in lacking]
     problems += [*_section("", config, KEYS[command], config, target_arguments), *_plugins(config)]
     wrong = {problem.key.partition(".")[0] for problem in problems}
-    whole = {"task": DEFAULTS["task"], **config}
+    whole = {**{key: DEFAULTS[key] for key in ("task", "loss", "score")}, **config}
     for sections, rule in COMBINATIONS:
         if combinations and not wrong & set(sections):
             problems += rule(*(parsed(KEYS[command][section], whole[section]) for section in sections))

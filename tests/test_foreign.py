@@ -8,10 +8,10 @@ from foreign_nets import NETS, Classifier, randomised
 from torch import Tensor, nn
 
 import repq_cli as repq
+from repq_cli.answers import tensors
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.library.foreign import own
-from repq_cli.library.quantize import tensors_of
 from repq_cli.reparam.block import Block
 
 IMAGES = (2, 3, 32, 32)
@@ -22,7 +22,7 @@ def images(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = IMAGES) 
 
 
 def furthest(found: object, expected: object) -> float:
-    pairs = zip(tensors_of(found), tensors_of(expected), strict=True)
+    pairs = zip(tensors(found), tensors(expected), strict=True)
     return max((a - b).abs().max().item() / max(1.0, b.abs().max().item()) for a, b in pairs)
 
 
@@ -48,7 +48,7 @@ def test_training_is_the_networks_own() -> None:
     net.train(), found.train()
     found.load_state_dict(own(net, x).net.state_dict())
     for each in (net, found):
-        tensors_of(each(x))[0].square().sum().backward()
+        tensors(each(x))[0].square().sum().backward()
     gradients = dict(net.named_parameters())
     for name, parameter in found.named_parameters():
         if name in found.foreign_names:
@@ -62,7 +62,7 @@ def trained_two_steps(net: nn.Module, x: Tensor, mode: str, **options: object) -
     optimizer = torch.optim.SGD(repq.parameter_groups(qat), 1e-3)
     for _ in range(2):
         optimizer.zero_grad()
-        sum(output.square().mean() for output in tensors_of(qat(x))).backward()  # type: ignore[union-attr]
+        sum(output.square().mean() for output in tensors(qat(x))).backward()  # type: ignore[union-attr]
         optimizer.step()
         repq.after_step(qat)
     return qat.eval()
@@ -78,7 +78,13 @@ def ships_exactly(qat: nn.Module, x: Tensor) -> repq.Shipped:
     return shipped
 
 
-MODES = {"repvgg": "repq_bnest", "mobileone": "merged", "repvit": "repq_bn", "fastvit": "repq_bnest"}
+MODES = {
+    "repvgg": "repq_bnest",
+    "mobileone": "merged",
+    "repvit": "repq_bn",
+    "fastvit": "repq_bnest",
+    "detector": "repq_bn",
+}
 
 
 def test_every_kind_trains_and_ships(subtests: pytest.Subtests) -> None:

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room and the rooms of ours that it imports, beside the files that every part may use.
 SHARED = {
+    "answers",
     "batch_norm",
     "bounds",
     "collective",

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from operations import Parts, conv, differences, frozen, linear
 from torch import Tensor, nn
 
+from repq_cli.answers import tensors
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.freeze import freeze, unsupported
 from repq_cli.deploy.integer import IntegerNet
@@ -20,7 +21,6 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK
-from repq_cli.deploy.outputs import tensors
 from repq_cli.quant.lsq import LSQ
 
 

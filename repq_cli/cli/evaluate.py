@@ -112,7 +112,7 @@ def _with_data(run: FinishedRun, options: EvalKeys, task: str) -> Config:
     changes: dict[str, Any] = {"plugins": list(dict.fromkeys([*config.plugins, *options.plugins]))}
     if options.data is not None:
         changes["data"] = options.data.keys() | _reading(options.data.arguments, run.inputs.shape)
-        if task != config.task:
+        if task != config.task and (task, config.task) != ("classification", "features"):
             raise ConfigError(
                 f"data={options.data.name} is for task={task}, and the run is one of {config.task}: "
                 f"choose data of that task."
@@ -131,7 +131,7 @@ def _reading(arguments: Mapping[str, Any], shape: tuple[int, int, int]) -> dict[
 
 def _other_rules(asked: Config, run_config: Config) -> str:
     """In what rules of rounding this measurement differs from the run's own."""
-    if asked.task == "classification":
+    if asked.task != "super_resolution":
         return ""
     rules: list[tuple[str, object, object]] = [("psnr_rounding", asked.psnr_rounding, run_config.psnr_rounding)]
     low = asked.data.low_rounding, run_config.data.low_rounding

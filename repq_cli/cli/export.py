@@ -14,6 +14,7 @@ from repq_cli import build
 from repq_cli.command_keys import ExportKeys
 from repq_cli.config import Config, section_of
 from repq_cli.data.base import Evaluation
+from repq_cli.deploy.check import agreeing, largest_difference
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
 from repq_cli.deploy.same import DECIBELS, is_another_psnr, sets_with_too_many
 from repq_cli.deploy.signs import sums_before_signs
@@ -133,8 +134,8 @@ def _difference(
     for name, split in sets.items():
         for x, _ in split.batches(EVAL_BATCH, CPU):
             expected, found = deployed(x), shipped(x)
-            largest.append((found - expected).abs().max())
-            same[name].append(task.agreement(found, expected))
+            largest.append(largest_difference(found, expected))
+            same[name].append(agreeing(found, expected, task.agreement))
     of_set = {name: torch.cat(parts) for name, parts in same.items()}
     shares = torch.cat([*of_set.values()])  # of each picture's pixels, or all or nothing of an answer
     others = {name: (int((share < 100).sum()), len(share)) for name, share in of_set.items()}

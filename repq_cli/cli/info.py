@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from repq_cli import build
+from repq_cli.answers import leaves
 from repq_cli.config import Config
 from repq_cli.data.base import Inputs
 from repq_cli.deploy.cost import cost, layer_bytes, layer_costs, layer_parameters, parameter_count
@@ -24,6 +25,7 @@ from repq_cli.quant.quantizer import Quantizer
 from repq_cli.quant.wiring import node_name
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.branch import SumBranch
+from repq_cli.reparam.transposed import Transposed
 from repq_cli.text import columns
 from repq_cli.train.environment import environment
 
@@ -46,7 +48,7 @@ def info_job(tree: dict[str, Any]) -> None:
 
     print(f"{config.model.name}, rep {config.rep.name}, mode {mode.name}, {quant.label}")
     asked = " (input_shape)" if config.input_shape else ""
-    print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {_answers(config, inputs)}\n")
+    print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {_answers(config, inputs, deployed)}\n")
     print(columns([HEADER, *_layers(net, deployed), _total(net, deployed)], WORDS))
     for line in _floating(runs_as(deployed)):
         print(line)
@@ -64,8 +66,11 @@ def info_job(tree: dict[str, Any]) -> None:
             print(f"{key:<10} {_flat(value)}")
 
 
-def _answers(config: Config, inputs: Inputs) -> str:
+def _answers(config: Config, inputs: Inputs, deployed: DeployedNet) -> str:
     """What comes out, in words."""
+    if config.task == "features":
+        sizes = deployed.sizes()
+        return f"gives {', '.join('x'.join(map(str, sizes[name][1:])) for name in leaves(deployed.graph['output']))}"
     scale = config.model.scale
     if scale is not None:
         rows, columns = (size * scale for size in inputs.shape[1:])
@@ -92,7 +97,7 @@ def _layers(net: nn.Module, deployed: DeployedNet) -> Iterator[Line]:
             block = layer if isinstance(layer, Block) else None
             yield (
                 name,
-                block.kind if block else "linear",
+                layer.kind if isinstance(layer, Block | Transposed) else "linear",
                 _branches(block.branches) if block else "",
                 "x".join(map(str, node["shape"])),
                 str(node.get("stride", "")),

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repq_cli import build
+from repq_cli.answers import tensors
 from repq_cli.cli.progress import told
 from repq_cli.config import Config
 from repq_cli.deploy.freeze import unsupported
@@ -24,6 +25,7 @@ from repq_cli.graphs.adopted import Adopted
 from repq_cli.memory import kept_by_a_step, require_memory
 from repq_cli.modes.compose import compose, layer_bits
 from repq_cli.ranks import place
+from repq_cli.tasks.features import Features
 from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.checkpoint import fp_checkpoint
 from repq_cli.train.compiled import require_compiler
@@ -40,6 +42,7 @@ def prepare(config: Config) -> None:
     _check_machine(config)
     experiment = build.experiment(config)
     _check_layers(experiment)
+    _check_answers(experiment)
     _check_weights(experiment)
     _prepared[:] = [experiment]
 
@@ -92,9 +95,10 @@ def _refusal(config: Config, loaded: Any, weights: dict[str, RepqError | None]) 
     experiment, error = _tried(lambda config: build.experiment(config, loaded), config)
     if experiment is None:
         return error
-    _, error = _tried(_check_layers, experiment)
-    if error is not None:
-        return error
+    for check in (_check_layers, _check_answers):
+        _, error = _tried(check, experiment)
+        if error is not None:
+            return error
     key = _text(config.fp, config.model, config.rep, experiment.signature)
     if key not in weights:
         _, weights[key] = _tried(_check_weights, experiment)
@@ -152,6 +156,49 @@ def _check_forms(experiment: Experiment) -> None:
     composed = compose(mode.rule.shaped_net(net, [torch.zeros(2, *shape)], mode), mode, experiment.quant)
     if found := unsupported(composed, shape):
         raise ConfigError(" ".join(refusal.reason for refusal in found))
+
+
+def _check_answers(experiment: Experiment) -> None:
+    """Whether a foreign network gives what the task is about; for ``task=features`` two images tell."""
+    task, classes = experiment.task, experiment.data.info.num_classes
+    if not isinstance(task, Features) and experiment.config.model.is_ours and not _is_foreign(experiment):
+        return
+    with torch.random.fork_rng(devices=[]):
+        net = experiment.make_net().eval()
+    x, targets = next(iter(experiment.data.val.batches(2)))
+    outputs = net(x)
+    sizes = ", ".join(str(list(tensor.shape)) for tensor in tensors(outputs))
+    if isinstance(task, Features):
+        _check_functions(experiment, task, outputs, targets, sizes)
+    elif not (isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] >= classes):
+        raise ConfigError(
+            f"model={experiment.model} gives {sizes} for two images, and task={task.name} wants [2, {classes}]: train "
+            f"other answers by task=features and a loss of your own."
+        )
+
+
+def _is_foreign(experiment: Experiment) -> bool:
+    return isinstance(_shapes(experiment), Adopted)
+
+
+def _check_functions(experiment: Experiment, task: Features, outputs: Any, targets: Tensor, sizes: str) -> None:
+    config = experiment.config
+    for key, function in (("loss", task.loss), ("score", task.scores)):
+        try:
+            found = function(outputs, targets)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever somebody's function raises
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise ConfigError(
+                f"{key}={getattr(config, key) or config.loss} cannot be computed of two images, for which the network "
+                f"gives {sizes} and the data targets {list(targets.shape)}: {said}."
+            ) from error
+        if key == "loss" and not found.requires_grad:
+            raise ConfigError(
+                f"loss={config.loss} gives a number without a gradient to what the network gives: compute it of the "
+                f"outputs with operations of torch, without detach() and item()."
+            )
 
 
 def _shapes(experiment: Experiment) -> nn.Module:

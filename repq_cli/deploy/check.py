@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from repq_cli.answers import tensors
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.outputs import tensors
 from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.quantizer import quantizers
 from repq_cli.quant.wiring import node_name
@@ -58,8 +58,8 @@ def compare(
                     (deployed.value(name, values) - tensor).abs().max() / by_node[name].grid(tensor).step
                     for name, tensor in seen.items()
                 ]
-                differences.append(_largest(outputs, expected))
-                same.append(_same(outputs, expected, agreement))
+                differences.append(largest_difference(outputs, expected))
+                same.append(agreeing(outputs, expected, agreement))
     finally:
         for hook in hooks:
             hook.remove()
@@ -90,18 +90,18 @@ def compare_integers(
                 spacing = 2 if node["by_sign"] else 1  # from code to code
                 lsb.append((own[node["name"]] - reference[node["name"]]).abs().max() / spacing)
         expected, outputs = deployed.answer(reference), integers(x)
-        differences.append(_largest(outputs, expected))
-        same.append(_same(outputs, expected, agreement))
+        differences.append(largest_difference(outputs, expected))
+        same.append(agreeing(outputs, expected, agreement))
     return _summary(lsb, differences, same)
 
 
-def _largest(outputs: Any, expected: Any) -> Tensor:
+def largest_difference(outputs: Any, expected: Any) -> Tensor:
     """The largest difference of all that two networks give."""
     pairs = zip(tensors(outputs), tensors(expected), strict=True)
     return torch.stack([(output - other).abs().max() for output, other in pairs]).max()
 
 
-def _same(outputs: Any, expected: Any, agreement: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def agreeing(outputs: Any, expected: Any, agreement: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """How far answers agree: of several tensors as far as the least of them does."""
     pairs = zip(tensors(outputs), tensors(expected), strict=True)
     return torch.stack([agreement(output, other) for output, other in pairs]).amin(0)

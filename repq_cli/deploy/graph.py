@@ -13,16 +13,17 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from repq_cli.answers import leaves
 from repq_cli.bounds import Range
 from repq_cli.deploy.operations import OPERATIONS, Operation
 from repq_cli.deploy.operations.base import LARGEST_TENSOR, Node, Size
-from repq_cli.deploy.outputs import is_legal, leaves
+from repq_cli.deploy.outputs import is_legal
 from repq_cli.typecheck import describe, legal, nearest
 
 NAME = re.compile(r"[A-Za-z_]\w{0,250}", re.ASCII)
 # What the description says of images and answers, where it says it.
 ABOUT = {
-    "task": Literal["classification", "super_resolution"],
+    "task": Literal["classification", "super_resolution", "features"],
     "input_shape": tuple[Size, Size, Size],
     "mean": list[float],
     "std": list[float],
@@ -30,7 +31,7 @@ ABOUT = {
     "scale": Annotated[int, Range(1, 256)],
     "colour": Literal["luma", "rgb"],
 }
-WANTED = {"classification": ("input_shape",), "super_resolution": ("input_shape", "scale", "colour")}
+WANTED = {"super_resolution": ("scale", "colour")}  # beside the input's shape
 
 
 class GraphError(ValueError):

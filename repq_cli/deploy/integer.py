@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repq_cli.answers import leaves
 from repq_cli.deploy.fixed_point import per_channel
 from repq_cli.deploy.integer_scales import Scaled
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Constants, Node
-from repq_cli.deploy.outputs import leaves, made
+from repq_cli.deploy.outputs import made
 from repq_cli.errors import ConfigError
 
 

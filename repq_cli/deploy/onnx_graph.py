@@ -21,13 +21,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from repq_cli.answers import leaves
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_constants import Constants
 from repq_cli.deploy.onnx_stem import group_pixels
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Node
 from repq_cli.deploy.operations.unary import ACTIVATIONS, Activation
-from repq_cli.deploy.outputs import leaves
 from repq_cli.deploy.signs import sums_before_signs
 from repq_cli.errors import ConfigError
 from repq_cli.quant.windows import pair, torch_padding

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch import Tensor
+from repq_cli.answers import leaves
 
 T = TypeVar("T")
 DEEPEST, MOST = 4, 256  # of lists in lists, and of tensors
@@ -20,20 +20,6 @@ def made(output: Any, function: Callable[[str], T]) -> Any:
     if isinstance(output, dict):
         return {key: made(item, function) for key, item in output.items()}
     return [made(item, function) for item in output] if isinstance(output, list) else function(output)
-
-
-def leaves(output: Any) -> Iterator[Any]:
-    """The names, or the tensors, that a structure of lists, tuples and dicts holds."""
-    if isinstance(output, dict | list | tuple):
-        for item in output.values() if isinstance(output, dict) else output:
-            yield from leaves(item)
-    else:
-        yield output
-
-
-def tensors(answer: Any) -> list[Tensor]:
-    """All tensors of an answer."""
-    return list(leaves(answer))
 
 
 def is_legal(output: Any, depth: int = 0) -> bool:

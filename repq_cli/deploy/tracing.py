@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from repq_cli.deploy.outputs import leaves
+from repq_cli.answers import leaves
 from repq_cli.deploy.simplify import simplified
+from repq_cli.quant.float_leaf import FloatLeaf
 from repq_cli.quant.frozen_layers import frozen_layers
 
 Node = dict[str, Any]
@@ -177,6 +178,12 @@ class Call:
 
     def form(self, kind: Any) -> Form:
         """The registered form of a module, a function or a method's name; RefusedError where there is none."""
+        if isinstance(kind, FloatLeaf):
+            raise RefusedError(
+                f"{self.path} ({type(kind.module).__name__}) is kept in floating point because its forward pass cannot "
+                f"be followed, so that it trains but cannot be shipped: write it without decisions by values, or ship "
+                f"what lies before and behind it."
+            )
         if not isinstance(kind, nn.Module):
             for name in (kind, self.kind):  # libraries that need not be there are known by their functions' names
                 if name in FORMS:

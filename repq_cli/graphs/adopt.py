@@ -6,35 +6,62 @@ import builtins
 import copy
 import keyword
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from repq_cli.answers import tensors
+from repq_cli.errors import ConfigError
 from repq_cli.graphs.adopted import Adopted, Call
 from repq_cli.graphs.blocks import block_of, common
+from repq_cli.graphs.floats import kept_of, named
 from repq_cli.graphs.operations import operations_of
 from repq_cli.graphs.program import Operation, Program, Ref, references, replaced
 from repq_cli.graphs.regions import Region, find_regions
-from repq_cli.graphs.taps import LAYERS, tapped
-from repq_cli.graphs.trace import trace
+from repq_cli.graphs.taps import tapped
+from repq_cli.graphs.trace import trace, without_data
 from repq_cli.models.tap import Shortcut
+from repq_cli.quant.float_leaf import is_kept
 from repq_cli.reparam.block import Block
+from repq_cli.reparam.transposed import LAYERS, Transposed
 
 ABSORBED = (nn.ReLU, nn.ReLU6, nn.PReLU)  # a block's own activation
 
 
-def adopt(net: nn.Module, example: Tensor, keep_float: Collection[str] = ()) -> Adopted:
+def adopt(net: nn.Module, example: Tensor, keep_float: Sequence[str] = ()) -> Adopted:
     """``net`` as a network of blocks, with its parameters' values; ``net`` stays as it is.
 
     example     a batch of inputs like ``[B, C, H, W]``
-    keep_float  names of modules that may be left as they are where they cannot be followed
+    keep_float  names of modules, also as patterns, that stay in floating point, and as they are where they cannot be
+                followed
 
-    Raises ConfigError where ``net`` cannot be followed.
+    Raises ConfigError where ``net`` cannot be followed, and for names that fit nothing, or a part of a region.
     """
-    program = operations_of(trace(net, example, lambda name: any(f"{name}.".startswith(f"{k}.") for k in keep_float)))
-    regions = find_regions(program)
-    return _Maker(program, regions, type(net).__name__).adopted().train(net.training)
+    kept = named(net, keep_float)
+    program = operations_of(trace(net, example, lambda name: is_kept(name, kept)))
+    found = _Maker(program, find_regions(program), type(net).__name__).adopted()
+    found.kept = kept_of(found, kept)
+    if not program.leaves:
+        _require_any_number_of_images(found, example)
+    return found.train(net.training)
+
+
+def _require_any_number_of_images(net: Adopted, example: Tensor) -> None:
+    """ConfigError for a network that computes with the number of images that it was traced for."""
+    images = torch.empty(2, *example.shape[1:], dtype=example.dtype, device="meta")
+    try:
+        outputs = tensors(without_data(net).eval()(images))
+        problem = None if all(len(output) == 2 for output in outputs) else "it gives no answer for each of them"
+    except Exception as error:  # whatever torch raises for sizes that do not fit
+        problem = str(error).partition("\n")[0] or type(error).__name__
+    if problem is not None:
+        raise ConfigError(
+            f"{net.kind} computes with the number of images, which may be any ({problem}): use view(x.size(0), …) and "
+            f"the like, and no shape in which images are put together."
+        )
 
 
 class _Maker:
@@ -106,7 +133,7 @@ class _Maker:
         readers = self._readers()
         for name, operation in list(self.operations.items()):
             block, read_by = operation.target, readers[name]
-            if not isinstance(block, Block) or len(read_by) != 1 or not read_by[0]:
+            if not isinstance(block, Block | Transposed) or len(read_by) != 1 or not read_by[0]:
                 continue
             after = self.operations[read_by[0]]
             if type(after.target) in ABSORBED:
@@ -117,11 +144,7 @@ class _Maker:
                 del self.operations[name]
 
     def _readers(self) -> dict[str, list[str]]:
-        program = self.program
-        current = Program(
-            program.input, program.input_shape, self.operations, program.outputs, program.net, program.leaves
-        )
-        return current.readers()
+        return replace(self.program, operations=self.operations).readers()
 
     def _place(self, net: Adopted) -> None:
         """Name every operation, blocks first."""

@@ -25,6 +25,7 @@ class Adopted(nn.Module):
 
     kind           the class of that network
     foreign_names  by parameter and buffer its name there
+    kept           the modules that stay in floating point
     """
 
     def __init__(self, kind: str) -> None:
@@ -33,6 +34,7 @@ class Adopted(nn.Module):
         self.calls: list[Call] = []
         self.input, self.outputs = "", Ref("")
         self.foreign_names: dict[str, str] = {}
+        self.kept: tuple[str, ...] = ()
         self._edges: frozenset[str] = frozenset()
 
     def forward(self, x: Tensor) -> Any:

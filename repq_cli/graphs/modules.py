@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from repq_cli.graphs.computed import ComputedConv
 from repq_cli.graphs.trace import BATCH, Traced
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
@@ -36,6 +37,13 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
 RESHAPING = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as", "reshape_as"}
 
 
+def word_of(node: fx.Node) -> str:
+    """The name of the function or method that a node calls; empty for a module."""
+    if node.op == "call_module":
+        return ""
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+
+
 def unlike_in_place(module: nn.Module) -> nn.Module:
     """The module, or its like that does not write into what it reads."""
     if not getattr(module, "inplace", False):
@@ -45,12 +53,12 @@ def unlike_in_place(module: nn.Module) -> nn.Module:
     return found
 
 
-def module_for(word: str, node: fx.Node, traced: Traced, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
+def module_for(word: str, arguments: Arguments, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
     """The modules that, one behind the other, do what a call of one tensor does; None where there are none.
 
     shared: those that were made so far of parameters, which a second call shares.
     """
-    arguments = _Arguments(node, traced)
+    node = arguments.node
     if word in ACTIVATIONS:
         options = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "input", "_stacklevel")}
         if any(isinstance(value, fx.Node) for value in (*node.args[1:], *options.values())):
@@ -79,11 +87,14 @@ def _without_flags(args: tuple[Any, ...]) -> list[Any]:
     return [value for value in args if not isinstance(value, bool)]
 
 
-class _Arguments:
-    """What a function was called with, by place or by name."""
+class Arguments:
+    """What a function was called with, by place or by name.
 
-    def __init__(self, node: fx.Node, traced: Traced) -> None:
-        self.node, self.traced = node, traced
+    constants: modules that compute those of its arguments that depend on parameters alone.
+    """
+
+    def __init__(self, node: fx.Node, traced: Traced, constants: Mapping[fx.Node, nn.Module]) -> None:
+        self.node, self.traced, self.constants = node, traced, constants
 
     def get(self, place: int, name: str, default: Any = None) -> Any:
         return self.node.args[place] if place < len(self.node.args) else self.node.kwargs.get(name, default)
@@ -100,6 +111,11 @@ class _Arguments:
         path, _, attribute = str(found.target).rpartition(".")
         return path, getattr(self.traced.net.get_submodule(path), attribute)
 
+    def constant(self, place: int, name: str) -> tuple[nn.Module | None, tuple[int, ...]]:
+        """The module that computes an argument, and that one's shape."""
+        found = self.get(place, name)
+        return (self.constants[found], self.traced.shape(found)) if found in self.constants else (None, ())
+
     def is_absent(self, place: int, name: str) -> bool:
         return self.get(place, name) is None
 
@@ -115,14 +131,14 @@ class _Arguments:
         return self.traced.shape(source)
 
 
-def _clamp(arguments: _Arguments) -> list[nn.Module] | None:
+def _clamp(arguments: Arguments) -> list[nn.Module] | None:
     low, high = arguments.get(1, "min"), arguments.get(2, "max")
     if low == 0:
         return [nn.ReLU()] if high is None else [nn.ReLU6()] if high == 6 else None
     return [nn.Hardtanh(low, high)] if isinstance(low, int | float) and isinstance(high, int | float) else None
 
 
-def _mean(arguments: _Arguments) -> list[nn.Module] | None:
+def _mean(arguments: Arguments) -> list[nn.Module] | None:
     dims = arguments.plain(1, "dim")
     dims = (dims,) if isinstance(dims, int) else dims
     if len(arguments.shape) != 4 or dims is None or {dim % 4 for dim in dims} != {2, 3}:
@@ -131,7 +147,7 @@ def _mean(arguments: _Arguments) -> list[nn.Module] | None:
     return pool if arguments.get(2, "keepdim", False) else [*pool, nn.Flatten(1)]
 
 
-def _avg_pool(arguments: _Arguments) -> list[nn.Module]:
+def _avg_pool(arguments: Arguments) -> list[nn.Module]:
     size = arguments.plain(1, "kernel_size")
     rows, columns = (size, size) if isinstance(size, int) else size
     if (rows, columns) == arguments.shape[2:]:
@@ -145,7 +161,7 @@ def _avg_pool(arguments: _Arguments) -> list[nn.Module]:
     ]
 
 
-def _upsample(arguments: _Arguments) -> list[nn.Module] | None:
+def _upsample(arguments: Arguments) -> list[nn.Module] | None:
     before, after = arguments.shape, arguments.traced.shape(arguments.node)
     mode, corners = arguments.get(3, "mode", "nearest"), arguments.get(4, "align_corners")
     if len(before) != 4 or arguments.get(6, "antialias", False):
@@ -156,14 +172,14 @@ def _upsample(arguments: _Arguments) -> list[nn.Module] | None:
     return [nn.Upsample(size=after[2:], mode=mode, align_corners=corners)]
 
 
-def _pad(arguments: _Arguments) -> list[nn.Module] | None:
+def _pad(arguments: Arguments) -> list[nn.Module] | None:
     around, mode, value = arguments.plain(1, "pad"), arguments.get(2, "mode", "constant"), arguments.get(3, "value", 0)
     if mode != "constant" or value not in (0, None) or len(around) != 4 or min(around) < 0:
         return None
     return [nn.ZeroPad2d(around)] if any(around) else []
 
 
-def _batch_norm(arguments: _Arguments, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
+def _batch_norm(arguments: Arguments, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
     owner, mean = arguments.parameter(1, "running_mean")
     _, var = arguments.parameter(2, "running_var")
     if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or len(arguments.shape) != 4:
@@ -171,12 +187,9 @@ def _batch_norm(arguments: _Arguments, shared: dict[Any, nn.Module]) -> list[nn.
     key = ("norm", owner)
     if key not in shared:
         module = arguments.traced.net.get_submodule(owner)
-        momentum = getattr(module, "momentum", None) or 0.1
-        norm = nn.BatchNorm2d(len(mean), arguments.get(7, "eps", 1e-5), momentum, device="meta")
         weight, bias = arguments.parameter(3, "weight")[1], arguments.parameter(4, "bias")[1]
-        _set_norm(norm, weight, bias, mean, var, getattr(module, "num_batches_tracked", None))
-        norm.train(module.training)
-        shared[key] = norm
+        count, eps = getattr(module, "num_batches_tracked", None), arguments.get(7, "eps", 1e-5)
+        shared[key] = norm_of(module, weight, bias, mean, var, count, eps)
     return [shared[key]]
 
 
@@ -185,28 +198,39 @@ def complete_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     if norm.affine and norm.momentum is not None:
         return norm
     assert norm.running_mean is not None and norm.running_var is not None
-    found = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum or 0.1, device="meta")
-    _set_norm(found, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    return found.train(norm.training)
+    return norm_of(norm, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked)
 
 
-def _set_norm(norm: nn.BatchNorm2d, weight: Any, bias: Any, mean: Tensor, var: Tensor, count: Any) -> None:
+def norm_of(
+    module: nn.Module, weight: Any, bias: Any, mean: Tensor, var: Tensor, count: Any, eps: float | None = None
+) -> nn.BatchNorm2d:
+    """A batch norm of maps with these tensors; ``module``, that they are of, says what else a batch norm has."""
+    like: Any = module
+    momentum = getattr(module, "momentum", None) or 0.1
+    norm = nn.BatchNorm2d(len(mean), like.eps if eps is None else eps, momentum, device="meta")
     ones = nn.Parameter(mean.new_ones(len(mean)), requires_grad=False)
     norm.weight = ones if weight is None else weight
     norm.bias = nn.Parameter(mean.new_zeros(len(mean)), requires_grad=False) if bias is None else bias
     norm.running_mean, norm.running_var = mean, var
     norm.num_batches_tracked = mean.new_zeros((), dtype=int) if count is None else count  # type: ignore[call-overload]
+    return norm.train(module.training)
 
 
-def _convolution(arguments: _Arguments, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
+def _convolution(arguments: Arguments, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
     owner, weight = arguments.parameter(1, "weight")
     _, bias = arguments.parameter(2, "bias")
-    if weight is None or (bias is None and not arguments.is_absent(2, "bias")):
+    if bias is None and not arguments.is_absent(2, "bias"):
         return None
     stride, padding = arguments.plain(3, "stride", 1), arguments.plain(4, "padding", 0)
     dilation, groups = arguments.plain(5, "dilation", 1), arguments.get(6, "groups", 1)
-    key = ("conv", owner, stride, padding, dilation, groups)
-    if key not in shared:
+    walk: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    key = ("conv", owner or arguments.get(1, "weight"), *walk.values())
+    if weight is None:
+        made, shape = arguments.constant(1, "weight")
+        if made is None or len(shape) != 4:
+            return None
+        shared.setdefault(key, ComputedConv(made, shape, bias, **walk))
+    elif key not in shared:
         inputs, outputs, size = weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:])
         conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation, groups, bias is not None, device="meta")
         conv.weight = weight
@@ -216,7 +240,7 @@ def _convolution(arguments: _Arguments, shared: dict[Any, nn.Module]) -> list[nn
     return [shared[key]]
 
 
-def _linear(arguments: _Arguments, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
+def _linear(arguments: Arguments, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
     owner, weight = arguments.parameter(1, "weight")
     _, bias = arguments.parameter(2, "bias")
     if weight is None or (bias is None and not arguments.is_absent(2, "bias")):
@@ -231,10 +255,10 @@ def _linear(arguments: _Arguments, shared: dict[Any, nn.Module]) -> list[nn.Modu
     return [shared[key]]
 
 
-def reshaping(node: fx.Node, word: str, traced: Traced) -> tuple[fx.Node, nn.Module | None] | None:
+def reshaping(node: fx.Node, word: str, traced: Traced) -> tuple[fx.Node, nn.Module | tuple[int, ...] | None] | None:
     """What an operation that only gives another shape does, to which tensor; None: it is none, or no known one.
 
-    Of several in sequence the last one does it all.
+    A module, or the sizes that it gives for any number of images. Of several in sequence the last one does it all.
     """
     if word in RESHAPING:
         source = _origin(node, traced)
@@ -247,7 +271,12 @@ def reshaping(node: fx.Node, word: str, traced: Traced) -> tuple[fx.Node, nn.Mod
             return source, nn.Unflatten(1, (before[1], 1, 1))
         if word in ("expand", "expand_as") and len(before) == 4 and before[2:] == (1, 1) and before[1] == after[1]:
             return source, None  # what reads it broadcasts
-        return _shuffle(node, traced)
+        shuffle = _shuffle(node, traced)
+        if shuffle is None and word in ("view", "reshape") and after[:1] == (BATCH,):
+            first = node.args[0]
+            assert isinstance(first, fx.Node)
+            return first, (-1, *after[1:])
+        return shuffle
     return None
 
 
@@ -255,8 +284,7 @@ def _origin(node: fx.Node, traced: Traced) -> fx.Node:
     """What a row of reshapes starts from."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    word = str(source.target) if source.op == "call_method" else getattr(source.target, "__name__", "")
-    if word in RESHAPING - {"expand", "expand_as"} and source.op != "call_module" and source.args:
+    if word_of(source) in RESHAPING - {"expand", "expand_as"} and source.args:
         return _origin(source, traced)
     return source
 
@@ -264,11 +292,10 @@ def _origin(node: fx.Node, traced: Traced) -> fx.Node:
 def _shuffle(node: fx.Node, traced: Traced) -> tuple[fx.Node, nn.Module] | None:
     """``view(B, g, C/g, H, W).transpose(1, 2).reshape(B, C, H, W)``."""
     turned = node.args[0]
-    if not isinstance(turned, fx.Node) or turned.target not in ("transpose", "permute", "swapaxes"):
-        flipped = getattr(getattr(turned, "target", None), "__name__", "")
-        if flipped not in ("transpose", "permute", "swapaxes"):
-            return None
-    assert isinstance(turned, fx.Node)
+    while isinstance(turned, fx.Node) and word_of(turned) in ("contiguous", "clone"):
+        turned = turned.args[0]
+    if not isinstance(turned, fx.Node) or word_of(turned) not in ("transpose", "permute", "swapaxes"):
+        return None
     opened = turned.args[0]
     if not isinstance(opened, fx.Node) or not opened.args or not isinstance(opened.args[0], fx.Node):
         return None

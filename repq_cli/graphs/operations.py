@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repq_cli.graphs.modules import module_for, reshaping, unlike_in_place
-from repq_cli.graphs.program import Operation, Program, Ref, references
+from repq_cli.graphs.modules import Arguments, module_for, reshaping, unlike_in_place, word_of
+from repq_cli.graphs.program import Operation, Program, Ref, wanted
 from repq_cli.graphs.trace import Traced
+from repq_cli.graphs.transposed import with_transposed_layers
+from repq_cli.graphs.vectors import with_normed_vectors_as_maps
 from repq_cli.quant.float_leaf import FloatLeaf
 from repq_cli.reparam.expression import Scale, Shift
 
@@ -29,7 +31,7 @@ QUOTIENTS = {"truediv", "div", "div_", "itruediv", "divide"}
 
 def operations_of(traced: Traced) -> Program:
     """The program of a traced network; its modules are those of ``traced.net``, or new ones with their parameters."""
-    return _Reader(traced).program()
+    return with_transposed_layers(with_normed_vectors_as_maps(_Reader(traced).program()))
 
 
 class _Reader:
@@ -55,21 +57,20 @@ class _Reader:
                 self.constants.add(node)
             else:
                 self._read(node)
-        return Program(source, self.shapes[source], self._wanted(outputs), outputs, self.traced.net, self.traced.leaves)
-
-    def _wanted(self, outputs: Any) -> dict[str, Operation]:
-        """Those operations on which the outputs depend."""
-        wanted = set(references(outputs))
-        for operation in reversed(self.operations.values()):
-            if operation.name in wanted:
-                wanted |= set(operation.inputs)
-        return {name: operation for name, operation in self.operations.items() if name in wanted}
+        return Program(
+            source, self.shapes[source], wanted(self.operations, outputs), outputs, self.traced.net, self.traced.leaves
+        )
 
     def _is_constant(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return True
         plain = node.op in ("call_function", "call_method") and isinstance(self.traced.values[node], Tensor)
         return plain and bool(node.all_input_nodes) and set(node.all_input_nodes) <= self.constants
+
+    def _constants_of(self, node: fx.Node, word: str) -> list[fx.Node]:
+        """What a convolution reads that is computed of parameters."""
+        inputs = node.all_input_nodes if word == "conv2d" else []
+        return [other for other in inputs if other in self.constants and other.op != "get_attr"]
 
     def _argument(self, argument: Any) -> Any:
         def translated(node: fx.Node) -> Any:
@@ -95,7 +96,7 @@ class _Reader:
         return self.shared[node]
 
     def _read(self, node: fx.Node) -> None:
-        word = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        word = word_of(node)
         if word in CHECKS:
             return
         path = str(node.target) if node.op == "call_module" else _called_in(node)
@@ -118,7 +119,8 @@ class _Reader:
             return
         if self._with_constant(node, word, path) or self._reshaped(node, word, path):
             return
-        found = module_for(word, node, self.traced, self.shared) if len(sources) == 1 else None
+        given = Arguments(node, self.traced, {other: self._constant(other) for other in self._constants_of(node, word)})
+        found = module_for(word, given, self.shared) if len(sources) == 1 else None
         if found is not None:
             path = path if word in WITH_PARAMETERS else ".".join(filter(None, (path, word)))
             for number, module in enumerate(found):
@@ -205,6 +207,8 @@ class _Reader:
         source, module = found
         if module is None:
             self.names[node] = self.names[source]
+        elif isinstance(module, tuple):
+            self._add(node, "reshape", (Ref(self.names[source]), *module), path)
         else:
             self._add(node, module, (Ref(self.names[source]),), path)
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -63,6 +63,20 @@ class Program:
         for name in references(self.outputs):
             found[name].append("")
         return found
+
+
+def replaced_by(program: Program, operations: dict[str, Operation]) -> Program:
+    """The same program of other operations, those on which its outputs depend."""
+    return replace(program, operations=wanted(operations, program.outputs))
+
+
+def wanted(operations: dict[str, Operation], outputs: Any) -> dict[str, Operation]:
+    """Those operations on which the outputs depend."""
+    names = set(references(outputs))
+    for operation in reversed(operations.values()):
+        if operation.name in names:
+            names |= set(operation.inputs)
+    return {name: operation for name, operation in operations.items() if name in names}
 
 
 def references(arguments: Any) -> Iterator[str]:

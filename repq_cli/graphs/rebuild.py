@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -25,15 +25,17 @@ def of_blocks(
     shape: tuple[int, int, int],
     halvings: int = 0,
     blocks: tuple[MakeBlock, Collection[int]] | None = None,
+    keep_float: Sequence[str] = (),
 ) -> Adopted:
     """A foreign network for images of a shape in blocks, some halvings left out.
 
     blocks: what makes blocks, and of which kernel sizes; None leaves the network's own regions. Others become one
     convolution of what they merge into, with batch norm behind it if they have any, freshly initialised.
+    keep_float: names and patterns of its modules that stay in floating point, in QAT and in what ships.
     """
     drop_strides(net, shape[0], halvings)
     like = next(net.parameters())
-    found = adopt(net, torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+    found = adopt(net, torch.zeros(1, *shape, device=like.device, dtype=like.dtype), keep_float)
     if blocks is not None:
         _replace_regions(found, *blocks)
     return found

@@ -20,8 +20,8 @@ from torch import nn
 from repq_cli.graphs.program import Operation
 from repq_cli.models.tap import Tap
 from repq_cli.reparam.block import Block
+from repq_cli.reparam.transposed import LAYERS, Transposed
 
-LAYERS = (Block, nn.Linear)
 UNSIGNED = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softplus)
 KEEPING_SIGN = (
     nn.MaxPool2d,
@@ -55,7 +55,7 @@ def is_unsigned(name: str, operations: Mapping[str, Operation]) -> bool:
     if operation is None:  # the input
         return False
     target = operation.target
-    if isinstance(target, Block):
+    if isinstance(target, Block | Transposed):
         return isinstance(target.activation, UNSIGNED)
     if isinstance(target, UNSIGNED):
         return True

@@ -42,12 +42,15 @@ def trace(net: nn.Module, example: Tensor, leaf: Callable[[str], bool] = lambda 
     # Without data at first. That does not do with tensors that are neither parameter nor buffer, nor with what looks
     # at values, which is told, or left as it is, below.
     with suppress(Exception):
-        return _followed(copied, _Tracer(set(), example.to("meta")), _without_data(copied))
+        return _followed(copied, _Tracer(set(), example.to("meta")), without_data(copied))
     leaves: set[str] = set()
     while True:
         tracer = _Tracer(leaves, example)
         try:
             return _followed(copied, tracer, copied)
+        except _DoesNotRunError as error:
+            size, where = "x".join(map(str, example.shape[1:])), _where(copied, tracer.innermost)
+            raise ConfigError(f"{where} fails for images of {size} ({error}): give the size that it is for.") from error
         except Exception as error:  # whatever a forward pass does with a stand-in for a tensor
             path = tracer.innermost
             inside = [".".join(path.split(".")[: end + 1]) for end in range(path.count(".") + 1)] if path else []
@@ -57,7 +60,7 @@ def trace(net: nn.Module, example: Tensor, leaf: Callable[[str], bool] = lambda 
             leaves.add(allowed)
 
 
-def _without_data(net: nn.Module) -> nn.Module:
+def without_data(net: nn.Module) -> nn.Module:
     """A copy with tensors of its shapes on the device ``meta``."""
     tensors = [*net.parameters(), *net.buffers()]
     shapes = [tensor.detach().to("meta") for tensor in tensors]
@@ -76,9 +79,18 @@ def _followed(net: nn.Module, tracer: _Tracer, root: nn.Module) -> Traced:
 
 def _cannot_follow(net: nn.Module, path: str, error: Exception) -> ConfigError:
     said = str(error).partition("\n")[0] or type(error).__name__
-    where = f"{path} ({type(net.get_submodule(path)).__name__})" if path else type(net).__name__
+    where = _where(net, path)
     way_out = f"keep_float=['{path}'] leaves it as it is, in floating point" if path else "take that part out of it"
     return ConfigError(f"The forward pass cannot be followed in {where}: {said}. {way_out}.")
+
+
+def _where(net: nn.Module, path: str) -> str:
+    """A module for people."""
+    return f"{path} ({type(net.get_submodule(path)).__name__})" if path else type(net).__name__
+
+
+class _DoesNotRunError(Exception):
+    """An operation fails for images like the example, as it would without us."""
 
 
 class _Known(fx.Proxy):
@@ -154,8 +166,11 @@ class _Tracer(fx.Tracer):
         elif kind != "output":
             given = fx.node.map_arg((node.args, node.kwargs), self._value_of)
             self.running = True
-            with torch.no_grad():
-                self.values[node] = self._value(kind, target, *given)
+            try:
+                with torch.no_grad():
+                    self.values[node] = self._value(kind, target, *given)
+            except (RuntimeError, ValueError) as error:
+                raise _DoesNotRunError(str(error).partition("\n")[0]) from error
             self.running = False
         return proxy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ from repq_cli.library.foreign import own
 from repq_cli.library.quantize import mode_options, quant_options, require_fit, unblocked_layers
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.modes.compose import compose
+from repq_cli.quant.float_leaf import is_kept
 from repq_cli.quant.layers import QuantLayer
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.quant.wiring import input_quantizers
 from repq_cli.reparam.block import Block
+from repq_cli.reparam.transposed import Transposed
 from repq_cli.text import columns
 
 
@@ -69,17 +72,22 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(net: nn.Module, example: Tensor, weight_bits: int = 8, act_bits: int = 8) -> Explanation:
+def explain(
+    net: nn.Module, example: Tensor, weight_bits: int = 8, act_bits: int = 8, keep_float: Sequence[str] = ()
+) -> Explanation:
     """What ``prepare`` and ``freeze`` would make of every layer, for inputs like ``example``; ``net`` stays as it is.
+
+    keep_float  as ``prepare``'s
 
     Raises ConfigError for a network without layers, or one whose forward pass cannot be followed.
     """
     require_fit(net, example)
-    net = own(net, example).net
+    net, kept = own(net, example, keep_float)
     quant = quant_options(None, weight_bits, act_bits)
     mode = mode_options(net, AUTO, quant)
-    composed = compose(mode.rule.shaped_net(net, [example], mode), mode, quant).eval()
-    left, reads = unblocked_layers(net), input_quantizers(composed)
+    composed = compose(mode.rule.shaped_net(net, [example], mode), mode, quant, kept).eval()
+    left = [name for name in unblocked_layers(net) if not is_kept(name, kept)]
+    reads = input_quantizers(composed)
     found = converted(composed, example.shape[1:])
     steps = [node for node in found.graph.nodes if _computes(node, composed)]
     return Explanation(mode.name, tuple(_layer(node, net, found, left, reads) for node in steps))
@@ -107,7 +115,8 @@ def _layer(node: fx.Node, net: nn.Module, found: Conversion, left: list[str], re
         return Layer(name, type(module).__name__, 0, None, None, becomes, refusal)
     quantizer = found.net.get_submodule(reads[name]) if name in reads else None
     act_bits = quantizer.bits if isinstance(quantizer, Quantizer) else 32
-    kind, branches = (before.kind, len(before.branches)) if isinstance(before, Block) else ("linear", 1)
+    branches = len(before.branches) if isinstance(before, Block) else 1
+    kind = before.kind if isinstance(before, Block | Transposed) else "linear"
     return Layer(name, kind, branches, module.quantizer.bits, act_bits, becomes, refusal)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repq_cli.answers import tensors
 from repq_cli.combinations import COMBINATIONS
 from repq_cli.deploy.freeze import unsupported
 from repq_cli.deploy.tracing import together
@@ -23,11 +24,13 @@ from repq_cli.modes.auto import resolve_mode
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.catalogue import AUTO, MODES
 from repq_cli.modes.options import ModeOptions
+from repq_cli.quant.float_leaf import is_kept
 from repq_cli.quant.latent_weights import clip_latent_weights
 from repq_cli.quant.options import QuantOptions
 from repq_cli.quant.quantizer import Quantizer
 from repq_cli.reparam.block import Block, merge_first
 from repq_cli.reparam.branch import ConvBranch
+from repq_cli.reparam.transposed import LAYERS
 from repq_cli.train import optim
 from repq_cli.train.options import OptimOptions
 from repq_cli.typecheck import annotations_of, mistake
@@ -59,7 +62,7 @@ def merge(net: nn.Module, example: Tensor) -> nn.Module:
     branches = copy.deepcopy(original).eval()
     merge_first(branches, False)
     with full_float32():
-        expected, got = tensors_of(branches(example)), tensors_of(merged(example))
+        expected, got = tensors(branches(example)), tensors(merged(example))
     scale = max(1.0, *(tensor.abs().max().item() for tensor in expected))
     difference = max(((a - b).abs().max() for a, b in zip(got, expected, strict=True)), key=_nan_first).item()
     if not difference <= MERGE_TOLERANCE * scale:
@@ -176,14 +179,14 @@ def _blocks(net: nn.Module) -> list[Block]:
 
 def unblocked_layers(net: nn.Module) -> list[str]:
     """Layers with weights that no block holds and no mode quantizes."""
-    inside = {part for block in _blocks(net) for part in block.modules()}
+    inside = {part for layer in net.modules() if isinstance(layer, LAYERS) for part in layer.modules()}
     kinds = (nn.modules.conv._ConvNd, nn.Bilinear, nn.MultiheadAttention)
     return [name for name, part in net.named_modules() if isinstance(part, kinds) and part not in inside]
 
 
 def require_nothing_left(net: nn.Module, keep_float: Sequence[str]) -> None:
     """ConfigError for layers outside blocks, which would stay float without a word."""
-    left = [name for name in unblocked_layers(net) if not compose.is_kept(name, keep_float)]
+    left = [name for name in unblocked_layers(net) if not is_kept(name, keep_float)]
     if left:
         raise ConfigError(
             f"{', '.join(left)} would stay in floating point, being no block of repq's: make a block of it, or name it "
@@ -194,7 +197,7 @@ def require_nothing_left(net: nn.Module, keep_float: Sequence[str]) -> None:
 def require_forms(composed: nn.Module, example: Tensor, kept: Sequence[str]) -> None:
     """ConfigError, with all of them, for operations that could not be shipped, those that are kept aside."""
     refusals = unsupported(composed, example.shape[1:])
-    found = [refusal.reason for refusal in refusals if not compose.is_kept(refusal.name, kept)]
+    found = [refusal.reason for refusal in refusals if not is_kept(refusal.name, kept)]
     if found:
         raise ConfigError(together(found))
 
@@ -211,14 +214,6 @@ def require_fit(net: nn.Module, example: Tensor) -> None:
 def _require_quantized(net: nn.Module, function: str) -> None:
     if not any(isinstance(module, Quantizer) for module in net.modules()):
         raise ConfigError(f"repq.{function} takes a network that repq.prepare has made, and this is none.")
-
-
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """All tensors of what a network gives, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    values = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, list | tuple) else ()
-    return [tensor for value in values for tensor in tensors_of(value)]
 
 
 def _nan_first(number: Tensor) -> float:

@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from repq_cli.answers import tensors
 from repq_cli.deploy import check as proof
 from repq_cli.deploy import freeze as deploy
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.outputs import tensors
 from repq_cli.deploy.same import too_many_others
 from repq_cli.devices import full_float32
 from repq_cli.errors import CheckError, ConfigError

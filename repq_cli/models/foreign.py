@@ -14,10 +14,13 @@ from repq_cli.errors import ConfigError, DataError
 from repq_cli.extras import extra
 
 Halvings = Annotated[int, Range(0, 10)]
+Names = list[str] | None  # of modules, or patterns
 
 
-def timm(in_channels: int, num_classes: int, arch: str, drop_strides: Halvings = 0) -> nn.Module:
-    """``timm.create_model(arch)`` without weights; ``drop_strides`` is applied where its shapes are known."""
+def timm(
+    in_channels: int, num_classes: int, arch: str, drop_strides: Halvings = 0, keep_float: Names = None
+) -> nn.Module:
+    """``timm.create_model(arch)`` without weights; what else is asked for is done where its shapes are known."""
     with extra("timm"):
         import timm as package
     if not package.is_model(arch):
@@ -26,7 +29,9 @@ def timm(in_channels: int, num_classes: int, arch: str, drop_strides: Halvings =
     return _made("timm", arch, lambda: package.create_model(arch, in_chans=in_channels, num_classes=num_classes))
 
 
-def torchvision(in_channels: int, num_classes: int, arch: str, drop_strides: Halvings = 0) -> nn.Module:
+def torchvision(
+    in_channels: int, num_classes: int, arch: str, drop_strides: Halvings = 0, keep_float: Names = None
+) -> nn.Module:
     """``torchvision.models.get_model(arch)`` without weights, its first convolution for images of ``in_channels``."""
     from torchvision import models
 
@@ -45,6 +50,7 @@ def module(
     num_classes: int,
     target: str,
     drop_strides: Halvings = 0,
+    keep_float: Names = None,
 ) -> nn.Module:
     """What ``target``, a function or class of a plugin, gives; ``resolve`` finds it among the plugins."""
     make = resolve(target)

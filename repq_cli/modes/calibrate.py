@@ -19,6 +19,7 @@ from repq_cli.quant.quantizer import Quantizer, quantizers
 from repq_cli.reparam.algebra import convolve
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.statistics import RunningStatistics
+from repq_cli.reparam.transposed import Transposed
 
 AS_GOOD_AS_ZERO = 1e-20  # signs of weights in a layer of dead channels give no zero
 
@@ -162,6 +163,8 @@ def _output_moments(
             if isinstance(module, Block):
                 weight, bias = module.merged(RunningStatistics())
                 found[name] = _moments(convolve(inputs[0], weight, module.geometry, bias))
+            elif isinstance(module, Transposed):
+                found[name] = _moments(module.before_activation(inputs[0]))
             else:
                 assert isinstance(module, nn.Linear)
                 found[name] = _moments(nn.functional.linear(inputs[0], module.weight, module.bias))

@@ -17,9 +17,10 @@ from repq_cli.modes.catalogue.merged import PTQ
 from repq_cli.modes.kernels import BranchKernel
 from repq_cli.modes.mode import Site
 from repq_cli.modes.options import ModeOptions
+from repq_cli.modes.transposed import compose_transposed
 from repq_cli.quant.binary import SignActivation
 from repq_cli.quant.build import activation_quantizer, weight_quantizer
-from repq_cli.quant.float_leaf import FloatLeaf
+from repq_cli.quant.float_leaf import FloatLeaf, is_kept
 from repq_cli.quant.layers import QuantConv, QuantLayer, QuantLinear
 from repq_cli.quant.options import Bits, QuantOptions
 from repq_cli.quant.pixels import PixelQuantizer
@@ -28,6 +29,7 @@ from repq_cli.quant.quantizer import NoQuantizer, Quantizer
 from repq_cli.quant.wiring import inputs, link
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.layout import alike
+from repq_cli.reparam.transposed import LAYERS, Transposed
 from repq_cli.typecheck import nearest
 
 FLOAT = QuantOptions(weight_bits=32, act_bits=32)
@@ -54,8 +56,10 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: 
     Every block becomes one convolution whose kernel comes from where the mode says, every tap its tensor's quantizer,
     every linear layer a quantized one; ``quant.layers`` have bits of their own. The function is that of ``net`` in eval
     mode, up to quantization.
-    ``keep_float``: names of modules whose layers stay in floating point, and with them the tensors that only they read.
+    ``keep_float``: names of modules whose layers stay in floating point, and with them the tensors that only they read;
+    a foreign network may have some itself, as ``kept``.
     """
+    keep_float = (*keep_float, *getattr(net, "kept", ()))
     refuse_signs_behind_relu(net, quant)
     net = copy.deepcopy(net)
     net.composition = Composition(mode, quant)  # type: ignore[assignment]
@@ -71,6 +75,9 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: 
         options = FLOAT if is_kept(name, keep_float) else quant.alone(bits[name]) if name in bits else quant
         if isinstance(module, Block):
             net.set_submodule(name, compose_block(module, mode, options, edge))
+        elif isinstance(module, Transposed):
+            post_bn = mode.has_post_bn(options.bits("weight", edge))
+            net.set_submodule(name, compose_transposed(module, options, edge, post_bn))
         elif isinstance(module, Tap):
             net.set_submodule(name, _tap_quantizer(module, options, edge).to(like))
         elif isinstance(module, Shortcut):
@@ -88,17 +95,12 @@ def compose(net: nn.Module, mode: ModeOptions, quant: QuantOptions, keep_float: 
     return net
 
 
-def is_kept(name: str, keep_float: Collection[str]) -> bool:
-    """Whether the module of that name is one of ``keep_float``, or inside one."""
-    return any(f"{name}.".startswith(f"{kept}.") for kept in keep_float)
-
-
 def layer_bits(net: nn.Module, quant: QuantOptions) -> dict[str, Bits]:
     """The bits of each layer of a network of blocks that ``quant.layers`` names.
 
     Raises ConfigError, with the layers that there are, for a name or pattern that fits none.
     """
-    layers = [name for name, module in net.named_modules() if isinstance(module, Block | nn.Linear)]
+    layers = [name for name, module in net.named_modules() if isinstance(module, LAYERS)]
     layers = [name for name in layers if not any(name.startswith(f"{other}.") for other in layers)]  # inside a block
     found: dict[str, Bits] = {}
     for pattern, bits in (quant.layers or {}).items():

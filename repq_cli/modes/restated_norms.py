@@ -18,6 +18,8 @@ from repq_cli.reparam.layout import Layout
 from repq_cli.reparam.moments import Moments
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Estimator, RunningStatistics
 
+UNLIKE = 10.0  # times the variance by which a running one is taken for that of other images
+
 
 class _Average:
     """The mean over batches of the moments of each module's outputs."""
@@ -73,6 +75,46 @@ class _Both(BatchStatistics):
     def __call__(self, norm: nn.BatchNorm2d, kernel: Kernel | None, geometry: Layout) -> Moments:
         self.estimated(norm, kernel, geometry)
         return super().__call__(norm, kernel, geometry)
+
+
+@torch.no_grad()
+def with_fitting_statistics(net: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """``net``; or a copy with the statistics of ``batches``, if those that it has are none of these images'.
+
+    A network that never trained, or that saw other images, gives tensors of another size by its running statistics than
+    by those of the batch. Steps that were set by the former clip all of the latter to one code, behind which there is
+    no variance left, and folding by ``sqrt(eps)`` multiplies some hundred times, layer by layer, until it overflows.
+    The rule: behind some batch norm, in the middle channel, the first batch has ``(var + (mean - running mean)^2) /
+    running var`` above ``UNLIKE`` or below its inverse.
+    """
+    listed = iter(batches)
+    first = next(listed)
+    seen = _Average()
+
+    def watch(block: Block, inputs: tuple[Tensor, ...]) -> None:
+        statistics = BatchStatistics(inputs[0])
+        block.merged(statistics)
+        seen.add(statistics.seen)
+
+    with _watching(net, watch, by_batch=True):
+        net(first)
+    if all(_fits(norm, moments) for norm, moments in seen):
+        return net
+    seen, net = _Average(), copy.deepcopy(net)
+    with _watching(net, watch, by_batch=True):
+        for batch in (first, *listed):
+            net(batch)
+    for norm, (mean, var) in seen:
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+    return net
+
+
+def _fits(norm: nn.BatchNorm2d, moments: Moments) -> bool:
+    assert norm.running_mean is not None and norm.running_var is not None
+    square = moments.var + (moments.mean - norm.running_mean).square()
+    ratio = ((square + norm.eps) / (norm.running_var + norm.eps)).median().item()
+    return 1 / UNLIKE <= ratio <= UNLIKE
 
 
 @torch.no_grad()

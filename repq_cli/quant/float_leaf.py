@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -16,3 +17,12 @@ class FloatLeaf(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
+
+
+def is_kept(name: str, keep_float: Collection[str]) -> bool:
+    """Whether the module of that name is one of ``keep_float``, or inside one.
+
+    >>> is_kept("head.fc", ["head"]), is_kept("header", ["head"])
+    (True, False)
+    """
+    return any(f"{name}.".startswith(f"{kept}.") for kept in keep_float)

@@ -14,6 +14,7 @@ from repq_cli.runs.quality import UNITS, number
 
 UNKNOWN = Metric("", "", True)
 UNKNOWN_DATA = "unknown data"
+OF_FEATURES = ("loss", "score")  # metrics of task=features
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Section:
         return lines_of(self.runs)
 
     @property
-    def is_of_pictures(self) -> bool:
-        """Whether pictures were enlarged rather than classified."""
-        return self.metric.name.startswith(("psnr", "ssim"))
+    def is_of_classes(self) -> bool:
+        """Whether images were classified: no pictures enlarged, and no metric of somebody's own."""
+        return not self.metric.name.startswith(("psnr", "ssim")) and self.metric.name not in OF_FEATURES
 
     @property
     def title(self) -> str:

@@ -41,7 +41,7 @@ def _qualities(row: Row, mode: Mode) -> list[tuple[str, str]]:
     lines: dict[str, list[str]] = {}
     for found in row["metrics"]:
         if found["name"] == metric and ("value" in found or "identical" in found):
-            word = f"{engines[found['engine']]} {shown(found, f' {UNITS[metric]}')}"
+            word = f"{engines[found['engine']]} {shown(found, f' {UNITS[metric]}'.rstrip())}"
             name = found["set"] if "scale" in found else found["set"].rpartition("/")[2]
             lines.setdefault(name, []).append(word)
     return [(f"{metric} ({name})", "   ".join(words)) for name, words in lines.items()]
@@ -64,6 +64,10 @@ def closing_time(row: Row) -> str:
 
 def _proof(checks: Row) -> str:
     largest = checks["freeze_max_abs"]
-    pixels = checks.get("freeze_pixel_agreement")
-    answers = f"{checks['freeze_top1_agreement']:.0f} % of answers" if pixels is None else f"{pixels:.0f} % of pixels"
+    whats = {"pixel": "pixels", "feature": "outputs", "top1": "answers"}
+    answers = next(
+        f"{checks[key]:.0f} % of {what}"
+        for word, what in whats.items()
+        if (key := f"freeze_{word}_agreement") in checks
+    )
     return f"exactly: largest difference 0, {answers} equal" if largest == 0 else f"no: {largest:g}, {answers} equal"

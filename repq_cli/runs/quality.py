@@ -18,7 +18,8 @@ ENGINES = {
     "xnor": "XNOR",
     "packed": "packed",
 }
-UNITS = {"top1": "%", "psnr_y": "dB", "psnr_rgb": "dB", "ssim_y": "", "ssim_rgb": ""}
+UNITS = {"top1": "%", "psnr_y": "dB", "psnr_rgb": "dB", "ssim_y": "", "ssim_rgb": "", "loss": "", "score": ""}
+FINE = ("ssim", "loss", "score")  # metrics of four digits
 
 
 def quality_table(rows: Sequence[Row]) -> str:
@@ -46,7 +47,7 @@ def quality_table(rows: Sequence[Row]) -> str:
 
 def number(value: float, metric: str) -> str:
     """With as many digits as the literature gives."""
-    return f"{value:.4f}" if metric.startswith("ssim") else f"{value:.2f}"
+    return f"{value:.4f}" if metric.startswith(FINE) else f"{value:.2f}"
 
 
 def measured(value: float, metric: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from repq_cli.answers import tensors
 from repq_cli.data.base import Batch, Evaluation, Split
 from repq_cli.data.image_files import Subset
 from repq_cli.data.pictures import Pictures
@@ -113,7 +114,7 @@ def _score(net: nn.Module, batches: Sequence[Batch], task: Task) -> tuple[Tensor
     with frozen_layers(net):
         outputs = [net(x) for x, _ in batches]
     scores = [task.scores(y, targets) for y, (_, targets) in zip(outputs, batches, strict=True)]
-    return in_float64(torch.cat(scores)), outputs
+    return in_float64(torch.cat(scores)), tensors(outputs)
 
 
 def _tensor_noise(net: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Noise]:

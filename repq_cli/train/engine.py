@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from repq_cli import collective
+from repq_cli.answers import mapped, tensors
 from repq_cli.data.base import Batch, Evaluation
 from repq_cli.data.divided import divided
 from repq_cli.devices import in_float64
@@ -42,8 +43,8 @@ class Task(Protocol):
     higher_is_better: bool
     agreement_name: str
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
-    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor: ...
+    def scores(self, outputs: Any, targets: Tensor) -> Tensor: ...
     def agreement(self, outputs: Tensor, reference: Tensor) -> Tensor: ...
     def baselines(self) -> dict[str, nn.Module]: ...
     def set_keys(self, data: str, name: str) -> dict[str, Any]: ...
@@ -143,8 +144,8 @@ class Update:
     penalty: Callable[[], Tensor] | None = None
     hint: Callable[[], str] = str
     arithmetic: Arithmetic = FLOAT32
-    forward: Callable[[Tensor], Tensor] | None = None
-    objective: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda loss, outputs, x: loss
+    forward: Callable[[Tensor], Any] | None = None
+    objective: Callable[[Tensor, Any, Tensor], Tensor] = lambda loss, outputs, x: loss
     spread: Spread = field(default_factory=Spread)
     world: World = ALONE
     asked: Callable[[], bool] = bool
@@ -196,7 +197,7 @@ class Update:
         x, targets = self.arithmetic.images(turn.batch[0]), turn.batch[1]
         with collective.sharing(turn.shared), self._gradients_stay(not turn.last):
             with self.arithmetic.autocast():
-                outputs = in_float32((self.forward or self.net)(x))
+                outputs = mapped((self.forward or self.net)(x), in_float32)
             loss = self.task.loss(outputs, targets)
             objective = self.objective(loss, outputs, x)
             penalty = torch.zeros_like(loss) if self.penalty is None else self.penalty()
@@ -204,7 +205,7 @@ class Update:
             if self.penalty is not None:
                 minimised = minimised + penalty / self.spread.turns
             self.arithmetic.scaler.scale(minimised).backward()
-        scores = self.task.scores(outputs.detach(), targets)
+        scores = self.task.scores(mapped(outputs, torch.detach), targets)
         finite = ~scores.isposinf()
         # One tensor for all, so that a GPU is waited for once.
         parts = (loss * turn.share, (objective + penalty) * turn.share, scores.where(finite, 0.0).sum(), finite.sum())
@@ -268,7 +269,7 @@ def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device
     with frozen_layers(net):
         for x, targets in own.batches(EVAL_BATCH, device):
             outputs = net(x)
-            finite = torch.isfinite(outputs).all()
+            finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors(outputs)]).all()
             scores.append(torch.where(finite, task.scores(outputs, targets), torch.nan))
     net.train(was_training)
     found = torch.cat(scores) if scores else torch.zeros(0, device=device)  # more ranks than images

@@ -20,6 +20,7 @@ from repq_cli.effects import Affects
 PACKAGE = Path(__file__).resolve().parents[1]
 # ``tests/test_fp_key.py`` holds them against all that training the stage imports.
 SOURCES = (
+    "answers.py",
     "batch_norm.py",
     "build.py",
     "collective.py",
@@ -53,6 +54,7 @@ LATER: dict[str, object] = {
     "runtime.accumulate": 1,
     "runtime.sync_stats": "auto",
     "schedule.lr_for_batch": None,
+    **dict.fromkeys(("loss", "score"), None),
 }
 VERSIONS = ("torch", "torchvision", "numpy", "pillow")  # of what computes, decodes images, and draws crops
 
@@ -64,14 +66,17 @@ def fp_key(config: Config, data_fingerprint: str = "") -> str:
     """
     parts = config.selected(Affects.FP) | {"rep": config.used_rep}
     for name, value in LATER.items():
-        section, key = name.split(".")
-        if parts.get(section, {}).get(key) == value:
+        section, _, key = name.partition(".")
+        if not key and parts.get(section) == value:
+            parts.pop(section, None)
+        elif key and parts.get(section, {}).get(key) == value:
             parts[section] = {other: kept for other, kept in parts[section].items() if other != key}
     packages = [*VERSIONS, *(["timm"] if config.model.name == "timm" else [])]
     versions = [metadata.version(name) for name in packages]
     digest = hashlib.sha256(json.dumps([parts, data_fingerprint, versions], sort_keys=True).encode())
     foreign = [section.target for section in (config.model, config.rep, config.data) if not section.is_ours]
     foreign += [config.model.arguments["target"]] if "target" in config.model.arguments else []  # model=module
+    foreign += [target for target in (config.loss, config.score) if target is not None]
     plugins = {*foreign, *config.plugins} if foreign else set()
     for folder, path in (*_own_sources(), *_plugin_sources({name.partition(".")[0] for name in plugins})):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repq_cli.answers import tensors
 from repq_cli.deploy.check import Agreement, compare
 from repq_cli.deploy.cost import cost, parameter_count
 from repq_cli.deploy.freeze import freeze
@@ -48,8 +50,13 @@ def _merging_changes(fp_net: nn.Module, x: Tensor) -> tuple[float, float]:
     merged = merge_blocks(fp_net)
     branches = copy.deepcopy(fp_net).eval()
     merge_first(branches, False)
-    expected = branches(x)
-    return (merged(x) - expected).abs().max().item(), max(1.0, expected.abs().max().item())
+    expected, found = tensors(branches(x)), tensors(merged(x))
+    differences = [(a - b).abs().max().item() for a, b in zip(found, expected, strict=True)]
+    return max(differences, key=_nan_first), max(1.0, *(tensor.abs().max().item() for tensor in expected))
+
+
+def _nan_first(number: float) -> float:
+    return math.inf if math.isnan(number) else number
 
 
 class Run:
@@ -156,7 +163,7 @@ class Run:
         if self.experiment.config.fast_dev_run:
             return iter(())
         data, task, metric, log = self.experiment.data, self.experiment.task, self.row["metric"], self.context.log
-        classes = data.info.num_classes
+        classes = data.info.num_classes if task.name == "classification" else 0
         found = [exploded(name, log.last_loss(name), classes) for name in ("fp", "qat")] if classes else []
         wanted = {**task.set_keys(self.experiment.data_name, metric["split"]), "name": task.metric}
         guessing, noise = value_of(self.row["metrics"], wanted | {"engine": "bicubic"}), 0.0

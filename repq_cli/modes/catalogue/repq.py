@@ -37,6 +37,11 @@ class RepQBN(RepQ):
     options = RepQ.options | STATISTICS_KEYS
     needs_batch_norm = True
 
+    def starting_net(self, fp_net: nn.Module, batches: Iterable[Tensor], options: ModeOptions) -> nn.Module:
+        from repq_cli.modes.restated_norms import with_fitting_statistics
+
+        return with_fitting_statistics(fp_net, batches)
+
 
 class RepQBNEst(RepQBN):
     """Statistics estimated from the input's moments, without the extra convolution."""

@@ -21,7 +21,7 @@ FP_NETS = "FP: the nets that QAT starts from, without branches (Plain) and of th
 def classification(section: Section) -> list[Table]:
     """Groups FP, 8, 4, 2 bit …; in FP, Plain's own net and that of the block. Published FP figures have own lines."""
     lines = section.lines
-    if section.is_of_pictures or not lines:
+    if not section.is_of_classes or not lines:
         return []
     columns = [Column(name) for name in ("Model", "Rep", "Variant", "Source")]
     columns += [_column(section, "FP", name) for name in ("Plain", "Re-param")]

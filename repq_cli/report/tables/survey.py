@@ -32,7 +32,7 @@ METHODS = {
 def survey(section: Section) -> list[Table]:
     """Few bits before many; published figures of the same data below."""
     entries = sorted(entries_of(section.lines, share_plain=True), key=lambda entry: (entry.line.model, entry.bits))
-    if section.is_of_pictures or not entries:
+    if not section.is_of_classes or not entries:
         return []
     lines = [_line(entry) for entry in entries]
     published = [figure for figure in figures("survey", section.data) if figure.metric == section.metric.name]
