@@ -179,6 +179,36 @@ class Detector(nn.Module):
         return tuple(head(level) for head, level in zip(self.heads, (shallow, middle, low), strict=True))
 
 
+class Standardised(nn.Conv2d):
+    """A convolution by weights of mean 0 and variance 1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = F.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True)
+        return self._conv_forward(input, weight.reshape_as(self.weight), self.bias)
+
+
+class Segmenter(nn.Module):
+    """Standardised weights, a shuffle by views, transposed convolutions, and vectors that are normed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(Standardised(3, 8, 3, 2, 1), nn.ReLU())
+        self.down = nn.Sequential(*conv_bn(8, 12, 3, 2), nn.ReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(12, 8, 2, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.last = nn.ConvTranspose2d(8, 4, 3, 2, 1, output_padding=1, groups=2)
+        self.norm, self.fc = nn.BatchNorm1d(12), nn.Linear(12, 6)
+        self.projected = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6), nn.ReLU())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        shallow = self.stem(x)
+        y = self.down(shallow)
+        batch, channels, rows, columns = y.shape
+        y = y.view(batch, 3, channels // 3, rows, columns).transpose(1, 2).contiguous().view(batch, -1, rows, columns)
+        vector = torch.flatten(F.adaptive_avg_pool2d(y, 1), 1)
+        answers = self.fc(self.norm(vector)) + self.projected(vector)
+        return {"map": self.last(self.up(y) + shallow), "classes": answers}
+
+
 # By name, the network and how many regions it has.
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "repvgg": (lambda: Classifier(RepVGGLike(8, 8), RepVGGLike(8, 12, 2), channels=12), 3),
@@ -188,6 +218,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "dilated": (lambda: Classifier(DilatedLike(8)), 5),
     "excited": (lambda: Classifier(Excited(8)), 6),
     "detector": (Detector, 19),
+    "segmenter": (Segmenter, 4),
 }
 
 
