@@ -45,6 +45,9 @@ class ExportKeys:
     format: Literal["onnx", "packed"]
     biases: Literal["auto", "int32", "float"]
     reduce_range: bool
+    weights: Literal["int8", "int4"]
+    zero_points: Literal["auto", "none"]
+    opset: Literal[17, 21] | None
     out: str | None
     threads: Threads
     plugins: list[str]

@@ -13,6 +13,7 @@ from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.graph import check
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_form import Form
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.modes.kernels import FixedKernel
@@ -119,7 +120,7 @@ def differences(net: nn.Module, x: Tensor) -> tuple[float, int, float]:
     own = IntegerNet(deployed).run(x, reference)
     apart = [(own[name] - reference[name]).abs() for name in deployed.quantizers]
     step = deployed.stored[deployed.nodes[-1]["step"]] if deployed.nodes[-1]["op"] == "quantize" else torch.tensor(1.0)
-    onnx = OnnxNet(to_onnx(deployed, float_biases=True).SerializeToString(), 0, 1)(x)
+    onnx = OnnxNet(to_onnx(deployed, Form(float_biases=True)).SerializeToString(), 0, 1)(x)
     assert onnx.shape == expected.shape
     others = torch.cat([part.flatten() for part in apart]).gt(0).float().mean().item()
     return max(part.max().item() for part in apart), round(1000 * others), ((onnx - expected).abs().max() / step).item()

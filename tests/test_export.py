@@ -24,7 +24,8 @@ from repq_cli.cli.jobs import compose_plain
 from repq_cli.deploy import onnx_graph
 from repq_cli.deploy.check import Agreement
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.onnx_graph import OPSET, to_onnx
+from repq_cli.deploy.onnx_form import PLAIN, Form
+from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.operations.base import Node
 from repq_cli.errors import ConfigError
@@ -34,7 +35,7 @@ from repq_cli.tasks.classification import Classification
 
 def in_runtime(deployed: DeployedNet, folder: Path, float_biases: bool) -> OnnxNet:
     path = folder / "model.onnx"
-    path.write_bytes(to_onnx(deployed, float_biases).SerializeToString())
+    path.write_bytes(to_onnx(deployed, Form(float_biases)).SerializeToString())
     return OnnxNet(path, deployed.halo, threads=1)
 
 
@@ -76,7 +77,7 @@ def test_weights_are_int8_spread_over_its_range_and_exact(quant: str, largest: i
     deployed, _ = frozen(*NETS["repvgg"], f"quant={quant}")
     model = to_onnx(deployed)
     constants = {constant.name: numpy_helper.to_array(constant) for constant in model.graph.initializer}
-    assert model.opset_import[0].version == OPSET
+    assert model.opset_import[0].version == PLAIN
     node = [node for node in deployed.nodes if node["op"] == "conv" and node["bits"] == int(quant[1])][-1]
     codes, steps = (constants[f"{node['name']}.weight.{key}"] for key in ("codes", "step"))
     assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= largest and not (codes % step).any()
@@ -91,7 +92,7 @@ def test_a_reduced_range_keeps_sums_of_two_products_in_16_bits(quant: str) -> No
     """Exact below 8 bits; at 8 each weight moves by at most half of the doubled step, and zero by nothing."""
     deployed, _ = frozen(*NETS["resnet18"], f"quant={quant}")
     constants = {
-        item.name: numpy_helper.to_array(item) for item in to_onnx(deployed, reduce_range=True).graph.initializer
+        item.name: numpy_helper.to_array(item) for item in to_onnx(deployed, Form(reduce_range=True)).graph.initializer
     }
     for node in deployed.nodes:
         if "weight" in node:
@@ -109,8 +110,33 @@ def test_a_reduced_range_keeps_sums_of_two_products_in_16_bits(quant: str) -> No
 
 def test_metadata_say_what_the_codes_are() -> None:
     deployed, _ = frozen(*NETS["resnet18"], "quant=w4a4")
-    about = {entry.key: entry.value for entry in to_onnx(deployed).metadata_props}
+    model = to_onnx(deployed)
+    about = {entry.key: entry.value for entry in model.metadata_props}
     assert about["bits"] == "4, 8" and "tighter clip" in about["codes"]
+    tensors, layers = json.loads(about["activations"]), json.loads(about["layers"])
+    assert tensors["stem_tap"] == "8 bit, codes from -128 to 127" and layers["stages_0_0_conv1"] == "4 bit"
+    said = {node.name: node.doc_string for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert said["stages_0_0_tap2.codes"] == tensors["stages_0_0_tap2"] == "4 bit, codes from 0 to 15"
+
+
+def test_codes_without_zero_points_are_int8_around_zero() -> None:
+    """With activation functions and clips of numbers; refused where a code has no place there."""
+    around_zero = Form(symmetric=True)
+    for overrides in (["quant=w8a8", "quant.signed_codes=true"], ["quant=w4a4", "quant.first_last=same"]):
+        deployed, x = frozen(*NETS["resnet18"], *overrides)
+        model = to_onnx(deployed, around_zero)
+        constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+        zeros = [array for name, array in constants.items() if name.endswith("zero_point")]
+        assert zeros and all(array.dtype == np.int8 and not array.any() for array in zeros)
+        makers = {node.output[0]: node for node in model.graph.node}
+        clipped = [makers.get(node.input[0]) for node in model.graph.node if node.op_type == "Clip"]
+        assert not any(node is not None and node.op_type == "QuantizeLinear" for node in clipped)
+        expected, found = deployed(x), OnnxNet(model.SerializeToString(), 0, 1)(x)
+        close = (found - expected).abs().flatten(1).amax(1) <= 1e-4 * expected.abs().max()
+        assert close.float().mean() >= 0.5  # of the images; in one a code at an edge may fall to its other side
+    for overrides, why in ((["quant=w8a8"], "codes from 0 to 255"), (["quant=int8_affine"], "have a zero-point")):
+        with pytest.raises(ConfigError, match=f"zero_points=none: .*{why}"):
+            to_onnx(frozen(*NETS["resnet18"], *overrides)[0], around_zero)
 
 
 def test_xnors_k_has_no_place_in_onnx() -> None:
@@ -123,13 +149,19 @@ def test_export_writes_proves_and_compares(finished: Path, capsys: pytest.Captur
     assert main(["export", f"run={finished}", "biases=float"]) == 0
     shown = capsys.readouterr().out
     assert (
-        f"opset {OPSET}" in shown
+        f"opset {PLAIN}" in shown
         and "codes of 4 bits are those of 8 with a tighter clip" in shown
         and "359 of 359 answers equal" in shown
     )
     assert main(["eval", f"run={finished}", "engine=onnx"]) == 0
     assert "ONNX" in capsys.readouterr().out
     onnx.checker.check_model(str(finished / "export/model.onnx"), full_check=True)
+    about = {entry.key: entry.value for entry in onnx.load(finished / "export/model.onnx").metadata_props}
+    assert about["run"] == finished.name and about["repq"]
+    assert about["deployed"] == DeployedNet.load(finished / "deploy").digest()
+    assert main(["export", f"run={finished}", "weights=int4", "out=small"]) == 0
+    assert "ONNX opset 21" in capsys.readouterr().out
+    assert Path("small/model.onnx").stat().st_size < (finished / "export/model.onnx").stat().st_size
     assert main(["export", f"run={finished}", "format=packed", "out=shipped"]) == 0
     assert "largest difference 0, 359 of 359 answers equal" in capsys.readouterr().out
     for name in ("model.safetensors", "model.json"):
@@ -169,8 +201,8 @@ def test_the_way_to_fast_files_is_named_and_leads_there() -> None:
 def test_a_file_that_does_not_agree_is_rejected(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(deployed: DeployedNet, float_biases: bool, reduce_range: bool) -> onnx.ModelProto:
-        model = to_onnx(deployed, float_biases, reduce_range)
+    def broken(deployed: DeployedNet, form: Form) -> onnx.ModelProto:
+        model = to_onnx(deployed, form)
         first = next(item for item in model.graph.initializer if item.name.endswith("weight.step"))
         first.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(first), first.name))
         return model
@@ -305,7 +337,12 @@ def test_what_cannot_be_exported_says_why(
 ) -> None:
     assert main(["export", f"run={finished}", "format=tflite"]) == 2
     assert main(["export", f"run={finished}", "format=packed", "reduce_range=true"]) == 2
-    assert "leave them out with format=packed" in capsys.readouterr().err
+    assert "With format=packed leave reduce_range out" in capsys.readouterr().err
+    assert main(["export", f"run={finished}", "weights=int4", "opset=17"]) == 2
+    assert "ONNX has INT4 from opset 21 on" in capsys.readouterr().err
+    assert main(["export", f"run={finished}", "zero_points=none"]) == 2
+    assert "train with quant.signed_codes=true" in capsys.readouterr().err
+    assert not [*(finished / "export").glob("*")]
     assert main(["export", "run=nowhere"]) == 3
     assert main(["eval", f"run={finished}", "engine=onnx"]) == 3
     assert "make it by repq export" in capsys.readouterr().err

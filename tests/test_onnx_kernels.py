@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from torch.nn import functional as F
 
 from repq_cli.deploy import onnx_graph
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_form import Form
 from repq_cli.deploy.onnx_graph import to_onnx
+from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.onnx_stem import grouped, groups
 from repq_cli.deploy.packing import pack
 
@@ -32,10 +35,20 @@ def kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
 
 @pytest.mark.parametrize("quant", ["w8a8", "w4a4", "int8_affine"])
 def test_every_convolution_and_the_pool_are_int8_kernels(quant: str, tmp_path: Path) -> None:
-    """Unsigned codes after ReLU, signed ones of the image."""
-    found = kernels(to_onnx(frozen(*NETS["repvgg"], f"quant={quant}")[0]), tmp_path)
-    assert found["QLinearConv"] == 5 and found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
-    assert found["Conv"] == found["FusedConv"] == found["DequantizeLinear"] == 0
+    """Unsigned codes after ReLU, signed ones of the image; weights of half a byte in the file are int8 in memory."""
+    split = ["rep.identity=split"] if quant == "w4a4" else []
+    deployed, x = frozen(*NETS["repvgg"], f"quant={quant}", *split)
+    models = [to_onnx(deployed, form) for form in (Form(), Form(opset=21), Form(int4=True, opset=21))]
+    for model in models:
+        found = kernels(model, tmp_path)
+        assert found["QLinearConv"] == 5 and found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
+        assert found["Conv"] == found["FusedConv"] == found["DequantizeLinear"] == found["Cast"] == 0
+    first, *others = (OnnxNet(model.SerializeToString(), deployed.halo, 1)(x) for model in models)
+    assert all(torch.equal(first, other) for other in others)
+    small = {item.name: item for item in models[2].graph.initializer if item.data_type == onnx.TensorProto.INT4}
+    layers = [node for node in deployed.nodes if "weight" in node and node["bits"] <= 4]
+    assert set(small) == {f"{node['name']}.weight.small" for node in layers} and bool(small) == (quant == "w4a4")
+    assert all(len(item.raw_data) == math.prod(item.dims) / 2 for item in small.values())
 
 
 @pytest.mark.parametrize("quant", ["w8a8", "w4a4"])
@@ -110,7 +123,7 @@ def group_names(model: onnx.ModelProto) -> set[str]:
 def test_what_has_no_codes_is_not_grouped() -> None:
     for overrides in (["quant=w8a8", "quant.first_last=fp"], ["quant=bnn"], ["quant=w1a32"]):
         assert not group_names(to_onnx(frozen(*NETS["repvgg"], *overrides)[0]))
-    unrounded = to_onnx(frozen(*NETS["repvgg"], "quant=w8a8")[0], float_biases=True)
+    unrounded = to_onnx(frozen(*NETS["repvgg"], "quant=w8a8")[0], Form(float_biases=True))
     conv = next(node for node in unrounded.graph.node if node.op_type == "Conv")
     shape = next(helper.get_attribute_value(item) for item in conv.attribute if item.name == "kernel_shape")
     assert list(shape) == [3, 3]
@@ -142,6 +155,6 @@ def test_a_convolution_without_bias_and_one_of_groups(channel_groups: int, float
     stored = {"step": torch.tensor(1.0), "weight_step": torch.tensor([0.125]), "weight": pack(weight, 4, -8)}
     graph = {"task": "classification", "input_shape": [2, 8, 8], "input": "x", "output": "answer", "nodes": nodes}
     deployed = DeployedNet(graph, stored)
-    assert bool(group_names(to_onnx(deployed, float_biases))) == (channel_groups == 1 and not float_biases)
+    assert bool(group_names(to_onnx(deployed, Form(float_biases)))) == (channel_groups == 1 and not float_biases)
     x = torch.randint(-60, 60, (3, 2, 8, 8), generator=torch.Generator().manual_seed(1)).float()
     torch.testing.assert_close(in_runtime(deployed, tmp_path, float_biases)(x), deployed(x), rtol=1e-6, atol=1e-6)

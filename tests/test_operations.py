@@ -18,6 +18,7 @@ from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.freeze import freeze, unsupported
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_form import Form
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK
@@ -191,7 +192,7 @@ def test_a_detector_gives_its_maps_and_classes_in_every_engine(tmp_path: Path) -
     assert deployed.graph["format"] == FORMAT_OF_ANY_NETWORK
     assert [node["op"] for node in deployed.nodes][1:3] == ["conv", "silu"]
     expected = deployed(x)
-    engines = [IntegerNet(deployed), OnnxNet(to_onnx(deployed, float_biases=True).SerializeToString(), 0, 1)]
+    engines = [IntegerNet(deployed), OnnxNet(to_onnx(deployed, Form(float_biases=True)).SerializeToString(), 0, 1)]
     for answer in [net(x), *(engine(x) for engine in engines)]:
         assert set(answer) == {"maps", "scores"} and len(answer["maps"]) == 2
         for found, own in zip(tensors(answer), tensors(expected), strict=True):

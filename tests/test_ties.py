@@ -13,6 +13,7 @@ from repq_cli.deploy.check import compare
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_form import Form
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.xnor_net import XnorNet
@@ -76,7 +77,7 @@ def engines(deployed: DeployedNet, x: Tensor) -> dict[str, Tensor]:
     """What every engine answers that can run the network."""
     found = {"deployed": deployed(x), "integer": IntegerNet(deployed)(x)}
     for biases in (False, True):
-        found[f"onnx {biases}"] = OnnxNet(to_onnx(deployed, float_biases=biases).SerializeToString(), 0, 1)(x)
+        found[f"onnx {biases}"] = OnnxNet(to_onnx(deployed, Form(float_biases=biases)).SerializeToString(), 0, 1)(x)
     try:
         found["xnor"] = XnorNet(deployed)(x)
     except ConfigError:

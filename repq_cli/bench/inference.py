@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_form import Form
 from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_kernels import kernels
 from repq_cli.deploy.onnx_run import OnnxNet
@@ -59,7 +60,7 @@ def candidates(
     try:
         if not quantizers:
             raise ConfigError("activations are floating-point numbers")
-        content = to_onnx(deployed, exported == "float").SerializeToString()
+        content = to_onnx(deployed, Form(exported == "float")).SerializeToString()
         int8 = OnnxNet(content, deployed.halo, threads)
         found.append(Candidate(INT8, RUNTIME, int8, False, exported is not None))
         notes.append(f"int8: ONNX Runtime runs {kernels(content)}.")

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from repq_cli import build
+from repq_cli import __version__, build
 from repq_cli.command_keys import ExportKeys
 from repq_cli.config import Config, section_of
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.check import agreeing, largest_difference
 from repq_cli.deploy.network import GRAPH, TENSORS, DeployedNet
+from repq_cli.deploy.onnx_form import Form
 from repq_cli.deploy.same import DECIBELS, is_another_psnr, sets_with_too_many
 from repq_cli.deploy.signs import sums_before_signs
 from repq_cli.errors import CheckError, ConfigError
@@ -29,6 +30,8 @@ from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import measure
 
 CPU = torch.device("cpu")
+# The keys that are about ONNX, with what they are where nobody sets them.
+OF_ONNX = {"biases": "auto", "reduce_range": False, "weights": "int8", "zero_points": "auto", "opset": None}
 
 
 def export_job(tree: dict[str, Any]) -> None:
@@ -37,8 +40,7 @@ def export_job(tree: dict[str, Any]) -> None:
     What is not proven yet stands in a folder of its own, so that no file of the right name is ever unproven.
     """
     asked = section_of(ExportKeys, tree)
-    if asked.format == "packed" and (asked.biases != "auto" or asked.reduce_range):
-        raise ConfigError("biases and reduce_range are about ONNX: leave them out with format=packed.")
+    _refuse(asked)
     run = FinishedRun(asked.run, asked.plugins)
     run.folder.refuse_links()
     deployed = run.deployed
@@ -70,6 +72,15 @@ def export_job(tree: dict[str, Any]) -> None:
     print(f"written to {files}")
 
 
+def _refuse(asked: ExportKeys) -> None:
+    """ConfigError for keys that have no meaning beside others."""
+    of_onnx = [key for key, default in OF_ONNX.items() if getattr(asked, key) != default]
+    if asked.format == "packed" and of_onnx:
+        raise ConfigError(f"With format=packed leave {' and '.join(of_onnx)} out, since packed files are no ONNX.")
+    if asked.zero_points == "none" and asked.biases != "auto":
+        raise ConfigError("zero_points=none writes biases as numbers in any case: leave biases out.")
+
+
 def _way_to_integers(deployed: DeployedNet, config: Config) -> str:
     """By which key biases would be integers, where a run of this configuration has none but could."""
     before_signs = sums_before_signs(deployed)
@@ -82,6 +93,8 @@ def _attempts(asked: ExportKeys) -> Sequence[str | None]:
     """The kinds of biases to try until one agrees."""
     if asked.format == "packed":
         return (None,)
+    if asked.zero_points == "none":
+        return ("int32",)
     return ("int32", "float") if asked.biases == "auto" else (asked.biases,)
 
 
@@ -89,32 +102,27 @@ def _written(biases: str | None, run: FinishedRun, folder: Path, asked: ExportKe
     """The network as it was read back from ``folder``, and the names of its files."""
     if biases is not None:
         file = run.folder.onnx.name
-        return _onnx(run.deployed, folder / file, biases, asked), [file]
+        return _onnx(run, folder / file, biases, asked), [file]
     for name in (TENSORS, GRAPH):
         write_atomically(folder / name, read_regular(run.folder.deploy / name))
     return DeployedNet.load(folder), [TENSORS, GRAPH]
 
 
-def _onnx(deployed: DeployedNet, path: Path, biases: str, asked: ExportKeys) -> Any:
+def _onnx(run: FinishedRun, path: Path, biases: str, asked: ExportKeys) -> Any:
     with extra("export"):
-        from repq_cli.deploy.onnx_graph import OPSET, to_onnx
+        from repq_cli.deploy.onnx_graph import to_onnx
         from repq_cli.deploy.onnx_kernels import note_kernels
         from repq_cli.deploy.onnx_run import OnnxNet, fast_int8
-    model = to_onnx(deployed, biases == "float", asked.reduce_range)
+    deployed = run.deployed
+    form = Form.of(biases, **{key: getattr(asked, key) for key in OF_ONNX if key != "biases"})
+    model = to_onnx(deployed, form)
+    for key, value in (("run", run.folder.path.resolve().name), ("trained", run.what), ("repq", __version__)):
+        model.metadata_props.add(key=key, value=value)
     found = note_kernels(model)
     content = model.SerializeToString()
     write_atomically(path, content, seal(content, ONNX_MARK))
-    widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
-    narrow = [str(bits) for bits in widths if bits < 8]
-    note = f"; codes of {', '.join(narrow)} bits are those of 8 with a tighter clip" if narrow else ""
-    if asked.reduce_range:
-        note += "; weights from -64 to 64, so that no sum of products saturates on a processor without VNNI"
-        note += ": those of 8 bits lose one" if 8 in widths else ""
     shipped = OnnxNet(path, deployed.halo, asked.threads)
-    if "float_layers" in shipped.about:
-        count = len(shipped.about["float_layers"].split(", "))
-        note += f"; {count} depthwise layers run in floating point, being slow in integers"
-    print(f"ONNX opset {OPSET}, QDQ form, {biases} biases{note}")
+    print(f"ONNX opset {form.opset}, QDQ form, {_notes(deployed, form, shipped.about)}")
     print(f"ONNX Runtime here runs {found}")
     if not fast_int8():
         print(
@@ -122,6 +130,26 @@ def _onnx(deployed: DeployedNet, path: Path, biases: str, asked: ExportKeys) -> 
             "Where the file runs elsewhere without VNNI, reduce_range=true makes fast ones exact."
         )
     return shipped
+
+
+def _notes(deployed: DeployedNet, form: Form, about: Mapping[str, str]) -> str:
+    """What the file's codes and biases are."""
+    found = ["biases as numbers in the convolutions" if form.symmetric else f"{about['biases']} biases"]
+    if form.symmetric:
+        found.append("int8 without zero-points, for runtimes that make their own kernels of it")
+    widths = sorted({node["bits"] for node in deployed.nodes if "bits" in node})
+    narrow = [str(bits) for bits in widths if bits < 8]
+    if narrow:
+        found.append(f"codes of {', '.join(narrow)} bits are those of 8 with a tighter clip")
+    if form.int4:
+        found.append("weights of 4 bits and fewer stored as INT4, and made int8 when the file is loaded")
+    if form.reduce_range:
+        lost = ": those of 8 bits lose one" if 8 in widths else ""
+        found.append(f"weights from -64 to 64, so that no sum of products saturates on a processor without VNNI{lost}")
+    if "float_layers" in about:
+        count = len(about["float_layers"].split(", "))
+        found.append(f"{count} depthwise layers run in floating point, being slow in integers")
+    return "; ".join(found)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from repq_cli.deploy.cost import cost, layer_bytes, layer_costs, layer_parameter
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations.base import Node
-from repq_cli.deploy.runs_as import INT8, runs_as
+from repq_cli.deploy.runs_as import floating, runs_as
 from repq_cli.errors import DataError
 from repq_cli.modes.compose import compose
 from repq_cli.quant.layers import quantizers_in_layers
@@ -50,7 +49,7 @@ def info_job(tree: dict[str, Any]) -> None:
     asked = " (input_shape)" if config.input_shape else ""
     print(f"{inputs.name}: {'x'.join(map(str, inputs.shape))}{asked}, {_answers(config, inputs, deployed)}\n")
     print(columns([HEADER, *_layers(net, deployed), _total(net, deployed)], WORDS))
-    for line in _floating(runs_as(deployed)):
+    for line in floating(runs_as(deployed)):
         print(line)
     print("\nactivation tensors")
     for width, tensors in itertools.groupby(_activations(quantized), key=lambda tensor: tensor[1]):
@@ -110,15 +109,6 @@ def _layers(net: nn.Module, deployed: DeployedNet) -> Iterator[Line]:
                 f"{layer_cost.bops / 1e9:.3f}",
                 f"{layer_bytes(deployed, node):,}",
             )
-
-
-def _floating(ways: dict[str, str]) -> Iterator[str]:
-    """How many layers will run in floating point once exported, by reason; nothing where all are int8."""
-    reasons = collections.Counter(way.partition(": ")[2] for way in ways.values() if way != INT8)
-    for reason, count in reasons.items():
-        names = [name for name, way in ways.items() if way.endswith(f": {reason}")]
-        more = "" if count <= 3 else ", …"
-        yield f"{count} of {len(ways)} layers will run in floating point: {reason} ({', '.join(names[:3])}{more})"
 
 
 def _total(net: nn.Module, deployed: DeployedNet) -> Line:

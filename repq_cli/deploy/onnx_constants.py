@@ -11,14 +11,21 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_form import Form
+from repq_cli.deploy.onnx_small import small_codes, type_of
 from repq_cli.deploy.operations.base import Node
+from repq_cli.errors import ConfigError
+
+INT8 = (-128, 127)
+HALF = (-64, 64)  # of weights whose products with uint8 can be summed in pairs in 16 bits: 2 * 255 * 64 < 2**15
 
 
 class Constants:
-    """Collects ``nodes`` and ``constants``. weights: the least and the greatest code of a weight."""
+    """Collects ``nodes`` and ``constants``. ``weights``: the least and the greatest code of a weight."""
 
-    def __init__(self, net: DeployedNet, weights: tuple[int, int]) -> None:
-        self.net, self.weights = net, weights
+    def __init__(self, net: DeployedNet, form: Form) -> None:
+        self.net, self.form = net, form
+        self.weights = HALF if form.reduce_range else INT8
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.by_name = {node["name"]: node for node in net.nodes}
@@ -51,9 +58,16 @@ class Constants:
         from_zero = self.net.codes(node) - zero_point.view(per_channel)
         # From zero, so that a zero-point that is odd and halved moves no weight.
         zeros = (zero_point * spread).round().expand(step.shape)
+        if self.form.symmetric and bool(zeros.any()):
+            raise ConfigError(
+                f"zero_points=none: the weights of {node['name']} have zero-points: train with "
+                f"quant.weight_method=lsq, or export with zero_points=auto."
+            )
         codes = (from_zero * spread).round() + zeros.view(per_channel)
+        kind = type_of(node) if self.form.int4 and spread >= 1 else None
+        small = None if kind is None else small_codes(self, node, kind, int(spread))
         inputs = [
-            self.constant(f"{name}.codes", codes.clamp(*self.weights), np.int8),
+            small or self.constant(f"{name}.codes", codes.clamp(*self.weights), np.int8),
             self.constant(f"{name}.step", step / spread),
             self.constant(f"{name}.zero_point", zeros, np.int8),
         ]
@@ -98,7 +112,7 @@ class Constants:
     def bias_constant(self, node: Node, bias: Tensor, multiplier: Tensor | None) -> str:
         """An int32 where the sums have a step, else a float."""
         name, before = f"{node['name']}.bias", self.by_name.get(node["inputs"][0])
-        if node["bits"] == 32 or before is None or before["op"] != "quantize":
+        if self.form.symmetric or node["bits"] == 32 or before is None or before["op"] != "quantize":
             return self.constant(name, bias)
         step = self.weight_step(node, multiplier) / self._spread(node) * self.net.stored[before["step"]].double()
         codes = bias / step

@@ -11,8 +11,8 @@ Needs the extra ``export``.
 from __future__ import annotations
 
 import functools
-import json
 import math
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,10 @@ from torch import Tensor
 
 from repq_cli.answers import leaves
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.onnx_constants import Constants
+from repq_cli.deploy.onnx_about import about
+from repq_cli.deploy.onnx_about import codes as codes_of
+from repq_cli.deploy.onnx_constants import INT8, Constants
+from repq_cli.deploy.onnx_form import USUAL, Form
 from repq_cli.deploy.onnx_stem import group_pixels
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Node
@@ -32,21 +35,18 @@ from repq_cli.deploy.signs import sums_before_signs
 from repq_cli.errors import ConfigError
 from repq_cli.quant.windows import pair, torch_padding
 
-OPSET = 17
 IR_VERSION = 10  # of the file; newer ones are not read by every runtime in use
-INT8, UINT8 = (-128, 127), (0, 255)
-HALF = (-64, 64)  # of weights whose products with uint8 can be summed in pairs in 16 bits: 2 * 255 * 64 < 2**15
+UINT8 = (0, 255)
 
 
-def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = False) -> onnx.ModelProto:
+def to_onnx(net: DeployedNet, form: Form = USUAL) -> onnx.ModelProto:
     """The network for images of any number (and, for super-resolution, of any size); normalised as in training.
 
-    float_biases: add biases behind the sums instead, unrounded, which runtimes do in floating point: exact and slow.
-    reduce_range: weight codes from -64 to 64, for processors whose products saturate; those of 8 bits lose one.
-    The metadata say so, and as ``float_layers`` which layers have float biases all the same, being slow in integers.
-    Raises ConfigError for XNOR-Net's K, which has no place in QDQ form.
+    The metadata say what the file holds, and as ``float_layers`` which layers have float biases in any form, being slow
+    in integers. Raises ConfigError for XNOR-Net's K, which has no place in QDQ form, and for codes that the form's type
+    has no room for.
     """
-    graph = OnnxGraph(net, float_biases, HALF if reduce_range else INT8)
+    graph = OnnxGraph(net, form)
     for node in net.nodes:
         OPERATIONS[node["op"]].onnx(graph, node)
     channels, rows, columns = net.graph["input_shape"]
@@ -59,20 +59,11 @@ def to_onnx(net: DeployedNet, float_biases: bool = False, reduce_range: bool = F
         size[2:] = ["enlarged rows", "enlarged columns"] if enlarges else size[2:]
         answers.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, size))
     made = helper.make_graph(graph.nodes, "repq", [source], answers, graph.constants)
-    if not float_biases and net.graph["task"] == "classification":
+    if not (form.float_biases or form.symmetric) and net.graph["task"] == "classification":
         group_pixels(made, channels, columns)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    widths = sorted({node["bits"] for node in net.nodes if "bits" in node})
-    about = {"bits": ", ".join(map(str, widths))}
-    about["codes"] = "uint8, signed ones moved by 128; fewer bits by a tighter clip"
-    about |= {"deployed": net.digest(), "biases": "float" if float_biases else "int32"}
-    about["weights"] = "from {} to {}".format(*graph.weights)
-    if graph.float_layers and not float_biases:
-        about["float_layers"] = ", ".join(graph.float_layers)
-    about |= {key: str(net.graph[key]) for key in ("mean", "std", "classes") if key in net.graph}
-    if not isinstance(net.graph["output"], str):
-        about["outputs"] = json.dumps(net.graph["output"])
-    helper.set_model_props(model, about)
+    versions = {"opset_imports": [helper.make_opsetid("", form.opset)], "ir_version": IR_VERSION}
+    model = helper.make_model(made, producer_name="repq", producer_version=version("repq"), **versions)
+    helper.set_model_props(model, about(graph))
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -84,9 +75,8 @@ Arithmetic = tuple[list[str], list[tuple[str, Tensor]]]
 class OnnxGraph(Constants):
     """What operations write themselves to: nodes, constants, and who reads what."""
 
-    def __init__(self, net: DeployedNet, float_biases: bool, weights: tuple[int, int]) -> None:
-        super().__init__(net, weights)
-        self.float_biases = float_biases
+    def __init__(self, net: DeployedNet, form: Form) -> None:
+        super().__init__(net, form)
         self.readers = {name: [node for node in net.nodes if name in node["inputs"]] for name in self.by_name}
         self.float_layers = [node["name"] for node in net.nodes if "weight" in node and self._is_slow_in_int8(node)]
         self.on_integers = sums_before_signs(net)
@@ -104,7 +94,8 @@ class OnnxGraph(Constants):
         """
         node, readers = self.by_name.get(name, {}), self.readers.get(name, ())
         if (
-            name in self.outputs
+            self.form.symmetric
+            or name in self.outputs
             or not readers
             or any(reader["op"] != "quantize" or reader["by_sign"] for reader in readers)
         ):
@@ -123,21 +114,26 @@ class OnnxGraph(Constants):
         """Quantize, clip where codes are fewer than the type's, dequantize."""
         name, source = node["name"], self.source(node)
         step = self.net.stored[node["step"]].double().view(())
-        moved = _moved(node["low"], node["high"])
+        moved = self._moved(node)
         zero_point = moved + (int(self.net.stored[node["zero_point"]]) if node["zero_point"] else 0)
         if node["by_sign"]:
             zero = self.constant(f"{name}.zero", 0)
             high, low = (self.constant(f"{name}.{key}", node[key] * step) for key in ("high", "low"))
             positive = self.add_node("GreaterOrEqual", [source, zero], f"{name}.positive")
             source = self.add_node("Where", [positive, high, low], f"{name}.sign")
-        grid = [self.constant(f"{name}.step", step), self.constant(f"{name}.zero_point", zero_point, np.uint8)]
-        codes = self.add_node("QuantizeLinear", [source, *grid], f"{name}.codes")
+        kind = np.int8 if self.form.symmetric else np.uint8
+        grid = [self.constant(f"{name}.step", step), self.constant(f"{name}.zero_point", zero_point, kind)]
         ends = self._code_limits(node, step, zero_point)
-        if not node["by_sign"] and ends != UINT8:
-            least, most = (
-                self.constant(f"{name}.{key}", end, np.uint8) for key, end in zip(("low", "high"), ends, strict=True)
-            )
-            codes = self.add_node("Clip", [codes, least, most], f"{name}.clipped")
+        clips = not node["by_sign"] and ends != (INT8 if self.form.symmetric else UINT8)
+        if clips and self.form.symmetric:  # of numbers, which readers of that form know
+            limits = [
+                self.constant(f"{name}.{key}", end * step) for key, end in zip(("low", "high"), ends, strict=True)
+            ]
+            source = self.add_node("Clip", [source, *limits], f"{name}.clipped")
+        codes = self.add_node("QuantizeLinear", [source, *grid], f"{name}.codes", doc_string=codes_of(node))
+        if clips and not self.form.symmetric:
+            limits = [self.constant(f"{name}.{key}", end, kind) for key, end in zip(("low", "high"), ends, strict=True)]
+            codes = self.add_node("Clip", [codes, *limits], f"{name}.clipped")
         summed = [reader["name"] in self.on_integers for reader in self.readers[name]]
         if any(summed):
             one = self.constant(f"{name}.one", 1)
@@ -150,7 +146,7 @@ class OnnxGraph(Constants):
         limits = self.clipped(node["inputs"][0]) or (-math.inf, math.inf)
         # In float32, as the executor rounds.
         low, high = (zero_point + torch.tensor(limit).div(step.float()).round().item() for limit in limits)
-        moved = _moved(node["low"], node["high"])
+        moved = self._moved(node)
         return max(node["low"] + moved, low), min(node["high"] + moved, high)
 
     def conv(self, node: Node, op: str, more: dict[str, Any]) -> None:
@@ -200,7 +196,7 @@ class OnnxGraph(Constants):
         folds = multiplier is None or bool((multiplier > 0).all())
         scale = None if multiplier is None or not folds else multiplier
         inputs = [self.weight(node, self.weight_step(node, scale))]
-        if bias is not None and folds and not (self.float_biases or node["name"] in self.float_layers):
+        if bias is not None and folds and not (self.form.float_biases or node["name"] in self.float_layers):
             inputs.append(self.bias_constant(node, bias, scale))
             bias = None
         behind = [("Mul", None if folds else multiplier), ("Add", bias)]
@@ -224,10 +220,17 @@ class OnnxGraph(Constants):
         mixed = zero_points is not None and zero_points.unique().numel() > 1
         return mixed and node.get("groups", 1) == node["shape"][0] > 1
 
-
-def _moved(low: int, high: int) -> int:
-    """What is added to codes from ``low`` to ``high`` to make them uint8."""
-    moved = 0 if low >= 0 else 128
-    if low + moved < UINT8[0] or high + moved > UINT8[1]:
-        raise ConfigError(f"Codes from {low} to {high} are no 8 bits: ONNX has no type for them.")
-    return moved
+    def _moved(self, node: Node) -> int:
+        """What is added to codes of a quantizer to make them the form's type: uint8, or int8."""
+        low, high = node["low"], node["high"]
+        moved = 0 if low >= 0 or self.form.symmetric else 128
+        least, most = INT8 if self.form.symmetric else UINT8
+        if self.form.symmetric and (node["zero_point"] or high > most):
+            why = "a zero-point" if node["zero_point"] else f"codes from {low} to {high}, and int8 ends at {most}"
+            raise ConfigError(
+                f"zero_points=none: the activations {node['name']} have {why}: train with quant.signed_codes=true, and "
+                f"with steps alone (quant.act_method=lsq), or export with zero_points=auto."
+            )
+        if low + moved < least or high + moved > most:
+            raise ConfigError(f"Codes from {low} to {high} are no 8 bits: ONNX has no type for them.")
+        return moved

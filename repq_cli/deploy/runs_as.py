@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Node
@@ -21,6 +24,19 @@ def runs_as(net: DeployedNet) -> dict[str, str]:
             why = _why_float(net, node, node["name"] in signs)
             found[node["name"]] = INT8 if why is None else f"float: {why}"
     return found
+
+
+def floating(ways: dict[str, str]) -> Iterator[str]:
+    """How many layers will run in floating point once exported, by reason; nothing where all are int8.
+
+    >>> [*floating({"stem": "int8", "tail": "float: the network's output is not quantized"})]
+    ["1 of 2 layers will run in floating point: the network's output is not quantized (tail)"]
+    """
+    reasons = Counter(way.partition(": ")[2] for way in ways.values() if way != INT8)
+    for reason, count in reasons.items():
+        names = [name for name, way in ways.items() if way.endswith(f": {reason}")]
+        more = "" if count <= 3 else ", …"
+        yield f"{count} of {len(ways)} layers will run in floating point: {reason} ({', '.join(names[:3])}{more})"
 
 
 def _why_float(net: DeployedNet, node: Node, before_signs: bool) -> str | None:

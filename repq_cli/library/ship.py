@@ -14,6 +14,7 @@ from repq_cli.deploy import check as proof
 from repq_cli.deploy import freeze as deploy
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_form import Form
 from repq_cli.deploy.same import too_many_others
 from repq_cli.devices import full_float32
 from repq_cli.errors import CheckError, ConfigError
@@ -113,12 +114,18 @@ def export_onnx(
     batches: Batches | None = None,
     biases: Literal["auto", "int32", "float"] = "auto",
     reduce_range: bool = False,
+    weights: Literal["int8", "int4"] = "int8",
+    zero_points: Literal["auto", "none"] = "auto",
+    opset: Literal[17, 21] | None = None,
     threads: int | None = None,
 ) -> Report:
     """Write the network as ONNX in QDQ form and compare it, in ONNX Runtime, on ``batches``.
 
     biases        int32, or unrounded; ``auto``: int32 unless that changes too many answers (``deploy/same.py``)
     reduce_range  for processors without VNNI, whose int8 kernels saturate
+    weights       ``int4``: those of 4 bits and fewer take half a byte in the file, and become int8 when it is loaded
+    zero_points   ``none``: activations int8 around zero, as TensorRT reads them
+    opset         None: 17, of INT4 21
 
     Needs the extra ``export``. Raises CheckError, and leaves no file, where more answers change.
     """
@@ -128,7 +135,8 @@ def export_onnx(
     deployed = shipped.deployed.cpu()
     inputs = None if batches is None else [inputs_of(batch).cpu() for batch in batches]
     for kind in ("int32", "float") if biases == "auto" else (biases,):
-        content = to_onnx(deployed, kind == "float", reduce_range).SerializeToString()
+        form = Form.of(kind, reduce_range=reduce_range, weights=weights, zero_points=zero_points, opset=opset)
+        content = to_onnx(deployed, form).SerializeToString()
         report = Report(Path(path), kind, 0, None, None)
         if inputs is not None:
             net = OnnxNet(content, deployed.halo, threads)

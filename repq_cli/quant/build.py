@@ -54,4 +54,4 @@ def activation_quantizer(options: QuantOptions, signed: bool, edge: bool) -> Qua
             return LSQPlus(bits, per_sample=per_sample)
         case "affine":
             return AffineActivation(bits, options.act_momentum, options.act_delay)
-    return LSQ(bits, signed=signed, per_sample=per_sample)
+    return LSQ(bits, signed=signed or options.signed_codes, per_sample=per_sample)

@@ -47,6 +47,8 @@ class QuantOptions:
     input_scale: (sign activations) XNOR-Net's K: outputs times the mean magnitude of what each position saw.
     threshold: (TWN) up to which multiple of the mean magnitude weights become zero.
     act_momentum, act_delay: (affine) of the moving range; training steps before activations are quantized.
+    signed_codes: (LSQ) activations have codes below zero even where no value is: half of what they have room for, in
+        exchange for codes that need no zero-point where the type is int8 (``repq export zero_points=none``).
     int32_bias: biases are integers of what the int8 kernel's sums are worth, a batch norm behind them included: see
         ``int32_bias.py``.
     layers: bits of single layers, ``{"blocks.17": 8, "stages.3.*": 6}``: of their weights and of the tensors that they
@@ -73,6 +75,7 @@ class QuantOptions:
     threshold: Annotated[float, Range(0, 2)] = 0.7
     act_momentum: Annotated[float, Range(0, 1)] = 0.99
     act_delay: Annotated[int, Range(0)] = 0
+    signed_codes: bool = False
     int32_bias: bool = True
     layers: dict[str, Bits] | None = None
 

@@ -32,6 +32,7 @@ from repq_cli.train.context import RunContext, Stage, first_batches
 from repq_cli.train.divergence import chance, exploded, useless
 from repq_cli.train.engine import EVAL_BATCH
 from repq_cli.train.evaluation import crops, measure, value_of, write_crops
+from repq_cli.train.exported import will_be_floating
 from repq_cli.train.fp_key import mixed_key
 from repq_cli.train.fp_stage import FPStage
 from repq_cli.train.log import logger
@@ -110,6 +111,9 @@ class Run:
         self.row["lineage"]["fp_cache"] = context.fp_key
         if self.experiment.optim.custom_l2:
             logger.warning("optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593).")
+        if leads and saved is None:
+            for sentence in will_be_floating(self.experiment):
+                logger.warning("Once exported, %s; repq info says it by layer.", sentence)
         fp_stage = FPStage(context, self.time)
         fp_net = fp_stage.net(saved)
         self.row["lineage"]["fp_run"] = fp_stage.origin()
