@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 from repq_cli.bench.steps import Peer, Precision
 from repq_cli.bench.timing import Clock
 from repq_cli.bounds import Range
-from repq_cli.config import Config, Engine, Verbosity
+from repq_cli.config import Config, Engine, Rounding, Verbosity
 from repq_cli.targets import DataSection
 from repq_cli.train.options import RuntimeOptions
 
@@ -23,7 +23,7 @@ MaxPixels = Annotated[int, Range(1, 178_956_970)]  # as many as Pillow opens
 
 @dataclass(frozen=True, kw_only=True)
 class EvalKeys:
-    """``engine``: which of the run's networks, null for the first three.
+    """``engine``: which of the run's networks, null for the first three. ``rounding``: of ``engine=integer``.
 
     What ``data`` brings beside its own section, such as a recipe, has no meaning here.
     """
@@ -32,6 +32,7 @@ class EvalKeys:
     data: DataSection | None = None
     runtime: RuntimeOptions
     engine: Engine | None = None
+    rounding: Rounding = "gemmlowp"
     psnr_rounding: bool | None = None
     verbosity: Verbosity
     plugins: list[str]

@@ -23,6 +23,7 @@ S = TypeVar("S")
 
 Verbosity = Literal["quiet", "normal", "debug"]
 Engine = Literal["fp", "fake", "deployed", "integer", "onnx", "xnor"]  # which of a finished run's networks
+Rounding = Literal["gemmlowp", "onnxruntime"]  # of engine=integer: by fixed-point factors, or as a runtime's kernels
 ImageShape = tuple[Annotated[int, Range(1)], Annotated[int, Range(1)], Annotated[int, Range(1)]]
 NO_KEYS = {"arguments", "given"}  # fields that are none of a section's keys
 FIELDS = {"in": "in_"}  # of keys that are words of Python's

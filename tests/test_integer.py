@@ -21,7 +21,10 @@ from repq_cli.deploy.fixed_point import INT32_MAX, high_product, quantize_multip
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_graph import to_onnx
+from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.operations import OPERATIONS
+from repq_cli.deploy.runtime_rounding import RuntimeNet
 from repq_cli.errors import CheckError, ConfigError
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
@@ -165,6 +168,22 @@ def test_the_whole_network_answers_as_the_reference() -> None:
     assert found.max_abs <= 0.1 * spread
 
 
+@pytest.mark.no_cover  # tracing would cost more than it tells
+def test_rounding_as_the_runtime_gives_its_numbers(subtests: pytest.Subtests) -> None:
+    """Bit for bit: layers, sums, pools, with zero-points and without; whose layers are float there is refused."""
+    cases = {"resnet18": "w8a8", "resnet18 imagenet stem": "int8_affine", "repvgg": "w4a4", "mobilenet_v2": "w8a8"}
+    for net, quant in cases.items():
+        with subtests.test(net=net, quant=quant):
+            deployed, _ = frozen(*NETS[net], f"quant={quant}")
+            x = torch.randn(24, *deployed.graph["input_shape"])
+            shipped = OnnxNet(to_onnx(deployed).SerializeToString(), 0, 1)
+            assert torch.equal(RuntimeNet(deployed)(x), shipped(x))
+    with pytest.raises(
+        ConfigError, match="rounding=onnxruntime follows kernels of int8, and .* floating point: biases"
+    ):
+        RuntimeNet(frozen(*NETS["repvgg"], "quant=w2a2")[0])
+
+
 def test_results_do_not_hang_on_threads_or_order() -> None:
     deployed, x = frozen(*NETS["resnet18"], "quant=w4a4")
     integers = IntegerNet(deployed)
@@ -255,5 +274,9 @@ def test_eval_runs_the_integers_of_a_run(finished: Path, capsys: pytest.CaptureF
     assert re.search(r"differ by at most [01] in a layer .* 359 of 359 answers equal", shown)
     metrics = {row["engine"]: row["value"] for row in row_of(finished)["metrics"]}
     assert metrics["integer"] == pytest.approx(metrics["deployed"], abs=1)
+    assert main(["eval", f"run={finished}", "engine=integer", "rounding=onnxruntime"]) == 0
+    assert "the outputs of 359 of 359 images equal, bit for bit" in capsys.readouterr().out
+    assert main(["eval", f"run={finished}", "engine=onnx", "rounding=onnxruntime"]) == 2
+    assert "rounding=onnxruntime is of engine=integer" in capsys.readouterr().err
     assert main(["eval", f"run={finished}", "engine=deployed"]) == 0
     assert "FP" not in capsys.readouterr().out

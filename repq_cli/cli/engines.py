@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from repq_cli.config import Engine
+from repq_cli.config import Engine, Rounding
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.runtime_rounding import RuntimeNet
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.extras import extra
 from repq_cli.finished_run import FinishedRun
@@ -20,7 +21,11 @@ TRAINED = ("fp", "fake")
 
 
 def networks(
-    run: FinishedRun, engine: Engine | None, device: torch.device, threads: int | None
+    run: FinishedRun,
+    engine: Engine | None,
+    device: torch.device,
+    threads: int | None,
+    rounding: Rounding = "gemmlowp",
 ) -> Iterator[tuple[str, nn.Module]]:
     """Names and networks, on the device: that of ``engine``, or those of full precision, QAT, and the deployed one.
 
@@ -33,7 +38,7 @@ def networks(
         yield "deployed", run.deployed.to(device)
     elif engine == "integer":
         _require_cpu(engine, device)
-        yield engine, IntegerNet(run.deployed)
+        yield engine, (RuntimeNet if rounding == "onnxruntime" else IntegerNet)(run.deployed)
     elif engine == "onnx":
         yield engine, _onnx_net(run.folder, run.deployed, threads)
     elif engine == "xnor":

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from repq_cli import build
 from repq_cli.cli.engines import networks
+from repq_cli.cli.runtime_proof import runtime_proof
 from repq_cli.command_keys import EvalKeys
 from repq_cli.config import DEFAULTS, Config, section_of
 from repq_cli.data.base import Evaluation, listings_of
@@ -36,6 +37,8 @@ def eval_job(tree: dict[str, Any]) -> None:
     options = section_of(EvalKeys, tree)
     run = FinishedRun(options.run, options.plugins)
     deployed, runtime, engine = run.deployed, options.runtime, options.engine
+    if options.rounding != "gemmlowp" and engine != "integer":
+        raise ConfigError(f"rounding={options.rounding} is of engine=integer: add that, or leave rounding out.")
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     device = use_device(runtime.device)
@@ -44,7 +47,7 @@ def eval_job(tree: dict[str, Any]) -> None:
     sets = run.tests(asked)
     task = build.task(asked)
     nets = {name: net.to(device) for name, net in task.baselines().items()}
-    nets |= networks(run, engine, device, runtime.threads)
+    nets |= networks(run, engine, device, runtime.threads, options.rounding)
     show_bar = sys.stderr.isatty() and options.verbosity != "quiet"
     shown: dict[str, Any] = dict(sets)
     if engine in SLOW:
@@ -53,6 +56,8 @@ def eval_job(tree: dict[str, Any]) -> None:
     print(f"{run}\n{quality_table(rows)}", flush=True)
     if engine == "integer":
         print(_integer_proof(deployed, nets["integer"], shown, task, show_bar))
+    if options.rounding == "onnxruntime":
+        print(runtime_proof(deployed, nets["integer"], shown, runtime.threads))
     names = asked.data.name, run.config.data.name
     own = {name: split for name, split in sets.items() if len({str(task.set_keys(data, name)) for data in names}) == 1}
     _keep(run.folder, rows, _other_rules(asked, run.config) or _other_images(run.folder, own))

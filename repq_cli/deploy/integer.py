@@ -103,14 +103,15 @@ class IntegerNet(nn.Module):
         values, fed = {self.graph["input"]: x}, {self.graph["input"]: x}
         for node in self.nodes:
             name = node["name"]
-            inputs = [fed[source] for source in node["inputs"]]
-            values[name] = self._computed(node, inputs)
+            values[name] = self.computed(node, fed)
             fed[name] = values[name]
             if reference is not None and node["op"] == "quantize":
                 fed[name] = reference[name].to(torch.int32)
         return values
 
-    def _computed(self, node: Node, inputs: list[Tensor]) -> Tensor:
+    def computed(self, node: Node, values: Mapping[str, Tensor]) -> Tensor:
+        """A node's integers. values: of all nodes before it."""
+        inputs = [values[name] for name in node["inputs"]]
         if inputs[0].is_floating_point():  # the image, or what is made of it in front of the first codes
             y = self.deployed.compute(node, *inputs)
             return y.to(torch.int32) if node["op"] == "quantize" else y
