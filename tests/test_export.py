@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -260,7 +260,15 @@ def test_one_answer_in_a_thousand_may_be_another(
 ) -> None:
     """None of fewer, for what is exported and for what is said of the integers."""
     images = torch.eye(10)[torch.arange(count) % 10].view(count, 10, 1, 1)
-    split = SimpleNamespace(batches=lambda size, device: ((batch, None) for batch in images.split(size)))
+
+    class Images:
+        def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, None]]:
+            return ((batch, None) for batch in images.split(size))
+
+        def __len__(self) -> int:
+            return count
+
+    split = Images()
     deployed = DeployedNet(
         {"input": "x", "output": "y", "nodes": [{"op": "flatten", "name": "y", "inputs": ["x"]}]}, {}
     )
@@ -282,7 +290,7 @@ def test_one_answer_in_a_thousand_may_be_another(
     sentence = f"on test {allowed + 1} of {count} answers differ, and {allowed} may: one in a thousand"
     assert problem(allowed + 1) == sentence
     monkeypatch.setattr(evaluate, "compare_integers", lambda *given: Agreement(1, 0.5, 0, count, allowed + 1))
-    said = evaluate._integer_proof(deployed, None, {"test": split}, Classification())  # type: ignore[dict-item]
+    said = evaluate._integer_proof(deployed, None, {"test": split}, Classification(), False)
     assert f"{count - allowed - 1} of {count} answers equal" in said and said.endswith(sentence)
 
 
