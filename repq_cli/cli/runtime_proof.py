@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from repq_cli.answers import tensors
 from repq_cli.data.base import Evaluation
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.outputs import tensors
 from repq_cli.errors import CheckError
 from repq_cli.extras import extra
 from repq_cli.train.engine import EVAL_BATCH

@@ -10,7 +10,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from repq_cli.deploy.outputs import is_legal, leaves, made
+from repq_cli.answers import leaves
+from repq_cli.deploy.outputs import is_legal, made
 from repq_cli.errors import DataError
 from repq_cli.sealed import ONNX_MARK, has_seal
 

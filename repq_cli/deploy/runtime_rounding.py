@@ -19,12 +19,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from repq_cli.answers import leaves
 from repq_cli.deploy.fixed_point import per_channel
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Node
-from repq_cli.deploy.outputs import leaves
 from repq_cli.deploy.runs_as import PASSING, floating, runs_as
 from repq_cli.errors import ConfigError
 
