@@ -53,6 +53,10 @@ def _power_sums(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=_summing_dtype(x))
         return x.sum(dims, keepdim=True, dtype=_summing_dtype(x)), norm.square()
     values = x.to(_summing_dtype(x))
+    if dims == (0,) and not torch.compiler.is_compiling():  # by a product, a third of the time of two sums on a CPU
+        rows = values.flatten(1)
+        ones = rows.new_ones(1, len(rows))
+        return (ones @ rows).view_as(x[:1]), (ones @ rows.square()).view_as(x[:1])
     return values.sum(dims, keepdim=True), values.square().sum(dims, keepdim=True)
 
 
@@ -91,12 +95,10 @@ def power_sums(x: Tensor, by_position: bool = True) -> PowerSums:
     by_position: keep a sum for each position, else one for each channel.
     """
     dims = (0,) if by_position else POSITIONS
-    if torch.compiler.is_compiling():
-        values = x.to(_summing_dtype(x))
-        return PowerSums(values.sum(dims, keepdim=True), values.square().sum(dims, keepdim=True))
+    sums = _power_sums if torch.compiler.is_compiling() else _PowerSums.apply
     if not (by_position and _is_channels_last(x)):
-        return PowerSums(*_PowerSums.apply(x, dims))
-    first, second = _PowerSums.apply(x.permute(0, 2, 3, 1), dims)
+        return PowerSums(*sums(x, dims))
+    first, second = sums(x.permute(0, 2, 3, 1), dims)
     return PowerSums(first.permute(0, 3, 1, 2), second.permute(0, 3, 1, 2))
 
 
