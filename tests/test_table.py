@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ from repq_cli.report.reading import find_runs
 from repq_cli.report.render.latex import latex
 from repq_cli.report.render.markdown import markdown
 from repq_cli.report.tables.bops import pareto_front
+from repq_cli.report.tables.paired import interval
 
 GOLDEN = Path(__file__).with_name("golden")
 values = st.lists(st.floats(-100, 100), min_size=1, max_size=8)
@@ -69,6 +71,10 @@ def test_differences_are_paired_over_common_seeds(first: dict[int, float], secon
     if common:
         differences = np.array([first[seed] for seed in common]) - np.array([second[seed] for seed in common])
         assert cell.value == pytest.approx(differences.mean(), abs=1e-9)
+        if len(differences) > 1:
+            half = scipy.stats.t.ppf(0.975, len(differences) - 1) * scipy.stats.sem(differences)
+            ends = (differences.mean() - half, differences.mean() + half)
+            assert interval(differences.tolist()) == pytest.approx(ends, rel=1e-3, abs=1e-9)
     else:
         assert cell.status == "missing"
 

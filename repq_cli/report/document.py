@@ -13,6 +13,7 @@ from repq_cli.report.table import Table
 from repq_cli.report.tables.bops import bops
 from repq_cli.report.tables.classification import classification
 from repq_cli.report.tables.overview import overview
+from repq_cli.report.tables.paired import paired
 from repq_cli.report.tables.published import published_tables
 from repq_cli.report.tables.super_resolution import super_resolution
 from repq_cli.report.tables.survey import compares_methods, survey
@@ -30,6 +31,7 @@ TABLES = {
     "overview": Kind(overview, "every mode at every width: FP, deployed, differences to FP and to Plain, size, BOPs"),
     "classification": Kind(classification, "one line for each model and block, modes side by side at every width"),
     "super_resolution": Kind(super_resolution, "PSNR and SSIM for each set, a table for each scale"),
+    "paired": Kind(paired, "differences to FP, Plain and Merged over seeds that both have, with 95 % intervals"),
     "time": Kind(training_time, "a training step, relative to Plain's in FP and in QAT"),
     "survey": Kind(survey, "1 bit, ternary, 8 bit integers and float: metric, size, compression"),
     "bops": Kind(bops, "bit operations against the metric, and the Pareto front"),
