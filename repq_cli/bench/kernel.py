@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repq_cli.deploy.xnor import BinaryConv, pack, products
+from repq_cli.deploy.xnor import BinaryConv, pack
 
 MATMUL = 2048  # rows, columns and length of a product
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and side of ResNet-18's 3x3 convolutions
@@ -29,10 +29,10 @@ def pairs(batches: list[int]) -> dict[str, Pair]:
         return torch.randn(*shape, generator=generator)
 
     first, second = normal(MATMUL, MATMUL), normal(MATMUL, MATMUL)
-    rows = pack(first.unsqueeze(2), 0.0).squeeze(2)
-    columns = pack(second.unsqueeze(0), 0.0)
+    matrix = BinaryConv(first.view(MATMUL, MATMUL, 1, 1).sign(), (-1, 1), 1, 0, 1)
+    columns = pack(second.view(1, MATMUL, 1, MATMUL), 0.0)
     found: dict[str, Pair] = {
-        f"product {MATMUL}x{MATMUL}x{MATMUL}": (lambda: first @ second, lambda: products(rows, columns, MATMUL))
+        f"product {MATMUL}x{MATMUL}x{MATMUL}": (lambda: first @ second, lambda: matrix.sums(columns)[0, :, 0])
     }
     for channels, side in LAYERS:
         weight = normal(channels, channels, 3, 3).sign()
