@@ -106,6 +106,30 @@ def test_a_damaged_entry_is_not_believed(paths: list[Path], read: Callable[[], l
         assert file_hashes(paths[:4]) == expected(paths[:4]) and len(read()) == 4
 
 
+def test_what_sqlite_makes_of_damage_costs_time_alone(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that were not asked for, and messages about names that are no text: seen when bits were flipped."""
+
+    class Damaged:
+        def execute(self, question: str, *_: object) -> list[tuple[bytes, ...]]:
+            if question.startswith("SELECT"):
+                return [(b"another path", b"contents", b"its seal")]
+            return []
+
+        def __enter__(self) -> None:
+            raise UnicodeDecodeError("utf-8", b"\xb3", 0, 1, "invalid start byte")
+
+        def __exit__(self, *_: object) -> None: ...
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *_, **__: Damaged())
+    monkeypatch.setattr(contents, "SETTLED_NS", -1)
+    contents._say_unusable.cache_clear()
+    assert file_hashes(paths[:9]) == expected(paths[:9])
+    assert "invalid start byte" in caplog.text
+
+
 def test_many_may_use_it_at_once(paths: list[Path], read: Callable[[], list[str]]) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(file_hashes, [paths] * 4))

@@ -175,7 +175,7 @@ def half_finished(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(stage.StageTrainer, "_end_epoch", dying)
         with pytest.raises(SystemExit):
-            main(["train", *FINISHED, "qat.epochs=2", "hydra.run.dir=half"])
+            main(["train", *FINISHED, "data.size=16", "data.batch_size=256", "qat.epochs=2", "hydra.run.dir=half"])
     return in_folder / "half"
 
 

@@ -36,6 +36,7 @@ BATCH = 4096  # files between two commits
 SLICE = 64  # files that a thread takes at once
 QUESTION = 500  # files that one query asks for; SQLite has a limit
 SETTLED_NS = 2_000_000_000  # a younger file may change again without its times telling
+FAULTS = (sqlite3.Error, OSError, UnicodeError)  # the last of messages about names that are damaged
 LOCK_SECONDS = 10.0  # to wait for other processes
 
 Item = TypeVar("Item")
@@ -119,6 +120,11 @@ def _read(path: Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
+def _is_whole(state: _State | None, content: object, seal: object) -> bool:
+    """Whether a row is one that was asked for, and as it was written, also in the kinds of its values."""
+    return state is not None and isinstance(content, bytes) and state.seal(content) == seal
+
+
 def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"The file {path} cannot be read ({error.strerror}): remove or replace it.")
 
@@ -138,7 +144,7 @@ class _Memory:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=LOCK_SECONDS)
             self._database.execute(TABLE)
-        except (sqlite3.Error, OSError) as error:
+        except FAULTS as error:
             self._give_up(error)
 
     def recall(self, states: Sequence[_State]) -> dict[bytes, bytes]:
@@ -152,12 +158,8 @@ class _Memory:
                 marks = ",".join("?" * len(part))
                 question = f"SELECT path, content, seal FROM contents WHERE path IN ({marks})"  # noqa: S608 - of question marks
                 rows = self._database.execute(question, part)  # type: ignore[union-attr]
-                found |= {
-                    key: content  # whose kind SQLite keeps beside each value, where a bit may flip as well
-                    for key, content, seal in rows
-                    if isinstance(content, bytes) and asked[key].seal(content) == seal
-                }
-        except sqlite3.Error as error:
+                found |= {key: content for key, content, seal in rows if _is_whole(asked.get(key), content, seal)}
+        except FAULTS as error:
             self._give_up(error)
         return found
 
@@ -169,7 +171,7 @@ class _Memory:
         try:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", rows)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             self._writes = False
             self._say(error)
 
