@@ -57,6 +57,8 @@ class Kept:
 
     def describe(self, about: dict[str, Any]) -> None:
         """Say what is known of it, as the last step."""
+        with contextlib.suppress(OSError):  # a folder in its place
+            (self.folder / ABOUT).rmdir()
         write_json(self.folder / ABOUT, sealed_json(about))
 
     def is_sound(self, about: dict[str, Any]) -> bool:

@@ -386,12 +386,17 @@ def test_sigterm_at_any_time_of_every_command(
 
 @pytest.mark.slow
 def test_a_sweep_of_several_processes_stops_soon(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In a process that is no copy of this one: copies wait for the launcher's idle workers."""
+    """In a process that is no copy of this one: copies wait for the launcher's idle workers.
+
+    They begin in a folder with modules of the names of those that they import first, and take none of them.
+    """
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = ["train", "-m", *TINY, "fp.epochs=400", "quant=w4a4,w2a2", "hydra.sweep.dir=sweep"]
     sweep += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    for name in ("joblib", "torch", "numpy", "psutil", "repq_cli") if sys.version_info >= (3, 11) else ():
+        Path(f"{name}.py").write_text("raise SystemExit('code of the current folder')")
     with Path("log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "repq_cli", *sweep], stdout=log, stderr=log)
+        process = subprocess.Popen([Path(sys.executable).with_name("repq"), *sweep], stdout=log, stderr=log)
     try:
         wait_until(lambda: len(list(Path("sweep").glob("*/config.yaml"))) == 2)
         asked = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import shutil
 import threading
@@ -160,6 +161,18 @@ def test_damage_is_seen_and_mended(small_files: None, caplog: pytest.LogCaptureF
     data.fill()
     assert same(everything(crops(disk_cache=True)), plain)
     assert all(len(place.sound()) == len(list(place.files())) for place in stored())
+    for put in (
+        Path.mkdir,
+        os.mkfifo,
+        lambda path: path.symlink_to("nowhere"),
+    ):  # in the place of a file and of what is said
+        for place in stored():
+            for path in (next(iter(place.files())), place.folder / "about.json"):
+                path.unlink()
+                put(path)
+        crops(disk_cache=True).fill()
+        assert same(everything(crops(disk_cache=True)), plain)
+        assert all(place.about() and len(place.sound()) == len(list(place.files())) for place in stored())
 
 
 def test_images_that_change_are_others(small_files: None) -> None:

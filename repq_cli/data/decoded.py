@@ -85,8 +85,11 @@ def fill(
     mean = sum(sample) / len(sample)
     each = max(1, int(FILE_BYTES / mean))
     ranges = [range(start, min(start + each, count)) for start in range(0, count, each)]
-    sound = cache.sound().items()
-    there = {number: path for number, path in sound if number < len(ranges) and _holds(path) == len(ranges[number])}
+    sound = cache.sound()
+    cache.clear(sound.values())
+    there = {
+        number: path for number, path in sound.items() if number < len(ranges) and _holds(path) == len(ranges[number])
+    }
     missing = [number for number in range(len(ranges)) if number not in there]
     left = sum(len(ranges[number]) for number in missing)
     _require_room(cache, about["from"], left, left * mean)

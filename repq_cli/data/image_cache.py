@@ -10,7 +10,9 @@ a folder but the last hold the same number of images.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repq_cli.data.contents import content_hash, file_hashes
-from repq_cli.files import write_atomically
+from repq_cli.files import open_regular, write_atomically
 from repq_cli.kept import Kept, places
 
 logger = logging.getLogger("repq")
@@ -71,10 +73,16 @@ class ImageCache(Kept):
 
     def sound(self) -> dict[int, Path]:
         """The files that hold what their names say, by their numbers."""
-        files = list(self.files())
+        files = [path for path in self.files() if _has_its_size(path)]
         parts = (path.stem.split("-") for path in files)
         found = zip(files, parts, file_hashes(files), strict=True)
         return {int(number): path for path, (number, named), content in found if named == content}
+
+    def clear(self, sound: Iterable[Path]) -> None:
+        """Remove what stands in the place of files and is none of those that are ``sound``, if it is removed easily."""
+        for path in set(self.files()) - set(sound):
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def write(self, number: int, images: Sequence[Pixels]) -> Path:
         """Keep some images as the file of a number. Raises DataError where the disk is full."""
@@ -86,9 +94,20 @@ class ImageCache(Kept):
 
     def finish(self, files: Sequence[Path], about: dict[str, Any]) -> None:
         """All images are in ``files``: others, of a process that died, go."""
-        for path in set(self.files()) - set(files):
-            path.unlink(missing_ok=True)
+        self.clear(files)
         self.describe(about | {"files": [path.name for path in files]})
+
+
+def _has_its_size(path: Path) -> bool:
+    """Whether it is a file, and as long as it says itself: what is not need not be read."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            count = int.from_bytes(file.read(4), "little")
+            shapes = np.frombuffer(file.read(min(12 * count, size)), np.int32).reshape(-1, 3).astype(np.int64)
+    except (OSError, ValueError):  # a folder, a pipe, or half a file
+        return False
+    return len(shapes) == count and size == 4 + 12 * count + int(shapes.prod(1).sum())
 
 
 def stored(root: Path = ROOT) -> list[ImageCache]:

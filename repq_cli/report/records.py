@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -59,13 +60,21 @@ def records_in(path: Path, notes: list[str]) -> Iterator[Record]:
             found = parsed_json(line.encode())
         except ValueError:
             found = {}
-        if not isinstance(found.get("run"), str):
+        if not _is_name(found.get("run")):
             notes.append(f"{path}, line {number}, is no run.")
             continue
         row, config, env = (
             part if isinstance(part, dict) else None for part in map(found.get, ("row", "config", "env"))
         )
         yield Record(f"{path.with_suffix('')}/{found['run']}", row, config, env, found.get("logged") is not False)
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a file could be called so."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeError:
+        return False
 
 
 def _as_json(value: Any) -> Any:
