@@ -84,8 +84,9 @@ def with_fitting_statistics(net: nn.Module, batches: Iterable[Tensor]) -> nn.Mod
     A network that never trained, or that saw other images, gives tensors of another size by its running statistics than
     by those of the batch. Steps that were set by the former clip all of the latter to one code, behind which there is
     no variance left, and folding by ``sqrt(eps)`` multiplies some hundred times, layer by layer, until it overflows.
-    The rule: behind some batch norm, in the middle channel, the first batch has ``(var + (mean - running mean)^2) /
-    running var`` above ``UNLIKE`` or below its inverse.
+    The rule: in front of some batch norm of the network in eval mode, where what one layer leaves multiplies with what
+    the next one does, the middle channel of the first batch has ``(var + (mean - running mean)^2) / running var`` above
+    ``UNLIKE`` or below its inverse.
     """
     listed = iter(batches)
     first = next(listed)
@@ -96,7 +97,7 @@ def with_fitting_statistics(net: nn.Module, batches: Iterable[Tensor]) -> nn.Mod
         block.merged(statistics)
         seen.add(statistics.seen)
 
-    with _watching(net, watch, by_batch=True):
+    with _watching(net, watch, by_batch=False):
         net(first)
     if all(_fits(norm, moments) for norm, moments in seen):
         return net
