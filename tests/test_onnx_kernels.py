@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -15,13 +16,18 @@ from test_export import in_runtime
 from test_integer import NETS, frozen
 from torch.nn import functional as F
 
+from repq_cli import build
+from repq_cli.cli.jobs import compose_plain
 from repq_cli.deploy import onnx_graph
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_form import Form
 from repq_cli.deploy.onnx_graph import to_onnx
+from repq_cli.deploy.onnx_kernels import note_kernels
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.onnx_stem import grouped, groups
 from repq_cli.deploy.packing import pack
+from repq_cli.deploy.runs_as import INT8, floating, runs_as
+from repq_cli.train.exported import will_be_floating
 
 
 def kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
@@ -49,6 +55,32 @@ def test_every_convolution_and_the_pool_are_int8_kernels(quant: str, tmp_path: P
     layers = [node for node in deployed.nodes if "weight" in node and node["bits"] <= 4]
     assert set(small) == {f"{node['name']}.weight.small" for node in layers} and bool(small) == (quant == "w4a4")
     assert all(len(item.raw_data) == math.prod(item.dims) / 2 for item in small.values())
+
+
+def test_how_layers_will_run_is_known_before(subtests: pytest.Subtests) -> None:
+    """As many in int8 as ONNX Runtime then has, and a reason for each of the others."""
+    cases = [
+        ("repvgg", "w4a4", None),
+        ("repvgg", "w2a2", "biases are no int32"),
+        ("resnet18", "bnn", "signs are taken of its sums"),
+        ("ecbsr rgb with int8 output", "w8a8", "prelu before its codes"),
+        ("mobilenet_v2", "int8_affine", "a zero-point for each channel of a depthwise kernel"),
+    ]
+    for net, quant, reason in cases:
+        with subtests.test(net=net, quant=quant):
+            deployed, _ = frozen(*NETS[net], f"quant={quant}")
+            ways = runs_as(deployed)
+            said, found = " ".join(floating(ways)), note_kernels(to_onnx(deployed, Form(quant == "w2a2")))
+            assert (reason in said) if reason else not said
+            assert (found.integer_layers, found.layers) == ([*ways.values()].count(INT8), len(ways))
+
+
+def test_training_says_first_what_will_be_float() -> None:
+    small = [*NETS["repvgg"], "model.width=0.125"]
+    (sentence,) = will_be_floating(build.experiment(compose_plain([*small, "quant=w2a2"])))
+    assert re.match(r"\d of 6 layers will run in floating point: biases are no int32 \(quant.int32_bias\)", sentence)
+    for silent in ("w8a8", "fp32"):
+        assert not [*will_be_floating(build.experiment(compose_plain([*small, f"quant={silent}"])))]
 
 
 @pytest.mark.parametrize("quant", ["w8a8", "w4a4"])

@@ -49,13 +49,14 @@ def _why_float(net: DeployedNet, node: Node, before_signs: bool) -> str | None:
         return "XNOR-Net's K"
     if before_signs:
         return "signs are taken of its sums"
-    if node["bias"] and not node["bias_step"]:
+    gives_answers = node["op"] == "linear" and name == net.graph["output"]  # numbers, to which numbers can be added
+    if node["bias"] and not node["bias_step"] and not gives_answers:
         return "biases are no int32 (quant.int32_bias)"
     if zero_points and node.get("groups", 1) == node["shape"][0] > 1 and net.stored[zero_points].unique().numel() > 1:
         return "a zero-point for each channel of a depthwise kernel"
     if node.get("activation", "none") != "none" and OPERATIONS[node["op"]].limits(node) is None:
         return f"{node['activation']} before its codes"
-    return None if node["op"] == "linear" and name == net.graph["output"] else _why_no_codes(net, name)
+    return None if gives_answers else _why_no_codes(net, name)
 
 
 def _why_no_codes(net: DeployedNet, name: str) -> str | None:
