@@ -37,7 +37,7 @@ from repq_cli.train.options import OptimOptions
 pytestmark = [pytest.mark.no_cover, pytest.mark.xdist_group("every_quantizer")]
 
 SMALL = ["model.width=0.125", "model.blocks=[1,1,1,1]"]
-FP_STEPS, QAT_STEPS = 40, 30
+FP_STEPS, QAT_STEPS, ONE_BIT_STEPS = 40, 10, 30
 FP_RATE, QAT_RATE, ONE_BIT_RATE = 0.05, 0.005, 0.03  # signs change only with larger steps
 CHANCE = 10.0  # percent: ten digits
 
@@ -117,9 +117,10 @@ def train(net: nn.Module, steps: int, lr: float) -> list[float]:
     return [training_step(net, batch, task, optimizer, lr, None)[0] for batch in itertools.islice(epochs, steps)]
 
 
-def check_learns(combination: Combination, folder: Path, steps: int = QAT_STEPS) -> None:
+def check_learns(combination: Combination, folder: Path, steps: int | None = None) -> None:
     config = configuration(combination)
     mode, quant = config.mode, config.quant
+    few, rate = (ONE_BIT_STEPS, ONE_BIT_RATE) if quant.weight_bits == 1 else (QAT_STEPS, QAT_RATE)
     rep = "none" if mode.name == "plain" else config.rep.name
     net = build.network_maker(config, data().info)()
     net.load_state_dict(copy.deepcopy(fp_state(rep, config.model.activation)))
@@ -127,7 +128,7 @@ def check_learns(combination: Combination, folder: Path, steps: int = QAT_STEPS)
     start = to_estimated_statistics(net, [first], mode.estimator) if mode.name == "repq_bnest" else net
     composed = compose(start, mode, quant)
     calibrate(composed, first, quant.init, start)
-    losses = train(composed, steps, ONE_BIT_RATE if quant.weight_bits == 1 else QAT_RATE)
+    losses = train(composed, steps or few, rate)
     kernels = {name: weight for name, weight in composed.named_parameters() if weight.dim() == 4}
     still = [name for name, weight in kernels.items() if weight.grad is not None and not weight.grad.any()]
     assert not still, f"no gradient reaches {still}"
@@ -155,4 +156,4 @@ def test_every_combination_learns(combination: Combination, tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["repq_bn", "repq_bnest"])
 def test_drawn_signs_of_orepa_learn_in_more_steps(mode: str, tmp_path: Path) -> None:
-    check_learns(("resnet18_cifar", "orepa", mode, "bnn stochastic"), tmp_path, steps=4 * QAT_STEPS)
+    check_learns(("resnet18_cifar", "orepa", mode, "bnn stochastic"), tmp_path, steps=4 * ONE_BIT_STEPS)
