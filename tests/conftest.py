@@ -44,7 +44,7 @@ TINY = [
 # The same where neither its accuracy nor its number of steps is asked for: half the time.
 QUICK = [*TINY, "data.size=16", "data.batch_size=256"]
 
-# Files with tests of ten seconds.
+# Files with tests of ten seconds; groups of tests that share what they compute take as long.
 LONG = ("test_sweep.py", "test_changed_data.py", "test_configs.py")
 
 
@@ -62,7 +62,7 @@ def pytest_sessionfinish() -> None:
 @pytest.hookimpl(trylast=True)  # behind the shuffling
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest come first, so that no worker waits for one at the end; those of an accelerator may be skipped."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: item.path.name not in LONG and item.get_closest_marker("xdist_group") is None)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("accelerator"):

@@ -32,6 +32,8 @@ from repq_cli.errors import ConfigError
 from repq_cli.runs.row import Row
 from repq_cli.tasks.classification import Classification
 
+pytestmark = pytest.mark.xdist_group("frozen")  # the worker that has made the networks of test_integer.py
+
 
 def in_runtime(deployed: DeployedNet, folder: Path, float_biases: bool) -> OnnxNet:
     path = folder / "model.onnx"

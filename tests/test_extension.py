@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import QUICK
 
 from repq_cli.build import stored
 from repq_cli.cli import main
@@ -15,7 +15,7 @@ from repq_cli.errors import ConfigError
 from repq_cli.runs.folder import RunFolder
 from repq_cli.train.extension import extension
 
-CONSTANT = [*TINY, "quant=w4a4", "schedule=constant"]
+CONSTANT = [*QUICK, "quant=w4a4", "schedule=constant"]
 
 
 def test_more_epochs_at_a_constant_rate_are_exactly_those_of_a_longer_run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.compose import compose
 from repq_cli.modes.restated_norms import with_reinserted_norms
 from repq_cli.tasks.classification import Classification
+
+pytestmark = pytest.mark.xdist_group("frozen")  # one worker makes the networks that these files share
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 
@@ -119,8 +123,14 @@ CASES = [(net, quant) for net in NETS for quant in QUANTS if not ("ecbsr" in net
 FEW_CASES = [case for case in CASES if case[0] == "resnet18 acnet" or case[1] == "w4a4"]
 
 
-def frozen(*overrides: str, size: int = 16) -> tuple[DeployedNet, Tensor]:
-    """A deployed network with random weights and statistics, and images for it."""
+def frozen(*overrides: str) -> tuple[DeployedNet, Tensor]:
+    """A deployed network with random weights and statistics, and images for it; copies of one that is made once."""
+    return copy.deepcopy(_frozen(*overrides))
+
+
+@functools.cache
+def _frozen(*overrides: str, size: int = 16) -> tuple[DeployedNet, Tensor]:
+    torch.manual_seed(0)
     config = compose_plain([*overrides, "model.width=0.125"] if "ecbsr" not in overrides[0] else list(overrides))
     channels = 3 if config.model.arguments.get("colour") == "rgb" else 1
     inputs = Inputs("random", (channels, size, size), 10)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import repq_cli
 from repq_cli.errors import ConfigError
+from repq_cli.models.repvgg import RepVGG
 from repq_cli.modes.calibrate import calibrate
 from repq_cli.modes.catalogue import AUTO, MODES
 from repq_cli.modes.compose import compose, freeze_statistics
@@ -21,7 +22,7 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.plain import plain_block
 from repq_cli.reparam.repvgg import repvgg_block
-from tests.conftest import tiny_net
+from tests.conftest import randomise, tiny_net
 
 PACKAGE = Path(repq_cli.__file__).parent
 WORDS_OF_OTHERS = {"merged", "repq"}  # nets and kernels are merged, and repq is the program
@@ -74,7 +75,8 @@ def test_a_mode_that_is_not_decided_composes_nothing() -> None:
 def _seen(options: ModeOptions, quant: QuantOptions) -> list[Tensor]:
     """Outputs and gradients of two steps of QAT as the options have it."""
     torch.manual_seed(0)
-    fp_net = tiny_net(repvgg_block if options.rule.uses_branches else plain_block)
+    make_block = repvgg_block if options.rule.uses_branches else plain_block
+    fp_net = randomise(RepVGG(make_block, [3, 8, 8], [2, 1], 5, [1, 1]))
     x = torch.randn(4, 3, 9, 8)
     start = options.rule.starting_net(fp_net, [x], options)
     net = compose(start, options, quant)

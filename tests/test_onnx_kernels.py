@@ -29,6 +29,8 @@ from repq_cli.deploy.packing import pack
 from repq_cli.deploy.runs_as import INT8, floating, runs_as
 from repq_cli.train.exported import will_be_floating
 
+pytestmark = pytest.mark.xdist_group("frozen")  # the worker that has made the networks of test_integer.py
+
 
 def kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
     """How many nodes of each kind the optimised graph has."""

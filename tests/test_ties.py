@@ -31,6 +31,8 @@ from repq_cli.quant.windows import Window
 from repq_cli.quant.wiring import link
 from repq_cli.tasks.classification import Classification
 
+pytestmark = pytest.mark.xdist_group("frozen")  # the worker that has made the networks of test_integer.py
+
 SIGNS = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)))
 IMAGES = torch.where(SIGNS > 0, -0.0, -0.3).view(16, 4, 1, 1)  # negative zero counts as positive
 

@@ -18,6 +18,8 @@ from repq_cli.deploy.xnor import BinaryConv, pack, unpacked
 from repq_cli.deploy.xnor_net import XnorNet
 from repq_cli.errors import ConfigError
 
+pytestmark = pytest.mark.xdist_group("frozen")  # the worker that has made the networks of test_integer.py
+
 
 def signs(*shape: int) -> Tensor:
     return torch.randint(0, 2, shape) * 2 - 1
