@@ -126,7 +126,7 @@ def _tools_have_effect(task: str, mode: ModeOptions, quant: QuantOptions, qat: Q
     if mode.name == AUTO:
         return
     learned = quant.weight_method == "lsq" and quant.weight_bits < 32 and mode.rule.quantizes_merged
-    if qat.steps_within is not None and not learned:
+    if qat.steps_within not in (None, "auto") and not learned:
         yield Problem(
             "qat.steps_within",
             qat.steps_within,

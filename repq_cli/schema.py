@@ -10,7 +10,7 @@ from repq_cli.combinations import COMBINATIONS
 from repq_cli.command_keys import OF_COMMAND
 from repq_cli.config import DEFAULTS, Config, keys_of, parsed, required, section_type
 from repq_cli.errors import ConfigError
-from repq_cli.modes.auto import resolve_identity, resolve_mode
+from repq_cli.modes.auto import resolve_identity, resolve_mode, resolve_steps_within
 from repq_cli.problems import Problem
 from repq_cli.targets import mistake_of_plugin
 from repq_cli.typecheck import bare, legal, mistake, nearest
@@ -110,7 +110,7 @@ def _subtree(
 # schedules of a user's own could leave keys out.
 EARLIER: dict[str, dict[str, Any]] = {
     "fp": {"epochs": 10, "lr": 0.1, "merged_training": False},
-    "qat": {"epochs": 10, "lr": 0.1},
+    "qat": {"epochs": 10, "lr": 0.1, "steps_within": None},
     "quant": {"int32_bias": False, "summands": "fp"},
     "mode": {"post_bn": False},
     "optim": {"name": "sgd", "weight_decay": 1e-4, "label_smoothing": 0.0},
@@ -139,17 +139,19 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with what it leaves to us decided.
 
-    ``mode=auto``, ``rep.identity=auto``, ``fp.merged_training=auto``, and hard tanh where activations are signs.
+    ``mode=auto``, ``rep.identity=auto``, ``qat.steps_within=auto``, ``fp.merged_training=auto``, and hard tanh where
+    activations are signs.
     """
     asked = Config.of(config)
-    rep, model = asked.rep, asked.model
-    name = resolve_mode(asked.mode.name, rep.name, rep.batch_norm, asked.quant.weight_bits)
+    rep, model, quant = asked.rep, asked.model, asked.quant
+    name = resolve_mode(asked.mode.name, rep.name, rep.batch_norm, quant.weight_bits)
     decided: dict[str, dict[str, Any]] = {"mode": {"name": name}}
     if asked.fp.merged_training == "auto":
         decided["fp"] = {"merged_training": not rep.batch_norm}
-    if "activation" in model.arguments and model.activation is None and asked.quant.signs_of_activations:
+    if "activation" in model.arguments and model.activation is None and quant.signs_of_activations:
         decided["model"] = {"activation": "hardtanh"}
     if rep.arguments.get("identity") == "auto":
-        quant = asked.quant
         decided["rep"] = {"identity": resolve_identity(asked.mode.name, quant.weight_method, quant.weight_bits)}
+    if asked.qat.steps_within == "auto":
+        decided["qat"] = {"steps_within": resolve_steps_within(asked.mode.name, quant.weight_method, quant.weight_bits)}
     return config | {section: config[section] | values for section, values in decided.items()}

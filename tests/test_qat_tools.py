@@ -142,6 +142,16 @@ def test_statistics_taken_anew_are_the_averages_of_the_batches(subtests: pytest.
 
 
 def test_tools_without_effect_are_refused_with_the_reason(subtests: pytest.Subtests) -> None:
+    decided = [
+        compose_plain(["+model=repvgg_a0", *more.split()]).qat.steps_within
+        for more in (
+            "quant=w4a4",
+            "quant=w4a4 mode=repq_bnest",
+            "quant=twn",
+            "quant=w4a4 mode=repq_bnest qat.steps_within=3",
+        )
+    ]
+    assert decided == [2, None, None, 3]
     repvgg = "rep=repvgg quant=w4a4"
     for arguments, sentence in [
         ("qat.temperature=3", "qat.temperature=3 is for distillation; set qat.teacher=fp as well"),

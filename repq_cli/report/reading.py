@@ -31,7 +31,8 @@ LATER = {
     **dict.fromkeys(("data.randaugment", "data.mixup", "data.cutmix"), 0),
     "model.squeeze_excite": False,
     "quant.summands": "fp",  # what they did before there was a key
-    **{f"qat.{key}": DEFAULTS[f"qat.{key}"] for key in ("freeze_steps_at", "steps_within", "reestimate_bn")},
+    **{f"qat.{key}": DEFAULTS[f"qat.{key}"] for key in ("freeze_steps_at", "reestimate_bn")},
+    "qat.steps_within": None,
     **{key: DEFAULTS[key] for key in ("qat.teacher", "qat.distill_weight", "qat.temperature", "optim.step_lr")},
 }
 

@@ -88,18 +88,18 @@ class StageOptions(WeightOptions, TrainingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class QATOptions(StageOptions):
-    """The QAT stage, with tools that are no part of the paper's recipe; all are off unless asked for.
+    """The QAT stage, with tools that are no part of the paper's recipe: off unless asked for, or where ``mode=auto``.
 
     freeze_steps_at: the fraction of the stage's training steps after which the steps of quantizers stay as they are.
     steps_within: a factor r; at the end of each epoch a weight step outside ``[s / r, s r]`` starts anew at the step
-        ``s`` of least squared error for the merged kernel as it is.
+        ``s`` of least squared error for the merged kernel as it is. ``auto``: see ``resolve_steps_within``.
     reestimate_bn: training batches from which running statistics are taken anew when training is over.
     teacher: ``fp``: the loss is ``(1 - alpha) CE + alpha T^2 KL(softmax(t / T) || softmax(s / T))`` with the logits t
         of the FP net and s of the quantized one; alpha is ``distill_weight`` and T ``temperature``.
     """
 
     freeze_steps_at: Annotated[float, Range(0, 1)] | None = None
-    steps_within: Annotated[float, Range(1, None, open_low=True)] | None = None
+    steps_within: Annotated[float, Range(1, None, open_low=True)] | Literal["auto"] | None = "auto"
     reestimate_bn: Annotated[int, Range(0)] = 0
     teacher: Literal["fp"] | None = None
     distill_weight: Annotated[float, Range(0, 1)] = 0.5

@@ -55,9 +55,11 @@ class QATTools(Tools):
             stop_steps(optimizer)
 
     def end_epoch(self) -> None:
-        if self.options.steps_within is None:
+        factor = self.options.steps_within
+        if factor is None:
             return
-        found = bring_steps_back(self.net, self.options.steps_within)
+        assert factor != "auto", "the configuration decides"
+        found = bring_steps_back(self.net, factor)
         if found:
             logger.info("%d weight steps start anew at least squared error.", found)
 
