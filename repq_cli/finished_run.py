@@ -32,6 +32,8 @@ class FinishedRun:
 
         plugins: whose code the running command line allows the run's configuration to name.
         """
+        if not str(path):
+            raise ConfigError("run= names nothing: name the folder of a run that is done.")
         self.folder, self.plugins = RunFolder(path), plugins
         self.row = _row_of_finished(self.folder)
 
@@ -69,8 +71,6 @@ class FinishedRun:
 
 
 def _row_of_finished(folder: RunFolder) -> Row:
-    if folder.path == Path():
-        raise ConfigError("run= names nothing: name the folder of a run that is done.")
     row = folder.read_row() if folder.path.is_dir() else None
     if not isinstance(row, dict):
         raise DataError(f"run={folder} is no run folder: it holds no {ROW}; name one below outputs/.")

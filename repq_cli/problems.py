@@ -11,7 +11,7 @@ from repq_cli.text import shortened
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a configuration."""
+    """One thing that is wrong with a configuration; without a value (``...``) of the key as such."""
 
     key: str
     value: Any
@@ -21,7 +21,8 @@ class Problem:
         value = (
             "null" if self.value is None else str(self.value).lower() if isinstance(self.value, bool) else self.value
         )
-        said = f"{shortened(self.key)}={shortened(value)} {self.message}"
+        value = "" if value is ... else "=…" if value == "???" else f"={shortened(value)}"
+        said = f"{shortened(self.key)}{value} {self.message}"
         return said + ("" if self.message.endswith("?") else ".")
 
 

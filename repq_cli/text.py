@@ -169,7 +169,7 @@ def setting(key: str, value: object) -> str:
     run=runs/a run="runs/a,b"
     """
     text = str(value)
-    if re.fullmatch(r"[\w./+ -]*", text):
+    if re.fullmatch(r"[\w./+ -]*", text, re.ASCII):
         return f"{key}={text}"
     escaped = text.replace('"', '\\"')
     return f'{key}="{escaped}"'

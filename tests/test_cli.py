@@ -186,7 +186,7 @@ def test_a_missing_model_is_said_before_anything_is_composed(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = complaint(capsys, "quant=w4a4")
-    assert text == f"repq: +model=??? has to be named: one of {', '.join(names('model'))}.\n"
+    assert text == f"repq: +model=… has to be named: one of {', '.join(names('model'))}.\n"
 
 
 @pytest.mark.no_cover  # many cases of lines that other tests cover as well
@@ -226,7 +226,7 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("quant=[", "quant=[ cannot be read"),
         ("nonsense", "nonsense= cannot be read"),
         ("rep=ecbsr", f"rep=ecbsr must be one of {', '.join(names('rep'))}"),
-        ("data=image_folder", "data.root=??? has to be set: it must be text."),
+        ("data=image_folder", "data.root=… has to be set: it must be text."),
         (
             "model._target_=os.system",
             "model._target_=os.system is none of repq's functions for model and of no package in",

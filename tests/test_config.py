@@ -142,4 +142,4 @@ def test_an_optimiser_of_ones_own_names_every_key_that_has_no_default(
     Path("optim").mkdir()
     Path("optim/mine.yaml").write_text("name: sgd\nweight_decay: 1e-3\n")
     assert main(["train", "--config-dir", ".", "+model=repvgg_a0", "optim=mine"]) == 2
-    assert "optim.label_smoothing=??? is missing from the configuration" in capsys.readouterr().err
+    assert "optim.label_smoothing=… is missing from the configuration" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def test_a_run_says_what_was_chosen_and_what_came_of_it(finished: Path) -> None:
     assert {info.name for info in experiment.hparam_infos} == set(chosen)
     assert not any(info.WhichOneof("domain") for info in experiment.hparam_infos), "others would not be shown"
     shown = {info.name for info in experiment.hparam_infos if info.differs}
-    assert shown == {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits", "final/fp", "final/deployed"}
+    assert shown == {"rep", "mode", "quant.weight_bits", "final/fp", "final/deployed"}
     assert set(chosen) >= FINAL and chosen["final/bops"] == row["cost"]["bops"]
     assert chosen["final/deployed"] == row["metric"]["deployed"]
     assert {info.name.tag for info in experiment.metric_infos} == {"fp/val_top1", "qat/val_top1"}

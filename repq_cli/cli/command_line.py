@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from repq_cli.cli.guesses import HYDRA_FLAGS, of_flag
-from repq_cli.cli.paths import with_home
+from repq_cli.cli.paths import quoted, with_home
 from repq_cli.errors import ConfigError
 
 SHOWING = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -40,7 +40,7 @@ class CommandLine:
         while rest:
             argument = rest.pop(0)
             if not argument.startswith("-"):
-                line.overrides.append(with_home(argument))
+                line.overrides.append(quoted(with_home(argument)))
                 continue
             flag, joined, value = argument.partition("=")
             if flag in CONFIG_NAMES:

@@ -18,6 +18,7 @@ from repq_cli.text import columns, fitted
 from repq_cli.train.interrupt import interruptible
 from repq_cli.typecheck import nearest
 
+HELP = ("-h", "--help", "help")
 USAGE = """\
 repq trains re-parameterised convolutional networks so that they ship as low-bit integers.
 
@@ -113,7 +114,9 @@ def dispatch(arguments: list[str]) -> int:
         from repq_cli.cli.completion import complete
 
         return complete(arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if arguments[:1] and arguments[0] in HELP and arguments[1:] and arguments[1] in COMMANDS:
+        return COMMANDS[arguments[1]].run(arguments[1], ["--help"])
+    if not arguments or arguments[0] in HELP:
         stream = sys.stdout if arguments else sys.stderr
         print(fitted(usage(), stream), file=stream)
         return 0 if arguments else ConfigError.exit_code
@@ -121,6 +124,8 @@ def dispatch(arguments: list[str]) -> int:
         print(f"repq {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
+    if rest == ["help"]:
+        rest = ["--help"]
     if name not in COMMANDS:
         near = nearest(name, COMMANDS)
         hint = f"did you mean '{near}'?" if near else f"the commands are {', '.join(COMMANDS)}."

@@ -45,6 +45,11 @@ def drawn(draw: Callable[[], Iterable[Drawing]], folder: Path) -> list[Path]:
     return [file for drawing in draw() for file in save(drawing, folder)]
 
 
+def no_pictures(run: RunFolder) -> Iterator[tuple[str, Tensor]]:
+    """Instead of ``pictures_of``."""
+    return iter(())
+
+
 def pictures_of(run: RunFolder) -> Iterator[tuple[str, Tensor]]:
     """The panels of a run's figures, by title, as pictures ``uint8 [3, H, W]``; without matplotlib none, and a note."""
     if importlib.util.find_spec("matplotlib") is None:

@@ -5,6 +5,7 @@ Neither Hydra nor torch is needed to know that.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -130,15 +131,20 @@ def of_flag(flag: str, value: str, command: str) -> str:
     """What is wrong with a flag that there is not, as a sentence."""
     word = re.sub("^-+", "", flag)
     meant = _meant(word, value, command) or _key_of(word, command)
-    if meant is None and (near := nearest(flag, HYDRA_FLAGS)) and flag.startswith("--"):
-        return f"There is no flag {shortened(flag)}; did you mean {near}?"
+    near = difflib.get_close_matches(flag, [name for name in HYDRA_FLAGS if name.startswith("--")], 1, 0.7)
+    if meant is None and near:
+        return f"There is no flag {shortened(flag)}; did you mean {near[0]}?"
     hint = f"write {meant}" if meant else f"options are key=value, and repq {command} --help lists the keys"
     return f"There is no flag {shortened(flag)}: {hint}."
 
 
 def of_key(key: str, value: str, command: str) -> str | None:
     """What was meant by a key that there is not, or None."""
-    return _meant(key.rpartition(".")[2], value, command)
+    name = key.lstrip("+")
+    if name.startswith("data.") and name.removeprefix("data.") in OF_DATA:
+        return "data=NAME beside it, for data that has such a key"
+    meant = _meant(name.rpartition(".")[2], value, command)
+    return None if meant is None or meant.lstrip("+").partition("=")[0] == name else meant
 
 
 def _meant(word: str, value: str, command: str) -> str | None:

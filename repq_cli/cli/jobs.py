@@ -16,7 +16,7 @@ from repq_cli import build
 from repq_cli.build import checked
 from repq_cli.cli import preflight
 from repq_cli.cli.composing import Loader
-from repq_cli.cli.figures import pictures_of
+from repq_cli.cli.figures import no_pictures, pictures_of
 from repq_cli.cli.hydra_app import plain
 from repq_cli.config import Config
 from repq_cli.effects import Affects
@@ -62,9 +62,8 @@ def train(
             }
             folder.write_row(failure(error) | asked)
         raise
-    row = run(
-        experiment, folder.path, stop_file=stop_file, command_line=command_line, figures=pictures_of, beside=beside
-    )
+    figures = no_pictures if config.fast_dev_run else pictures_of  # of two steps there is nothing to see
+    row = run(experiment, folder.path, stop_file=stop_file, command_line=command_line, figures=figures, beside=beside)
     return deployed_metric(row)
 
 

@@ -110,7 +110,11 @@ class Checker:
     def _parse(self) -> Iterator[Override]:
         parser = OverridesParser.create(config_loader=self.loader)
         for text in self.line.overrides:
-            key, _, value = text.partition("=")
+            key, sign, value = text.partition("=")
+            if not sign and not text.startswith("~"):
+                said = "is no setting: write key=value" if text.strip() else "An empty word is no setting: leave it out"
+                self.problems.append(Problem(text, ..., said))
+                continue
             try:
                 override = parser.parse_overrides([text])[0]
             except Exception:  # ANTLR and what comes behind it

@@ -6,9 +6,12 @@ import os
 import re
 
 from repq_cli.effects import OF_DATA, Affects
+from repq_cli.text import setting
 
 PATHS = {"run", "runs", "resume", "in", "out", "fp.checkpoint", "hydra.run.dir", "hydra.sweep.dir"}
 PATHS |= {f"data.{name}" for name, effect in OF_DATA.items() if effect in (Affects.PLACE, Affects.TESTS)}
+# What Hydra's grammar reads as it stands, or has a meaning of its own for: lists, quotes, sweeps, interpolations.
+READ = re.compile(r"[\w./:+@%?|* -]*|[\[{\"'].*|.*[,$].*|\w+\(.*", re.ASCII | re.DOTALL)
 HOME = re.compile(r"""(^|[=\[,:{\s"'])(~[\w.-]*)(?=/|$|[\],}"'])""")
 
 
@@ -32,3 +35,18 @@ def with_home(override: str) -> str:
     if not sign or "~" not in value or not is_path(key):
         return override
     return f"{key}={HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), value)}"
+
+
+def quoted(override: str) -> str:
+    """An override whose value is one path, in the quotes that Hydra wants around some of its signs.
+
+    ``resume=`` is read without Hydra.
+
+    >>> print(quoted("run=Größe (2)/a=b"), quoted("run=a b"), quoted("run=[a,b]"), quoted("seed==="))
+    run="Größe (2)/a=b" run=a b run=[a,b] seed===
+    """
+    key, _, value = override.partition("=")
+    name = key.lstrip("+")
+    if not is_path(key) or name == "resume" or READ.fullmatch(value):
+        return override
+    return setting(key, value)

@@ -55,14 +55,16 @@ def frequency_prior(channels: int, size: int) -> Tensor:
 
     ``f = o + 1`` counts from 1 in each half. The published code is written for 3x3 only; this is its plain extension.
     """
-    half = channels / 2
-    channel = torch.arange(channels, dtype=torch.float64)
-    first = channel < half
-    frequency = torch.where(first, channel + 1, channel + 1 - half)
-    position = torch.arange(size, dtype=torch.float64) + 0.5
-    wave = torch.cos(math.pi * frequency.view(-1, 1) * position / size)
-    down, along = wave.unsqueeze(2).expand(-1, -1, size), wave.unsqueeze(1).expand(-1, size, -1)
-    return torch.where(first.view(-1, 1, 1), down, along).float()
+    half, device = channels / 2, torch.get_default_device()
+    with torch.device("cpu"):  # on meta the first arange takes torch more than a second
+        channel = torch.arange(channels, dtype=torch.float64)
+        first = channel < half
+        frequency = torch.where(first, channel + 1, channel + 1 - half)
+        position = torch.arange(size, dtype=torch.float64) + 0.5
+        wave = torch.cos(math.pi * frequency.view(-1, 1) * position / size)
+        down, along = wave.unsqueeze(2).expand(-1, -1, size), wave.unsqueeze(1).expand(-1, size, -1)
+        prior = torch.where(first.view(-1, 1, 1), down, along).float()
+    return prior.to(device)
 
 
 class FrequencyBranch(PointFirst):

@@ -46,14 +46,20 @@ class Drawing:
         """Each of its panels alone, by title, as a PNG that stays readable where the whole would be small."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        self._saved("png", dpi=dpi)  # ticks are made when a figure is drawn
-        assert isinstance(self.figure.canvas, FigureCanvasAgg)
-        for number, axes in enumerate(self.figure.axes, 1):
-            edge = axes.get_tightbbox(self.figure.canvas.get_renderer())
-            if edge is not None and axes.axison:
-                box = edge.padded(4).transformed(self.figure.dpi_scale_trans.inverted())
-                title = axes.get_title("left") or axes.get_title() or str(number)
-                yield title, self._saved("png", dpi=dpi, metadata={"Software": None}, bbox_inches=box)
+        canvas, panels = self.figure.canvas, [axes for axes in self.figure.axes if axes.axison]
+        assert isinstance(canvas, FigureCanvasAgg)
+        for number, axes in enumerate(panels, 1):
+            for other in panels:
+                other.set_visible(other is axes)
+            axes.tick_params(labelleft=True)  # which neighbours may share, as the name of an axis
+            axes.set_xlabel(axes.get_xlabel() or panels[-1].get_xlabel())
+            with styled(self.name):
+                canvas.draw()  # which makes ticks
+            edge = axes.get_tightbbox(canvas.get_renderer())
+            assert edge is not None
+            box = edge.padded(4).transformed(self.figure.dpi_scale_trans.inverted())
+            title = axes.get_title("left") or str(number)
+            yield title, self._saved("png", dpi=dpi, metadata={"Software": None}, bbox_inches=box)
 
     def _saved(self, form: str, **options: Any) -> bytes:
         buffer = io.BytesIO()

@@ -47,5 +47,8 @@ function measure() {
     for (const name of ["tight", "wide"]) if (box.scrollWidth > box.clientWidth + 1) box.classList.add(name);
   }
 }
+for (const cell of document.querySelectorAll("tbody td:not(.number)")) {
+  if (cell.textContent.length > 20) cell.classList.add("long");
+}
 addEventListener("resize", measure);
 measure();

@@ -21,12 +21,21 @@ SPECIAL = {
     "×": r"$\times$",
     "Δ": r"$\Delta$",
     "–": "--",
+    "−": "$-$",
+    "→": r"$\to$",
+    "↓": r"$\downarrow$",
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+
+
+KNOWN = "‘’“”—…"  # beside Latin letters, what LaTeX reads without further packages
+
+# As wide as the page where it would be wider.
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 def latex(document: Document) -> str:
     """One ``table`` environment for each table, with its notes below; the document's own notes at the end."""
-    parts = ["% needs \\usepackage{booktabs}"]
+    parts = ["% needs \\usepackage{booktabs,graphicx}"]
     for chapter in document.chapters:
         parts += ["\n".join(_table(table)) for table in chapter.tables]
         parts += [_note(note) for note in chapter.notes]
@@ -42,14 +51,14 @@ def _table(table: Table) -> Iterator[str]:
     alignment = "".join("l" if column.form is None else "r" for column in table.columns)
     yield "\\begin{table}\n\\centering"
     yield f"\\caption{{{escaped(table.caption)}}}"
-    yield f"\\begin{{tabular}}{{{alignment}}}\n\\toprule"
+    yield f"{FITTED}\n\\begin{{tabular}}{{{alignment}}}\n\\toprule"
     if any(column.group for column in table.columns):
         yield from _groups(table.columns)
     yield _row(escaped(column.name) for column in table.columns)
     yield "\\midrule"
     for texts, line in zip(table.texts, table.lines, strict=True):
         yield _row(_emphasised(escaped(text), entry) for text, entry in zip(texts, line, strict=True))
-    yield "\\bottomrule\n\\end{tabular}"
+    yield "\\bottomrule\n\\end{tabular}}"
     for note in table.legend:
         yield f"\\par\\smallskip{{\\footnotesize {escaped(note)}\\par}}"
     yield "\\end{table}"
@@ -82,9 +91,13 @@ def _emphasised(text: str, entry: str | Cell) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Text that LaTeX prints as it is, in one line, with what cannot be seen as Python writes it.
+    r"""Text that LaTeX prints as it is, in one line; what cannot be seen, or that it has no letter for, as its number.
 
-    >>> print(escaped("50 % of repvgg_a0"))
-    50 \% of repvgg\_a0
+    >>> print(escaped("50 % of repvgg_a0"), escaped("Größe, 大"))
+    50 \% of repvgg\_a0 Größe, [U+5927]
     """
-    return "".join(SPECIAL.get(sign, sign) for sign in visible(" ".join(text.split())))
+    return "".join(SPECIAL.get(sign) or _letter(sign) for sign in visible(" ".join(text.split())))
+
+
+def _letter(sign: str) -> str:
+    return sign if ord(sign) < 0x180 or sign in KNOWN else f"[U+{ord(sign):04X}]"

@@ -14,8 +14,7 @@ from repq_cli.devices import in_float64
 from repq_cli.runs.folder import RunFolder
 
 LARGEST_BIN = 1e19  # TensorBoard's bins end a little below 1e20
-# What HParams shows at first.
-TELLING = {"model", "rep", "mode", "quant.weight_bits", "quant.act_bits", "final/fp", "final/deployed"}
+TELLING = {"rep", "mode", "quant.weight_bits", "final/fp", "final/deployed"}  # the five that HParams shows at first
 VALIDATED = "/val_"  # in the names of curves that HParams compares by their last values
 
 
