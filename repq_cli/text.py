@@ -106,7 +106,7 @@ def wrapped(text: str, width: int) -> str:
     """Lines of at most ``width`` characters, broken between words and indented as they began; a word is never broken.
 
     What stands in columns, two spaces or more between words, is broken in its last column alone, and left as it is
-    where that would be narrow.
+    where that would be narrow, as are lines of Markdown's tables.
 
     >>> print(wrapped("repq: a sentence of some words", 25))
     repq: a sentence of some
@@ -119,7 +119,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _wrapped_line(line: str, width: int) -> str:
-    if len(line) <= width:
+    if len(line) <= width or line.startswith("|"):
         return line
     start, gap, _ = line.rstrip().rpartition("  ")
     indent = " " * (len(start) + len(gap) if start.strip() else len(line) - len(line.lstrip()) + 2)

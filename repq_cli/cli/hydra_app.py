@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pkgutil import resolve_name
+from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -20,6 +22,7 @@ from repq_cli.cli.folders import register_resolvers
 from repq_cli.cli.foreign import in_our_words
 from repq_cli.errors import ConfigError, DataError, RepqError
 from repq_cli.problems import Problem
+from repq_cli.schema import MISSING
 from repq_cli.targets import unnamed_plugins
 
 register_resolvers()  # at import, because a launcher's worker processes import this file and nothing else
@@ -45,12 +48,16 @@ def show(command: str, arguments: list[str]) -> int:
     def app(config: DictConfig) -> None:
         raise AssertionError(f"{arguments} run {command}")
 
-    with _hydra_process(command, arguments), in_sentences():
+    code: Any = 0
+    text = io.StringIO() if {"--help", "-h"} & set(arguments) else None
+    with _hydra_process(command, arguments), in_sentences(), nullcontext() if text is None else redirect_stdout(text):
         try:
             app()
         except SystemExit as stop:
-            return int(stop.code or 0) if not isinstance(stop.code, str) else 1
-    return 0
+            code = stop.code
+    if text is not None:
+        print(text.getvalue().replace(f": {MISSING}\n", ": …\n").rstrip())
+    return int(code or 0) if not isinstance(code, str) else 1
 
 
 def run_app(command: str, job: str, line: CommandLine, loader: Loader) -> None:

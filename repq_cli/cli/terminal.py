@@ -22,7 +22,7 @@ LONGEST_WORD, LONGEST_LINE = 300, 2000  # of a message; what is longer was given
 class Shown:
     """A stream whose texts come out with control characters, and marks that turn directions, as Python writes them.
 
-    bars: whether what moves a progress bar passes.
+    bars: whether what moves a progress bar passes; else lines are made to fit a terminal.
     """
 
     def __init__(self, stream: TextIO, bars: bool) -> None:
@@ -30,7 +30,7 @@ class Shown:
 
     def write(self, text: str) -> int:
         """As a text stream's."""
-        parts = OF_BARS.split(text) if self._bars else [text]
+        parts = OF_BARS.split(text) if self._bars else [fitted(text, self._stream)]
         self._stream.write("".join(part if index % 2 else visible(part) for index, part in enumerate(parts)))
         return len(text)
 
