@@ -224,7 +224,7 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("verbosity=loud", "verbosity=loud must be one of quiet, normal, debug."),
         ("~seed", "~seed= cannot be removed; set it instead."),
         ("quant=[", "quant=[ cannot be read"),
-        ("nonsense", "nonsense= cannot be read"),
+        ("nonsense", "nonsense is no setting: write key=value"),
         ("rep=ecbsr", f"rep=ecbsr must be one of {', '.join(names('rep'))}"),
         ("data=image_folder", "data.root=… has to be set: it must be text."),
         (
@@ -286,9 +286,11 @@ def test_combinations_that_cannot_work_say_why(
     assert error.startswith("repq: ")
 
 
-def test_a_value_with_spaces_is_answered_with_its_quotes(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = complaint(capsys, "+model=repvgg_a0", "data=image_folder", "data.root=my (dir)")
-    assert """quoted like 'data.root="my (dir)"'""" in text
+def test_a_path_of_any_letters_needs_no_quotes(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("my (dir)", "größe", "a=b", "it's"):
+        text = complaint(capsys, "+model=repvgg_a0", "data=image_folder", f"data.root={path}", code=3)
+        assert text.startswith(f"repq: data.root={path} has no folder 'train'")
+    assert """quoted like 'loss="my (loss)"'""" in complaint(capsys, "+model=repvgg_a0", "loss=my (loss)")
 
 
 def test_all_problems_come_in_one_message(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def test_a_stored_configuration_has_what_its_run_had(in_folder: Path) -> None:
     assert found.stored().keys() == config.stored().keys()
     del tree["rep"]["batch_norm"]
     folder.write_config(tree)
-    with pytest.raises(ConfigError, match=r"rep\.batch_norm=\?\?\? is missing from the configuration"):
+    with pytest.raises(ConfigError, match=r"rep\.batch_norm=… is missing from the configuration"):
         build.stored(folder, [])
 
 

@@ -117,7 +117,7 @@ def test_identical_pictures_are_counted_beside_the_mean(
 
 def test_tensorboard_shows_crops_side_by_side(trained: Path) -> None:
     events = EventAccumulator(str(trained / "tb"), size_guidance={"images": 0}).Reload()
-    assert "random" in events.Tags()["images"]
+    assert "report/random" in events.Tags()["images"]
 
 
 def test_a_run_leaves_crops_of_every_set_with_their_quality(trained: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from repq_cli.errors import Interrupted, RanksError
-from repq_cli.memory import require_memory
 from repq_cli.neighbours import cores
 
 # For processes that are started: since Python 3.11 they take no modules from the folder that they start in.
@@ -25,6 +24,8 @@ def launch(devices: int, arguments: Sequence[str], restarts: int = 0) -> int:
     restarts: how often all are started again, and go on, after one has failed. Raises Interrupted for a signal, which
     all have heard of and answered, and RanksError where the one that would tell what is wrong was killed.
     """
+    from repq_cli.memory import require_memory  # with torch, which a help does without
+
     require_memory(devices * PROCESS, f"runtime.devices={devices}, a process each,", "start fewer")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
