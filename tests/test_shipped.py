@@ -11,6 +11,7 @@ from repq_cli import build
 from repq_cli.cli import main
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
+from repq_cli.deploy.runs_as import INT8, runs_as
 from repq_cli.finished_run import FinishedRun
 from repq_cli.train.engine import EVAL_BATCH
 
@@ -58,4 +59,8 @@ def test_what_ships_is_what_was_trained(
     found = compare_integers(deployed, IntegerNet(deployed), images, build.task(done.config).agreement)
     assert found.max_lsb is not None and found.max_lsb <= 1
     assert found.answers >= 99.9 and ("ecbsr" in net or found.others == 0)
-    assert main(["export", f"run={run}", "threads=1"]) == 0, capsys.readouterr().err
+    rounded = all(node["bias_step"] for node in deployed.nodes if node.get("bias"))  # in training
+    biases = "int32" if rounded else "auto"
+    assert main(["export", f"run={run}", "threads=1", f"biases={biases}"]) == 0, capsys.readouterr().err
+    if all(way == INT8 for way in runs_as(deployed).values()):
+        assert main(["eval", f"run={run}", "engine=integer", "rounding=onnxruntime", "runtime.threads=1"]) == 0
