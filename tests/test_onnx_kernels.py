@@ -70,11 +70,13 @@ def test_how_layers_will_run_is_known_before(subtests: pytest.Subtests) -> None:
     ]
     for net, quant, reason in cases:
         with subtests.test(net=net, quant=quant):
-            deployed, _ = frozen(*NETS[net], f"quant={quant}")
+            deployed, x = frozen(*NETS[net], f"quant={quant}")
             ways = runs_as(deployed)
             said, found = " ".join(floating(ways)), note_kernels(to_onnx(deployed, Form(quant == "w2a2")))
             assert (reason in said) if reason else not said
             assert (found.integer_layers, found.layers) == ([*ways.values()].count(INT8), len(ways))
+            if quant == "bnn" or "ecbsr" in net:  # floats behind integers
+                assert torch.equal(OnnxNet(to_onnx(deployed).SerializeToString(), deployed.halo, 1)(x), deployed(x))
 
 
 def test_training_says_first_what_will_be_float() -> None:

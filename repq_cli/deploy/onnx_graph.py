@@ -4,8 +4,8 @@ Activation codes are uint8, signed ones moved by 128, since x86's kernels multip
 activation functions in front, are a clip of the codes, so that nothing stands between a convolution and its quantizer,
 and runtimes make one kernel of both. Weight codes of fewer bits are multiplied by a power of two. Biases are int32 in
 units of the sums, as runtimes' kernels have them, so that a code at the edge of two can fall to the other side of it.
-Where signs are taken of sums, codes have a step of 1; the sums, integers then, are scaled behind, as by the executor.
-Needs the extra ``export``.
+Where signs are taken of sums, and where a layer runs in floating point in any case, codes have a step of 1; the sums,
+integers then, are scaled behind, as by the executor. Needs the extra ``export``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class OnnxGraph(Constants):
         super().__init__(net, form)
         self.readers = {name: [node for node in net.nodes if name in node["inputs"]] for name in self.by_name}
         self.float_layers = [node["name"] for node in net.nodes if "weight" in node and self._is_slow_in_int8(node)]
-        self.on_integers = sums_before_signs(net)
+        self.on_integers = sums_before_signs(net) | (set() if form.symmetric else self._floating_anyway())
         self.outputs = list(dict.fromkeys(leaves(net.graph["output"])))
 
     @functools.cached_property
@@ -210,6 +210,22 @@ class OnnxGraph(Constants):
             inputs.append(self.constant(f"{node['name']}.bias", held["summed_bias"]))
         behind = [("Mul", held["factor"]), ("Add", held["bias"])]
         return inputs, [(kind, operand) for kind, operand in behind if operand is not None]
+
+    def _floating_anyway(self) -> set[str]:
+        """Layers of codes that no kernel makes codes of, since a function that is no clip stands behind them.
+
+        As numbers their sums would be rounded in the order in which they are formed; of integers they are exact, and what
+        follows is the executor's own arithmetic.
+        """
+        layers = [self.by_name[name] for name in self.net.on_codes]
+        activations = {node["name"]: ACTIVATIONS[node.get("activation", "none")] for node in layers}
+        return {
+            node["name"]
+            for node in layers
+            if activations[node["name"]] is not None
+            and OPERATIONS[node["op"]].limits(node) is None
+            and not node["input_scale"]
+        }
 
     def _is_slow_in_int8(self, node: Node) -> bool:
         """Depthwise with a zero-point per channel, for which ONNX Runtime has no kernel but one channel at a time.
