@@ -214,8 +214,8 @@ class OnnxGraph(Constants):
     def _floating_anyway(self) -> set[str]:
         """Layers of codes that no kernel makes codes of, since a function that is no clip stands behind them.
 
-        As numbers their sums would be rounded in the order in which they are formed; of integers they are exact, and what
-        follows is the executor's own arithmetic.
+        As numbers their sums would be rounded in the order in which they are formed; of integers they are exact, and
+        what follows is the executor's own arithmetic.
         """
         layers = [self.by_name[name] for name in self.net.on_codes]
         activations = {node["name"]: ACTIVATIONS[node.get("activation", "none")] for node in layers}
