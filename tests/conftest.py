@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 from processes import Process
 from torch import nn
 
@@ -24,6 +26,10 @@ from repq_cli.images.resize import enlarge, to_bytes
 from repq_cli.models.repvgg import repvgg
 from repq_cli.reparam.block import MakeBlock
 from repq_cli.reparam.repvgg import repvgg_block
+
+# A new example shows less than a minute does; where more are wanted a test says so.
+settings.register_profile("suite", max_examples=30, deadline=None)
+settings.load_profile("suite")
 
 # Hydra parses its files anew for every composition: libyaml takes a tenth of the time.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
@@ -67,6 +73,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("accelerator"):
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """A power cut alone tells whether it has what was written; that it is asked to, tests/test_files.py tells."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
