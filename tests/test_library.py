@@ -158,6 +158,27 @@ def test_misuse_is_refused_in_a_sentence() -> None:
     for function in (repq.after_step, repq.freeze_statistics):
         refused("takes a network that repq.prepare has made", lambda function=function: function(fp))  # type: ignore[misc]
     shipped = repq.freeze(qat, X)
+    refused("merge was given net=str x, which must be a torch.nn.Module", lambda: repq.merge("x", X))  # type: ignore[arg-type]
+    refused(
+        "given quant=str w4a4, which must be a repq.QuantOptions or None", lambda: repq.prepare(fp, X, quant="w4a4")
+    )  # type: ignore[arg-type]
+    refused("given keep_float=str stem, which must be a list", lambda: repq.prepare(fp, X, keep_float="stem"))
+    refused("given batches=Tensor, which must be batches", lambda: repq.prepare(fp, X, batches=X))
+    refused("given shipped=ResNet, which must be a Shipped, as repq.freeze", lambda: repq.check(qat, qat, [X]))  # type: ignore[arg-type]
+    refused("given biases=str int8, which must be one of auto", lambda: repq.export_onnx(shipped, "x", biases="int8"))  # type: ignore[arg-type]
+    refused("given overrides=str seed=1, which must be a list", lambda: repq.run("seed=1"))
+    refused("Shipped.save was given folder=NoneType, which must be", lambda: shipped.save(None))  # type: ignore[arg-type]
+    refused(r"ResNet cannot take a batch of shape \[8, 2, 12, 11\] \(Given groups", lambda: repq.explain(fp, X[:, :2]))
+    refused(r"The example has the shape \[3, 12, 11\]: a batch", lambda: repq.freeze(qat, X[0]))
+    refused(r"A batch has the shape \[8, 1, 12, 11\], and", lambda: repq.prepare(fp, X, batches=[X[:, :1]]))
+    refused("A batch is torch.uint8 and the network", lambda: repq.check(qat, shipped, [X.byte()]))
+    refused("batches is empty: nothing is proven", lambda: repq.check(qat, shipped, []))
+    refused("The shipped network cannot take a batch", lambda: shipped(X[:, :1]))
+    refused("The description is no JSON", lambda: repq.freeze(qat, X, {"mean": [float("nan")]}))
+    refused("num_classes=int 0, which must be a whole number, at least 1", lambda: repq.models.resnet18(0))
+    refused(
+        "rep=<lambda> gives NoneType: it has to make a repq block", lambda: repq.models.resnet18(rep=lambda *_: None)
+    )
     with torch.no_grad():
         qat.classifier.linear.bias.add_(1)
     with pytest.raises(repq.CheckError, match="differs from the trained one by 1"):

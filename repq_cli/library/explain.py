@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from repq_cli.deploy.freeze import converted
 from repq_cli.deploy.tracing import Conversion
 from repq_cli.library.foreign import own
-from repq_cli.library.quantize import mode_options, quant_options, require_fit, unblocked_layers
+from repq_cli.library.given import require_fit, typed
+from repq_cli.library.quantize import mode_options, quant_options, unblocked_layers
 from repq_cli.modes.catalogue import AUTO
 from repq_cli.modes.compose import compose
 from repq_cli.quant.float_leaf import is_kept
@@ -71,6 +72,7 @@ class Explanation:
         return "\n".join([f"mode {self.mode}", columns([header, *lines], len(header)), *self.refusals])
 
 
+@typed
 @torch.no_grad()
 def explain(
     net: nn.Module, example: Tensor, weight_bits: int = 8, act_bits: int = 8, keep_float: Sequence[str] = ()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from torch import nn
 
 from repq_cli import build
+from repq_cli.bounds import Range
 from repq_cli.config import section_of
 from repq_cli.data.base import Inputs
 from repq_cli.errors import ConfigError
-from repq_cli.reparam.block import MakeBlock
+from repq_cli.library.given import typed
+from repq_cli.reparam.algebra import Geometry
+from repq_cli.reparam.block import Block, MakeBlock
 from repq_cli.targets import ModelSection, RepSection
 from repq_cli.typecheck import annotations_of, mistake, nearest
 
@@ -34,10 +37,11 @@ def named(name: str) -> Callable[..., nn.Module]:
     return functools.partial(network, name)
 
 
+@typed
 def network(
     name: str,
-    num_classes: int = 10,
-    in_channels: int | None = None,
+    num_classes: Annotated[int, Range(1)] = 10,
+    in_channels: Annotated[int, Range(1)] | None = None,
     rep: str | MakeBlock | None = None,
     **keys: Any,
 ) -> nn.Module:
@@ -71,9 +75,22 @@ def network(
     if "num_classes" in annotations_of(function):
         arguments["num_classes"] = num_classes
     try:
-        return function(make_block=chosen, in_channels=in_channels, **arguments)
-    except ValueError as error:
+        return function(make_block=_makes_blocks(chosen), in_channels=in_channels, **arguments)
+    except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _makes_blocks(make: MakeBlock) -> MakeBlock:
+    """A function of the caller's. TypeError, with the layer, where it gives no module."""
+
+    @functools.wraps(make)
+    def made(geometry: Geometry, activation: nn.Module | None) -> Block:
+        block = make(geometry, activation)
+        if not isinstance(block, nn.Module):
+            raise TypeError(f"rep={make.__name__} gives {type(block).__name__}: it has to make a repq block.")
+        return block
+
+    return made
 
 
 def _check_keys(name: str, model: dict[str, Any], keys: dict[str, Any]) -> None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from repq_cli.answers import tensors
+from repq_cli.bounds import Range
 from repq_cli.combinations import COMBINATIONS
 from repq_cli.deploy.freeze import unsupported
 from repq_cli.deploy.tracing import together
 from repq_cli.devices import full_float32
 from repq_cli.errors import CheckError, ConfigError
 from repq_cli.library.foreign import own
+from repq_cli.library.given import Batches, inputs_of, require_fit, typed
 from repq_cli.modes import compose
 from repq_cli.modes.auto import resolve_mode
 from repq_cli.modes.calibrate import calibrate
@@ -38,9 +40,8 @@ from repq_cli.typecheck import annotations_of, mistake
 MERGE_TOLERANCE = 1e-4  # of float32, relative to the largest output
 STATISTICS_BATCHES = 16  # at most so many are read where a mode restates batch-norm statistics
 
-Batches = Iterable[Tensor | Sequence[Any]]
 
-
+@typed
 @torch.no_grad()
 def merge(net: nn.Module, example: Tensor) -> nn.Module:
     """A copy of ``net`` in eval mode with every block as one convolution: of the same class, if it is of repq's blocks.
@@ -73,6 +74,7 @@ def merge(net: nn.Module, example: Tensor) -> nn.Module:
     return merged
 
 
+@typed
 def prepare(
     net: nn.Module,
     example: Tensor,
@@ -106,7 +108,8 @@ def prepare(
     require_forms(composed, example, kept)
     if batches is None:
         return composed.train()
-    listed = [inputs_of(batch).to(example.device) for batch in itertools.islice(batches, STATISTICS_BATCHES)]
+    some = itertools.islice(batches, STATISTICS_BATCHES)
+    listed = [inputs_of(batch, example.shape[1], example.dtype).to(example.device) for batch in some]
     if not listed:
         raise ConfigError("batches is empty: give some of the training data, or None for a state dict to be loaded.")
     start = chosen.rule.starting_net(net, listed, chosen)
@@ -115,18 +118,21 @@ def prepare(
     return composed.train()
 
 
-def parameter_groups(qat: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+@typed
+def parameter_groups(qat: nn.Module, weight_decay: Annotated[float, Range(0)] = 0.0) -> list[dict[str, Any]]:
     """Groups for an optimiser of torch: kernels decay; batch norm, biases and quantizers' steps must not."""
     groups = optim.parameter_groups(qat, OptimOptions(name="sgd", weight_decay=weight_decay, label_smoothing=0.0))
     return [{key: group[key] for key in ("params", "weight_decay")} for group in groups]
 
 
+@typed
 def after_step(qat: nn.Module) -> None:
     """What a loop owes the quantizers after every ``optimizer.step()``: float weights stay within their bounds."""
     _require_quantized(qat, "after_step")
     clip_latent_weights(qat)
 
 
+@typed
 def freeze_statistics(qat: nn.Module) -> None:
     """From now on train with the running statistics of batch norms as they are."""
     _require_quantized(qat, "freeze_statistics")
@@ -202,15 +208,6 @@ def require_forms(composed: nn.Module, example: Tensor, kept: Sequence[str]) -> 
         raise ConfigError(together(found))
 
 
-def require_fit(net: nn.Module, example: Tensor) -> None:
-    like = next(net.parameters())
-    if (example.device, example.dtype) != (like.device, like.dtype):
-        raise ConfigError(
-            f"The example is {example.dtype} on {example.device} and the network {like.dtype} on {like.device}: "
-            f"bring both together with .to(…)."
-        )
-
-
 def _require_quantized(net: nn.Module, function: str) -> None:
     if not any(isinstance(module, Quantizer) for module in net.modules()):
         raise ConfigError(f"repq.{function} takes a network that repq.prepare has made, and this is none.")
@@ -219,10 +216,3 @@ def _require_quantized(net: nn.Module, function: str) -> None:
 def _nan_first(number: Tensor) -> float:
     """A key by which the largest is NaN where there is one."""
     return math.inf if number.isnan() else number.item()
-
-
-def inputs_of(batch: Tensor | Sequence[Any]) -> Tensor:
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(first, Tensor):
-        raise ConfigError(f"A batch is {type(first).__name__}: batches gives tensors, or tuples that start with one.")
-    return first

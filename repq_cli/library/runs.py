@@ -10,12 +10,14 @@ from repq_cli.cli.folders import run_dir
 from repq_cli.cli.jobs import train
 from repq_cli.cli.overrides import Checker
 from repq_cli.errors import ConfigError
+from repq_cli.library.given import typed
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import Row
 
 PLACE = "hydra.run.dir="
 
 
+@typed
 def run(overrides: Sequence[str]) -> Row:
     """``repq train`` with these overrides: ``["+model=repvgg_a0", "quant=w4a4", "hydra.run.dir=DIR"]``.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from repq_cli.answers import tensors
+from repq_cli.bounds import Range
 from repq_cli.deploy import check as proof
 from repq_cli.deploy import freeze as deploy
 from repq_cli.deploy.integer import IntegerNet
@@ -20,7 +22,7 @@ from repq_cli.devices import full_float32
 from repq_cli.errors import CheckError, ConfigError
 from repq_cli.extras import extra
 from repq_cli.files import write_atomically
-from repq_cli.library.quantize import Batches, inputs_of, require_fit
+from repq_cli.library.given import Batches, answering, inputs_of, require_fit, require_json, typed
 from repq_cli.modes.compose import composition_of
 
 
@@ -35,8 +37,17 @@ class Shipped:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Any:
-        return self.deployed.to(x.device)(x)
+        if not isinstance(x, Tensor):
+            raise ConfigError(f"A shipped network takes a batch of inputs as a tensor, and this is {type(x).__name__}.")
+        with answering("The shipped network", x.shape):
+            return self.deployed.to(x.device)(x)
 
+    @property
+    def channels(self) -> int:
+        """Of its inputs."""
+        return int(self.deployed.graph["input_shape"][0])
+
+    @typed
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` (packed codes, steps, biases) and ``model.json`` (the graph)."""
         self.deployed.save(Path(folder))
@@ -50,6 +61,7 @@ class Shipped:
         return self.deployed.digest()
 
 
+@typed
 def freeze(qat: nn.Module, example: Tensor, description: dict[str, Any] | None = None) -> Shipped:
     """The integers of a network that ``prepare`` made, by its running statistics.
 
@@ -60,6 +72,7 @@ def freeze(qat: nn.Module, example: Tensor, description: dict[str, Any] | None =
     """
     composition = composition_of(qat)
     require_fit(qat, example)
+    require_json(description or {})
     shipped = composition.mode.rule.shipped_net(qat, composition.quant.init)
     enlarges = any(isinstance(module, nn.PixelShuffle) for module in qat.modules())
     task = "super_resolution" if enlarges else "classification"
@@ -70,19 +83,25 @@ def freeze(qat: nn.Module, example: Tensor, description: dict[str, Any] | None =
         raise ConfigError(str(error)) from error
 
 
+@typed
 def load(folder: str | Path) -> Shipped:
     """What ``Shipped.save`` wrote, or the ``deploy/`` of a run. Raises DataError for damaged files."""
     return Shipped(DeployedNet.load(Path(folder)))
 
 
+@typed
 def check(qat: nn.Module, shipped: Shipped, batches: Batches) -> proof.Agreement:
     """Run both on all ``batches``, which are as ``prepare``'s. Raises CheckError unless every output is equal."""
     composition = composition_of(qat)
     trained = composition.mode.rule.shipped_net(qat, composition.quant.init)
-    device = next(qat.parameters()).device
-    inputs = (inputs_of(batch).to(device) for batch in batches)
-    with full_float32():
-        agreement = proof.compare(trained, shipped.deployed.to(device), inputs, _same_answers)
+    like = next(qat.parameters())
+    inputs = (inputs_of(batch, shipped.channels, like.dtype).to(like.device) for batch in batches)
+    first = next(inputs, None)
+    if first is None:
+        raise ConfigError("batches is empty: nothing is proven without images.")
+    every = itertools.chain([first], inputs)
+    with full_float32(), answering("One of the two networks", first.shape):
+        agreement = proof.compare(trained, shipped.deployed.to(like.device), every, _same_answers)
     if agreement.max_abs != 0:
         raise CheckError(
             f"The frozen network differs from the trained one by {agreement.max_abs:g} ({agreement.answers:.2f} % of "
@@ -106,6 +125,7 @@ class Report(NamedTuple):
     max_abs: float | None
 
 
+@typed
 @torch.no_grad()
 def export_onnx(
     shipped: Shipped,
@@ -117,7 +137,7 @@ def export_onnx(
     weights: Literal["int8", "int4"] = "int8",
     zero_points: Literal["auto", "none"] = "auto",
     opset: Literal[17, 21] | None = None,
-    threads: int | None = None,
+    threads: Annotated[int, Range(1)] | None = None,
 ) -> Report:
     """Write the network as ONNX in QDQ form and compare it, in ONNX Runtime, on ``batches``.
 
@@ -133,7 +153,11 @@ def export_onnx(
         from repq_cli.deploy.onnx_graph import to_onnx
         from repq_cli.deploy.onnx_run import OnnxNet
     deployed = shipped.deployed.cpu()
-    inputs = None if batches is None else [inputs_of(batch).cpu() for batch in batches]
+    inputs = None
+    if batches is not None:
+        inputs = [inputs_of(batch, shipped.channels, torch.float32).cpu() for batch in batches]
+        if not inputs:
+            raise ConfigError("batches is empty: give some images to compare answers on, or None.")
     for kind in ("int32", "float") if biases == "auto" else (biases,):
         form = Form.of(kind, reduce_range=reduce_range, weights=weights, zero_points=zero_points, opset=opset)
         content = to_onnx(deployed, form).SerializeToString()
