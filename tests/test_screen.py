@@ -78,6 +78,12 @@ def test_lines_end_at_words_and_colours_can_be_refused(monkeypatch: pytest.Monke
         plain = text.replace("\x1b[31m", "").replace("\x1b[0m", "")
         assert plain.startswith("repq: data.root") and plain.split() == f"repq: {sentence}".split()
         assert all(len(line) <= min(columns, 120) for line in plain.splitlines())
+        printed = Terminal()  # what a command prints fits as well, but for tables of Markdown and what programs read
+        print(sentence, f"| {sentence}", file=Shown(printed, bars=False), sep="\n")
+        *lines, table = printed.getvalue().splitlines()
+        assert table == f"| {sentence}" and all(len(line) <= min(columns, 120) for line in lines)
+        Shown(printed, bars=False).writelines([sentence])
+        assert printed.getvalue().endswith(sentence)
     quiet = io.StringIO()  # a file, or a pipe: one line, which can be searched
     monkeypatch.setattr(sys, "stderr", Shown(quiet, bars=True))
     complaint(sentence)

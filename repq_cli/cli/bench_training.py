@@ -55,7 +55,7 @@ def training(asked: BenchKeys, batches: list[int], rounds: int) -> None:
     found["notes"] = [*notes_on(plans), *([busy] if busy else [])]
     write_json(out / BENCH, prune(found))
     if asked.format == "json":
-        print(json.dumps(prune(found), indent=2, allow_nan=False))
+        sys.stdout.writelines([json.dumps(prune(found), indent=2, allow_nan=False), "\n"])
         return
     print({"text": text, "markdown": markdown}[asked.format](document(found)).rstrip())
     print(f"\n{written(out, 'training')}")

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _print(options: argparse.Namespace, text: str) -> int:
     if options.out is None:
-        sys.stdout.write(text)
+        sys.stdout.writelines([text]) if options.format != "markdown" else print(text, end="")
     else:
         write_atomically(Path(options.out), text.encode())
     return 0

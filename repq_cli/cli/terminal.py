@@ -30,14 +30,14 @@ class Shown:
 
     def write(self, text: str) -> int:
         """As a text stream's."""
-        parts = OF_BARS.split(text) if self._bars else [fitted(text, self._stream)]
-        self._stream.write("".join(part if index % 2 else visible(part) for index, part in enumerate(parts)))
+        self.writelines([text if self._bars else fitted(text, self._stream)])
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """As a text stream's."""
+        """As a text stream's, of any length: what programs read is not broken on a terminal either."""
         for line in lines:
-            self.write(line)
+            parts = OF_BARS.split(line) if self._bars else [line]
+            self._stream.write("".join(part if index % 2 else visible(part) for index, part in enumerate(parts)))
 
     def start(self, word: str, colour: str) -> None:
         """Write a word in a colour."""

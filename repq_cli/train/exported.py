@@ -22,6 +22,7 @@ def will_be_floating(experiment: Experiment) -> Iterator[str]:
     if quant.label == "fp32":
         return
     with torch.random.fork_rng(devices=[]):
-        net = compose(experiment.make_net(), mode, quant)
+        images = [torch.zeros(2, *experiment.data.info.shape)]
+        net = compose(mode.rule.shaped_net(experiment.make_net(), images, mode), mode, quant)
         shipped = mode.rule.shipped_net(net, "lsq")
     yield from floating(runs_as(freeze(shipped, {"input_shape": list(experiment.data.info.shape)})))
