@@ -151,7 +151,7 @@ def test_tools_without_effect_are_refused_with_the_reason(subtests: pytest.Subte
             "quant=w4a4 mode=repq_bnest qat.steps_within=3",
         )
     ]
-    assert decided == [2, None, None, 3]
+    assert decided == [1.75, None, None, 3]
     repvgg = "rep=repvgg quant=w4a4"
     for arguments, sentence in [
         ("qat.temperature=3", "qat.temperature=3 is for distillation; set qat.teacher=fp as well"),

@@ -41,12 +41,12 @@ def resolve_identity(mode: str, weight_method: str, weight_bits: int) -> Literal
 
 
 def resolve_steps_within(mode: str, weight_method: str, weight_bits: int) -> float | None:
-    """``qat.steps_within`` where it is left open: 2 for learned steps where the mode is left open, too, else none.
+    """``qat.steps_within`` where it is left open: 1.75 for learned steps where the mode is left open, too, else none.
 
     In a channel that has died the merged kernel grows with its batch norm's ``1 / sigma``, and no gradient tells its
     step: the kernel is clipped to nothing. Elsewhere steps rarely drift that far. Source: ours; docs/ablation.md.
 
     >>> [resolve_steps_within(mode, "lsq", bits) for mode, bits in (("auto", 4), ("auto", 32), ("repq_bnest", 4))]
-    [2.0, None, None]
+    [1.75, None, None]
     """
-    return 2.0 if mode == AUTO and weight_method == "lsq" and weight_bits < 32 else None
+    return 1.75 if mode == AUTO and weight_method == "lsq" and weight_bits < 32 else None
