@@ -45,17 +45,14 @@ def test_a_run_says_what_was_chosen_and_what_came_of_it(finished: Path) -> None:
     assert {info.name.tag for info in experiment.metric_infos} == {"fp/val_top1", "qat/val_top1"}
 
 
-def test_loss_and_metric_come_first(finished: Path) -> None:
-    tags = events_of(finished).Tags()
+def test_a_run_shows_loss_and_metric_first_and_its_figures(finished: Path) -> None:
+    events = events_of(finished)
+    tags = events.Tags()
     groups = {tag.partition("/")[0] for tag in (*tags["scalars"], *tags["images"], *tags["histograms"])}
     assert sorted(groups)[:2] == ["fp", "qat"] and not any(tag.startswith("final") for tag in tags["scalars"])
     for stage in ("fp", "qat"):
         own = [tag.partition("/")[2] for tag in sorted(tags["scalars"]) if tag.startswith(f"{stage}/")]
         assert own == ["loss", "lr", "train_loss", "train_top1", "val_top1"]
-
-
-def test_a_run_shows_its_figures(finished: Path) -> None:
-    events = events_of(finished)
     shown = {tag: events.Images(tag)[0] for tag in events.Tags()["images"]}
     assert {"report/Step sizes, weights", "report/Step sizes, activations"} <= set(shown)
     assert {"report/Weights, blocks.0: branches", "report/Weights, blocks.0: merged, 8 bit (-128 to 127)"} <= set(shown)

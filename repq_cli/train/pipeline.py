@@ -111,7 +111,7 @@ class Run:
         self.row["lineage"]["fp_cache"] = context.fp_key
         if self.experiment.optim.custom_l2:
             logger.warning("optim.custom_l2 makes RepVGG's merged kernels hard to quantize (arXiv 2212.01593).")
-        if leads and saved is None:
+        if leads and saved is None and not self.experiment.config.fast_dev_run:
             for sentence in will_be_floating(self.experiment):
                 logger.warning("Once exported, %s; repq info says it by layer.", sentence)
         fp_stage = FPStage(context, self.time)
