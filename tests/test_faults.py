@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FINISHED, TINY, results, row_of
+from conftest import QUICK as QUICK_RUN
 from PIL import Image
 from processes import Process, wait_until
 
@@ -231,7 +232,7 @@ def test_kills_at_any_time(start_repq: Start, in_folder: Path, capsys: pytest.Ca
     """Runs, sweeps, waiting for a shared stage, and exports, killed anywhere, go on to the same bytes."""
     draw, counts = random.Random(24), Counter[str]()
     names = ("deploy/model.safetensors", "deploy/model.json", "metrics.jsonl", "weights.json")
-    long = [*TINY, "fp.epochs=2", "qat.epochs=2", "quant=w4a4"]
+    long = [*QUICK_RUN, "fp.epochs=2", "qat.epochs=2", "quant=w4a4"]
 
     def bytes_of(folder: str) -> list[bytes]:
         return [Path(folder, name).read_bytes() for name in names]
@@ -248,7 +249,14 @@ def test_kills_at_any_time(start_repq: Start, in_folder: Path, capsys: pytest.Ca
         assert bytes_of(folder) == expected
         counts["training"] += 1
     Path("mine.py").write_text(MINE)
-    foreign = ["+model=module", "model.target=mine.net", "plugins=[mine]", *TINY[3:], "quant=w4a4", "fp.reuse=false"]
+    foreign = [
+        "+model=module",
+        "model.target=mine.net",
+        "plugins=[mine]",
+        *QUICK_RUN[3:],
+        "quant=w4a4",
+        "fp.reuse=false",
+    ]
     assert start_repq("train", *foreign, "hydra.run.dir=foreign").wait(600) == 0, Path("log").read_text()
     expected_of_foreign = bytes_of("foreign")
     for number in range(5):  # of a network of somebody else's
@@ -268,7 +276,7 @@ def test_kills_at_any_time(start_repq: Start, in_folder: Path, capsys: pytest.Ca
         assert start_repq("train", f"resume={folder}", "qat.epochs=3").wait(600) == 0, Path("log").read_text()
         assert bytes_of(folder) == expected_of_longer and row_of(Path(folder))["status"] == "done"
         counts["extensions"] += 1
-    sweep = ["train", "-m", *TINY, "quant=w4a4,w2a2", "fp.reuse=true"]
+    sweep = ["train", "-m", *QUICK_RUN, "quant=w4a4,w2a2", "fp.reuse=true"]
     started = time.monotonic()
     assert start_repq(*sweep, "hydra.sweep.dir=sweep").wait(600) == 0
     seconds = time.monotonic() - started

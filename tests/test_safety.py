@@ -191,7 +191,7 @@ FILES: list[tuple[str, str, list[str]]] = [
     ("experiment/x.yaml", "hydra: {sweeper: {storage: 'sqlite:///PWNED'}}", OPTUNA),
     ("experiment/x.yaml", "hydra: {sweeper: {sampler: {_target_: evil.call}}}", OPTUNA),
     ("experiment/x.yaml", "defaults: [{override /hydra/sweeper: optuna}]", ["-m"]),
-    ("hydra/sweeper/optuna.yaml", "_target_: evil.call", OPTUNA),
+    ("hydra/sweeper/mine.yaml", "_target_: evil.call", ["hydra/sweeper=mine", "seed=0,1", "-m"]),
     ("hydra/launcher/x.yaml", "_target_: @SLURM\ncomment: \"a\\ntouch PWNED\"", ["hydra/launcher=x", "-m"]),
     ("hydra/launcher/x.yaml", "_target_: @SLURM\nsubmitit_folder: elsewhere", ["hydra/launcher=x", "-m"]),
     ("hydra/launcher/x.yaml", "_target_: @RAY\nray: {init: {address: evil, num_cpus: 1}}",
