@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 from repq_cli.errors import Interrupted, RanksError
 from repq_cli.neighbours import cores
@@ -27,6 +28,13 @@ def launch(devices: int, arguments: Sequence[str], restarts: int = 0) -> int:
     from repq_cli.memory import require_memory  # with torch, which a help does without
 
     require_memory(devices * PROCESS, f"runtime.devices={devices}, a process each,", "start fewer")
+    with TemporaryDirectory(prefix="repq-") as notes:  # else torch leaves one behind for each run
+        return _launched(devices, arguments, restarts, notes)
+
+
+def _launched(devices: int, arguments: Sequence[str], restarts: int, notes: str) -> int:
+    """notes: a folder for what the processes tell torch of their errors."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -39,6 +47,7 @@ def launch(devices: int, arguments: Sequence[str], restarts: int = 0) -> int:
         rdzv_endpoint="localhost:0",
         run_id=f"repq-{os.getpid()}",
         max_restarts=restarts,
+        logs_specs=DefaultLogsSpecs(log_dir=notes),
     )
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     os.environ.setdefault(*NO_MODULES_HERE)
