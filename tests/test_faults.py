@@ -84,6 +84,7 @@ COMMANDS: dict[str, list[str]] = {
     "report": ["report", "outputs", "--out", "page.html"],
     "cache": ["cache", "list"],
 }
+HALF = [*FINISHED, "data.size=16", "data.batch_size=256", "qat.epochs=2"]
 QUICK = {"resume", "eval", "table"}
 EIGHT = ("gone", "half", "a bit", "{}", "deep", "folder", "pipe", "large")  # for commands that take their time
 
@@ -138,7 +139,8 @@ class Damages:
         self.capsys.readouterr()
         try:
             with _limited(SECONDS) if self.alarm else nullcontext():
-                code = main([text.format(run="outputs/train/run") for text in COMMANDS[command]])
+                words = ["train", *HALF, "resume=auto"] if command == "auto" and self.row is None else COMMANDS[command]
+                code = main([text.format(run="outputs/train/run") for text in words])
         except BaseException as error:
             self.wrong.append(f"{case}: {error!r}")
         said = "".join(self.capsys.readouterr())
@@ -176,7 +178,7 @@ def half_finished(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(stage.StageTrainer, "_end_epoch", dying)
         with pytest.raises(SystemExit):
-            main(["train", *FINISHED, "data.size=16", "data.batch_size=256", "qat.epochs=2", "hydra.run.dir=half"])
+            main(["train", *HALF, "hydra.run.dir=half"])
     return in_folder / "half"
 
 
