@@ -141,9 +141,15 @@ def test_what_dead_processes_left_goes_and_what_live_ones_write_stays(tmp_path: 
     assert sorted(tmp_path.iterdir()) == sorted([*alive, *mine, tmp_path / "best.pt"])
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "nothing", "dangling", "large", "loop"])
-def test_special_files_are_not_opened(kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "summary.json"
+def test_special_files_are_not_opened(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for kind in ("folder", "pipe", "device", "nothing", "dangling", "large", "loop"):
+        with subtests.test(kind):
+            (tmp_path / kind).mkdir()
+            check_that_is_not_opened(kind, tmp_path / kind)
+
+
+def check_that_is_not_opened(kind: str, place: Path) -> None:
+    file = place / "summary.json"
     if kind == "folder":
         file.mkdir()
     elif kind == "pipe":
@@ -155,7 +161,7 @@ def test_special_files_are_not_opened(kind: str, tmp_path: Path) -> None:
             opened.truncate(LARGEST + 1)
     with pytest.raises(OSError):  # noqa: PT011
         read_regular(file)
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(place)
     if kind in ("nothing", "dangling"):
         assert folder.read_row() is None
     else:
@@ -183,17 +189,22 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("content", [b"", b"3", b"[]", b"null", b'{"a": ', b"[" * 10**5, b'{"a":' * 10**5, b"\xff\x00"])
-def test_what_is_no_json_object_is_damage(content: bytes, tmp_path: Path) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
-        parsed_json(content)
-    RunFolder(tmp_path).row_file.write_bytes(content)
-    for text in BOMBS.values():
-        RunFolder(tmp_path).config_file.write_text(text)
-        with pytest.raises(DataError, match=r"config\.yaml cannot be read"):
-            RunFolder(tmp_path).read_config()
-    with pytest.raises(DataError, match=r"summary\.json is damaged"):
-        RunFolder(tmp_path).read_row()
+NO_OBJECTS = [b"", b"3", b"[]", b"null", b'{"a": ', b"[" * 10**5, b'{"a":' * 10**5, b"\xff\x00"]
+
+
+def test_what_is_no_json_object_is_damage(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for content in NO_OBJECTS:
+        with subtests.test(content[:9]):
+            with pytest.raises(ValueError):  # noqa: PT011
+                parsed_json(content)
+            RunFolder(tmp_path).row_file.write_bytes(content)
+            with pytest.raises(DataError, match=r"summary\.json is damaged"):
+                RunFolder(tmp_path).read_row()
+    for name, text in BOMBS.items():
+        with subtests.test(name):
+            RunFolder(tmp_path).config_file.write_text(text)
+            with pytest.raises(DataError, match=r"config\.yaml cannot be read"):
+                RunFolder(tmp_path).read_config()
 
 
 def test_links_through_which_would_be_written_are_refused(tmp_path: Path) -> None:

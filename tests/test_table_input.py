@@ -50,14 +50,17 @@ NOT_ROWS = [
 ]
 
 
-@pytest.mark.parametrize("content", NOT_ROWS)
-def test_what_is_no_row_is_said_and_left_out(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_row_is_said_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+) -> None:
     done(tmp_path / "good", {}, 70.0, 71.0)
-    write_run(tmp_path / "bad", None, content)
-    write_run(tmp_path / "worse", content, content, content)
-    text = overview(capsys, tmp_path)
-    assert "71.00" in text
-    assert lines_with(text, str(tmp_path / "bad"))
+    for content in NOT_ROWS:
+        with subtests.test(content[:20]):
+            write_run(tmp_path / "bad", None, content)
+            write_run(tmp_path / "worse", content, content, content)
+            text = overview(capsys, tmp_path)
+            assert "71.00" in text
+            assert lines_with(text, str(tmp_path / "bad"))
 
 
 def test_what_is_no_number_counts_as_not_measured(tmp_path: Path, subtests: pytest.Subtests) -> None:
