@@ -26,7 +26,7 @@ LARGEST = 1e100  # number that a row may hold, so that none of our sums overflow
 # Keys that older runs lack, and what they did: what is their default today, but for those said here.
 LATER = {
     **{key: DEFAULTS[key] for key in ("fp.weights", "fp.head", "fp.input", "quant.layers", "mode.stats_fraction")},
-    **{key: DEFAULTS[key] for key in ("runtime.precision", "runtime.matmul")},
+    **{key: DEFAULTS[key] for key in ("runtime.precision", "runtime.matmul", "loss", "score", "quant.signed_codes")},
     "data.train_resize": None,
     **dict.fromkeys(("data.randaugment", "data.mixup", "data.cutmix"), 0),
     "model.squeeze_excite": False,
