@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from foreign_nets import NETS, Classifier, randomised
@@ -68,13 +70,14 @@ def trained_two_steps(net: nn.Module, x: Tensor, mode: str, **options: object) -
     return qat.eval()
 
 
-def ships_exactly(qat: nn.Module, x: Tensor) -> repq.Shipped:
-    """Frozen without a difference, and integers that are within one code of it, layer by layer."""
+def ships_exactly(qat: nn.Module, x: Tensor, folder: Path) -> repq.Shipped:
+    """Frozen without a difference, integers within one code of it layer by layer, ONNX with its answers."""
     shipped = repq.freeze(qat, x)
     assert repq.check(qat, shipped, [x]).max_abs == 0
     deployed = shipped.deployed
     found = compare_integers(deployed, IntegerNet(deployed), [x], lambda a, b: torch.full((len(x),), 100.0))
     assert found.max_lsb is not None and found.max_lsb <= 1
+    assert repq.export_onnx(shipped, folder / "net.onnx", batches=[x]).answers == 100
     return shipped
 
 
@@ -87,13 +90,13 @@ MODES = {
 }
 
 
-def test_every_kind_trains_and_ships(subtests: pytest.Subtests) -> None:
+def test_every_kind_trains_and_ships(subtests: pytest.Subtests, tmp_path: Path) -> None:
     for name, (make, _) in NETS.items():
         with subtests.test(name):
             torch.manual_seed(0)
             net, x = randomised(make()), images()
             assert repq.explain(net, x).refusals == []
-            ships_exactly(trained_two_steps(net, x, MODES.get(name, "repq")), x)
+            ships_exactly(trained_two_steps(net, x, MODES.get(name, "repq")), x, tmp_path)
 
 
 class Deciding(nn.Module):
@@ -114,13 +117,35 @@ class Unknown(nn.Module):
         return torch.erf(x) + torch.cumsum(x, 1)
 
 
-def test_what_cannot_be_followed_or_shipped_is_named() -> None:
+class Together(nn.Module):
+    """What puts the channels of all images together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y.view(1, -1, *y.shape[2:]).mean((2, 3))
+
+
+def test_what_cannot_be_followed_or_shipped_is_named(tmp_path: Path) -> None:
     x = images()
     deciding = Classifier(Deciding())
     with pytest.raises(repq.ConfigError, match=r"blocks\.0 \(Deciding\).*keep_float=\['blocks\.0'\]"):
         repq.prepare(deciding, x)
     qat = trained_two_steps(deciding, x, "repq", keep_float=["blocks.*"])
     assert isinstance(qat.get_submodule("blocks.0").module.conv, nn.Conv2d)
+    with pytest.raises(
+        repq.ConfigError, match=r"blocks\.0 \(Deciding\) is kept in floating point .* cannot be shipped"
+    ):
+        repq.freeze(qat, x)
+    (refusal,) = repq.explain(deciding, x, keep_float=["blocks.*"]).refusals
+    assert "cannot be shipped" in refusal
+    with pytest.raises(repq.ConfigError, match=r"fails for images of 3x2x2 \(.*give the size that it is for"):
+        repq.merge(nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(4)), x[:, :, :2, :2])
+    with pytest.raises(repq.ConfigError, match="Together computes with the number of images"):
+        repq.prepare(Together(), x)
     with pytest.raises(repq.ConfigError, match=r"erf.*cumsum"):  # all at once
         repq.prepare(Classifier(Unknown()), x)
     with pytest.raises(repq.ConfigError, match="keep_float names nothing"):
@@ -130,34 +155,39 @@ def test_what_cannot_be_followed_or_shipped_is_named() -> None:
         repq.prepare(repvgg, x, keep_float=["blocks.0.dense"])
     kept = trained_two_steps(repvgg, x, "repq", keep_float=["blocks.0"])
     assert kept.get_submodule("blocks.0").quantizer.bits == 32 and kept.get_submodule("blocks.1").quantizer.bits == 8
-    repq.check(kept, repq.freeze(kept, x), [x])
+    layers = {layer.name: layer.weight_bits for layer in repq.explain(repvgg, x, keep_float=["blocks.0"]).layers}
+    assert (layers["blocks.0"], layers["blocks.1"]) == (32, 8)
+    shipped = repq.freeze(kept, x)
+    repq.check(kept, shipped, [x])
+    assert repq.export_onnx(shipped, tmp_path / "partly.onnx", batches=[x]).answers == 100
 
 
-# Networks of timm's, and how many of their regions have several branches.
+# Networks of timm's, how many regions they have, and how many of these have branches or factors of their own.
 TIMM = {
-    "repvgg_a0": 22,
-    "mobileone_s0": 43,
-    "mobileone_s1": 43,
-    "repghostnet_050": None,
-    "resnet18": 0,
-    "mobilenetv2_100": 0,
-    "mobilenetv3_small_100": 0,
-    "efficientnet_b0": 0,
+    "repvgg_a0": (22, 22),
+    "mobileone_s0": (43, 43),
+    "mobileone_s1": (43, 43),
+    "repghostnet_050": (95, 32),
+    "resnet18": (20, 0),
+    "mobilenetv2_100": (52, 0),
+    "mobilenetv3_small_100": (52, 1),
+    "efficientnet_b0": (81, 0),
+    "repvit_m0_9": (105, 25),
+    "fastvit_t8": (52, 30),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
-def test_networks_of_timm(name: str) -> None:
+def test_networks_of_timm(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm", reason="timm is an extra")
     torch.manual_seed(0)
     net, x = randomised(timm.create_model(name, num_classes=10)).double().eval(), images(torch.float64, (2, 3, 64, 64))
     with torch.no_grad():
         assert furthest(repq.merge(net, x)(x), net(x)) < 1e-10
     blocks = [block for block in own(net, x).net.modules() if isinstance(block, Block)]
-    if TIMM[name] is not None:
-        assert sum(len(block.branches) > 1 for block in blocks) == TIMM[name]
+    assert (len(blocks), sum(block.kind != "conv" for block in blocks)) == TIMM[name]
     net, x = net.float(), x.float()
     for mode in ("repq_bn", "repq_bnest", "merged"):
         if mode != "merged" or any(block.kind != "conv" for block in blocks):
-            ships_exactly(trained_two_steps(net, x, mode), x)
+            ships_exactly(trained_two_steps(net, x, mode), x, tmp_path)

@@ -85,7 +85,7 @@ class Conversion:
     stored     their tensors, by the name that nodes say
     source     what the image is called, and ``output`` what the network gives: a name, or lists and dicts of names
     became     the operations that each step became, none where it does nothing
-    refusals   steps without a deployed form
+    refused    steps without a deployed form, each with its refusal
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Conversion:
         self.nodes: list[Node] = []
         self.stored: dict[str, Tensor] = {}
         self.became: dict[fx.Node, list[str]] = {}
-        self.refusals: list[Refusal] = []
+        self.refused: dict[fx.Node, Refusal] = {}
         self.source: str | None = None
         self.output: Any = None
         self._values: dict[fx.Node, Any] = {}
@@ -112,7 +112,7 @@ class Conversion:
             try:
                 self._values[step] = self._converted(step, call)
             except ValueError as error:
-                self.refusals.append(Refusal(call.path, call.kind, str(error)))
+                self.refused[step] = Refusal(call.where, call.kind, str(error))
                 self._values[step] = Ref(step.name, is_refused=True)
             if isinstance(self._values[step], Ref):
                 self._makers.setdefault(self._values[step].name, step)
@@ -120,6 +120,11 @@ class Conversion:
         self.nodes = simplified(self.nodes, list(leaves(self.output)))
         read = {value for node in self.nodes for value in node.values() if isinstance(value, str)}
         self.stored = {name: tensor for name, tensor in self.stored.items() if name in read}
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """All of them, in order."""
+        return list(self.refused.values())
 
     def _converted(self, step: fx.Node, call: Call) -> Any:
         args: tuple[Any, ...] = map_arg(step.args, lambda node: self._values[node])
@@ -165,7 +170,9 @@ class Conversion:
 class Call:
     """One step of a traced network: what it may emit, store and ask.
 
-    path  of the module, or the step's name. kind: its class or function, for people.
+    path   of the module, or the step's name
+    where  the same for people: of a function, the module that calls it
+    kind   its class or function, for people
     """
 
     def __init__(self, conversion: Conversion, step: fx.Node) -> None:
@@ -173,6 +180,7 @@ class Call:
         is_module = step.op == "call_module"
         self.module = conversion.net.get_submodule(str(step.target)) if is_module else nn.Identity()
         self.path = str(step.target) if is_module else step.name
+        self.where = self.path if is_module else _calling_module(step) or step.name
         self.kind = type(self.module).__name__ if is_module else _word(step.target)
         self._emitted = 0
 
@@ -180,28 +188,28 @@ class Call:
         """The registered form of a module, a function or a method's name; RefusedError where there is none."""
         if isinstance(kind, FloatLeaf):
             raise RefusedError(
-                f"{self.path} ({type(kind.module).__name__}) is kept in floating point because its forward pass cannot "
-                f"be followed, so that it trains but cannot be shipped: write it without decisions by values, or ship "
-                f"what lies before and behind it."
+                f"{self.where} ({type(kind.module).__name__}) is kept in floating point because its forward pass "
+                f"cannot be followed, so that it trains but cannot be shipped: write it without decisions by values, "
+                f"or ship what lies before and behind it."
             )
         if not isinstance(kind, nn.Module):
             for name in (kind, self.kind):  # libraries that need not be there are known by their functions' names
                 if name in FORMS:
                     return FORMS[name]
             raise RefusedError(
-                f"The call of {self.kind} at {self.path} has no deployed form: use an operation that has one, or keep "
+                f"The call of {self.kind} at {self.where} has no deployed form: use an operation that has one, or keep "
                 f"the module that calls it out of the network."
             )
         for base in type(kind).__mro__:
             if base in FORMS and (base is type(kind) or not base.__module__.startswith("torch.")):
                 return FORMS[base]
-        raise RefusedError(f"The {type(kind).__name__} of layer {self.path} has no deployed form.")
+        raise RefusedError(f"The {type(kind).__name__} of layer {self.where} has no deployed form.")
 
     def axis(self, ref: Ref, dim: int) -> int:
         """An axis of a tensor, counted from the first; RefusedError for that of the images."""
         axis = dim + len(self.sizes(ref)) if dim < 0 else dim
         if not 1 <= axis <= 3:
-            raise RefusedError(f"The axis {dim} of {self.kind} at {self.path} has no deployed form; 1, 2 and 3 have.")
+            raise RefusedError(f"The axis {dim} of {self.kind} at {self.where} has no deployed form; 1, 2 and 3 have.")
         return axis
 
     def emit(self, op: str, inputs: Sequence[Ref], **keys: Any) -> Ref:
@@ -225,6 +233,11 @@ class Call:
     def sizes(self, ref: Ref) -> tuple[int, ...]:
         """Of a tensor that a step gives, for two images."""
         return tuple(self.conversion.sizes(self.conversion.made_by(ref)))
+
+
+def _calling_module(step: fx.Node) -> str:
+    stack = step.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def _word(target: Any) -> str:

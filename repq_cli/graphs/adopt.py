@@ -15,19 +15,20 @@ from torch import Tensor, nn
 
 from repq_cli.answers import tensors
 from repq_cli.errors import ConfigError
-from repq_cli.graphs.adopted import Adopted, Call
+from repq_cli.graphs.adopted import Adopted, Applied, Call
 from repq_cli.graphs.blocks import block_of, common
 from repq_cli.graphs.floats import kept_of, named
 from repq_cli.graphs.operations import operations_of
 from repq_cli.graphs.program import Operation, Program, Ref, references, replaced
-from repq_cli.graphs.regions import Region, find_regions
-from repq_cli.graphs.taps import tapped
+from repq_cli.graphs.regions import SUMS, Region, find_regions
+from repq_cli.graphs.taps import FUNCTIONS_KEEPING_SIGN, tapped
 from repq_cli.graphs.trace import trace, without_data
 from repq_cli.models.tap import Shortcut
 from repq_cli.quant.float_leaf import is_kept
 from repq_cli.reparam.block import Block
 from repq_cli.reparam.transposed import LAYERS, Transposed
 
+PLAIN = (*SUMS, *FUNCTIONS_KEEPING_SIGN)  # functions that are called as they are
 ABSORBED = (nn.ReLU, nn.ReLU6, nn.PReLU)  # a block's own activation
 
 
@@ -150,8 +151,13 @@ class _Maker:
         """Name every operation, blocks first."""
         ordered = sorted(self.operations.values(), key=lambda operation: not isinstance(operation.target, LAYERS))
         for operation in ordered:
-            module = operation.module
-            wanted = operation.path if module is not None else ""
+            module, wanted = operation.module, operation.path
+            if module is None and operation.target not in PLAIN:
+                word = operation.target if isinstance(operation.target, str) else operation.target.__name__
+                wanted = f"{wanted}.{word}".lstrip(".")
+                module = operation.target = Applied(operation.target)
+            elif module is None:
+                wanted = ""
             self.new_names[operation.name] = self._free_name(wanted or operation.name, operation.name)
             if module is not None:  # one that is called twice is two, of the same parameters
                 again = any(module is other for other in self.modules.values())

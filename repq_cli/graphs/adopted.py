@@ -20,6 +20,19 @@ class Call(NamedTuple):
     last_of: tuple[str, ...]  # what nothing reads any more
 
 
+class Applied(nn.Module):
+    """A function, or a method by its name, as a module, so that what is said of it names a place in the network."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.function, str):
+            return getattr(args[0], self.function)(*args[1:], **kwargs)
+        return self.function(*args, **kwargs)
+
+
 class Adopted(nn.Module):
     """Calls in order, over modules that have the names of the network they are from, as far as they can.
 
@@ -43,8 +56,6 @@ class Adopted(nn.Module):
             args, kwargs = replaced((call.args, call.kwargs), values.__getitem__)
             if call.module is not None:
                 values[call.name] = self.get_submodule(call.module)(*args, **kwargs)
-            elif isinstance(call.function, str):
-                values[call.name] = getattr(args[0], call.function)(*args[1:], **kwargs)
             else:
                 values[call.name] = call.function(*args, **kwargs)
             for name in call.last_of:

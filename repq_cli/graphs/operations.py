@@ -64,8 +64,8 @@ class _Reader:
     def _is_constant(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return True
-        plain = node.op in ("call_function", "call_method") and isinstance(self.traced.values[node], Tensor)
-        return plain and bool(node.all_input_nodes) and set(node.all_input_nodes) <= self.constants
+        leaf = node.op == "call_module" and str(node.target) in self.traced.leaves
+        return isinstance(self.traced.values[node], Tensor) and set(node.all_input_nodes) <= self.constants and not leaf
 
     def _constants_of(self, node: fx.Node, word: str) -> list[fx.Node]:
         """What a convolution reads that is computed of parameters."""
@@ -74,10 +74,18 @@ class _Reader:
 
     def _argument(self, argument: Any) -> Any:
         def translated(node: fx.Node) -> Any:
-            return self._constant(node) if node in self.constants else Ref(self.names[node])
+            return Ref(self._computed(node) if node in self.constants else self.names[node])
 
         found = fx.node.map_arg(argument, translated)
         return _plain(found)
+
+    def _computed(self, node: fx.Node) -> str:
+        """An operation of its own that gives a constant, for those that take one as a tensor."""
+        if node not in self.names:
+            name = self.names[node] = f"{node.name}_constant"
+            self.shapes[name] = self.traced.shape(node)
+            self.operations[name] = Operation(name, self._constant(node), (), shape=self.shapes[name])
+        return self.names[node]
 
     def _constant(self, node: fx.Node) -> nn.Module:
         """A module without arguments that computes what depends on parameters and numbers alone."""

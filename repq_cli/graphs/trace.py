@@ -74,6 +74,9 @@ def without_data(net: nn.Module) -> nn.Module:
 def _followed(net: nn.Module, tracer: _Tracer, root: nn.Module) -> Traced:
     """What becomes of ``net`` where ``root``, which has its names, is followed."""
     graph = tracer.trace(root)
+    for node in graph.nodes:
+        if node.op == "get_attr":  # what a forward pass makes anew has no value without data
+            _attribute(net, str(node.target))
     return Traced(net, graph, tracer.values, frozenset(tracer.leaves))
 
 

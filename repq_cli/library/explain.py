@@ -104,15 +104,14 @@ def _computes(node: fx.Node, net: nn.Module) -> bool:
 
 def _layer(node: fx.Node, net: nn.Module, found: Conversion, left: list[str], reads: dict[str, str]) -> Layer:
     becomes = " + ".join(found.became[node]) or None
+    refusal = found.refused[node].reason if node in found.refused else None
     if node.op != "call_module":
-        refusal = next((refusal.reason for refusal in found.refusals if refusal.name == node.name), None)
         return Layer(node.name, "", 0, None, None, becomes, refusal)
     name = str(node.target)
     module, before = found.net.get_submodule(name), net.get_submodule(name)
     if name in left:
         refusal = f"{name} is a {type(before).__name__} outside a block: make a block of it, or name it in keep_float."
         return Layer(name, type(before).__name__, 0, 32, 32, None, refusal)
-    refusal = next((refusal.reason for refusal in found.refusals if refusal.name == name), None)
     if not isinstance(module, QuantLayer):
         return Layer(name, type(module).__name__, 0, None, None, becomes, refusal)
     quantizer = found.net.get_submodule(reads[name]) if name in reads else None

@@ -95,12 +95,12 @@ def with_constant(call: Call, function: str, x: Ref, c: Any) -> Ref:
         per_channel = c.dim() >= 3 and c.shape[-3] == c.numel()
         if not per_channel and not (c.shape[-1] == c.numel() and len(call.sizes(x)) == 2):
             raise RefusedError(
-                f"What {call.path} computes with has the sizes {list(c.shape)}; a number for each channel has a form."
+                f"What {call.where} computes with has the sizes {list(c.shape)}; a number for each channel has a form."
             )
         return call.emit("arithmetic", [x], function=function, operand=call.store("operand", c.flatten()))
     value = c.item() if isinstance(c, Tensor) else c
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise RefusedError(f"What {call.path} computes with is {str(value)[:50]}: numbers have a deployed form.")
+        raise RefusedError(f"What {call.where} computes with is {str(value)[:50]}: numbers have a deployed form.")
     if function == "divide" and value == 0:
-        raise RefusedError(f"{call.path} divides by zero.")
+        raise RefusedError(f"{call.where} divides by zero.")
     return call.emit("arithmetic", [x], function=function, value=float(value))

@@ -57,7 +57,9 @@ def _has_own_ends(activation: nn.Module) -> bool:
 def _float_conv(call: Call, module: nn.Conv2d | nn.ConvTranspose2d, x: Ref) -> Ref:
     """A layer that stays in floating point."""
     if module.padding_mode != "zeros":
-        raise RefusedError(f"The layer {call.path} pads by {module.padding_mode}: put a padding module in front of it.")
+        raise RefusedError(
+            f"The layer {call.where} pads by {module.padding_mode}: put a padding module in front of it."
+        )
     is_transposed = isinstance(module, nn.ConvTranspose2d)
     weight = turned(module.weight, module.groups) if is_transposed else module.weight
     node: Node = {"bits": 32, "shape": list(weight.shape), "weight": call.store("weight", weight)}

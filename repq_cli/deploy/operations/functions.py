@@ -264,7 +264,9 @@ def _softplus_layer(call: Call, module: nn.Softplus, x: Ref) -> Ref:
 @form(F.softplus)
 def _softplus(call: Call, x: Ref, beta: float = 1.0, threshold: float = 20.0) -> Ref:
     if (beta, threshold) != (1, 20):
-        raise RefusedError(f"The softplus at {call.path} has beta={beta}, threshold={threshold}; 1 and 20 have a form.")
+        raise RefusedError(
+            f"The softplus at {call.where} has beta={beta}, threshold={threshold}; 1 and 20 have a form."
+        )
     return call.emit("softplus", [x])
 
 

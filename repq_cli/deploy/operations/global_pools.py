@@ -125,7 +125,7 @@ def _max_layer(call: Call, module: nn.AdaptiveMaxPool2d, x: Ref) -> Ref:
 @form(F.adaptive_max_pool2d)
 def _max(call: Call, x: Ref, output_size: Any, return_indices: bool = False) -> Ref:
     if return_indices:
-        raise RefusedError(f"The max pool at {call.path} gives indices, which have no deployed form.")
+        raise RefusedError(f"The max pool at {call.where} gives indices, which have no deployed form.")
     return _adaptive(call, x, output_size, "global_max_pool", "adaptive_max_pool")
 
 
@@ -137,7 +137,7 @@ def _adaptive(call: Call, x: Ref, output_size: Any, whole: str, parts: str) -> R
     size = [old if new is None else int(new) for old, new in zip(have, given, strict=True)]
     if any(old % new for old, new in zip(have, size, strict=True)):
         raise RefusedError(
-            f"The layer {call.path} pools maps of {have[0]}x{have[1]} to {size[0]}x{size[1]}; sizes that divide them "
+            f"The layer {call.where} pools maps of {have[0]}x{have[1]} to {size[0]}x{size[1]}; sizes that divide them "
             f"have a deployed form."
         )
     return x if size == list(have) else call.emit(parts, [x], size=size)
@@ -156,6 +156,6 @@ def _largest(call: Call, x: Ref, dim: Any = (), keepdim: bool = False) -> Ref:
 def _reduced(call: Call, x: Ref, dim: Any, keepdim: bool, op: str) -> Ref:
     axes = sorted(axis % 4 for axis in dim) if isinstance(dim, list | tuple) else []
     if axes != [2, 3]:
-        raise RefusedError(f"What {call.kind} at {call.path} is over, {dim}, has no deployed form; (2, 3) has.")
+        raise RefusedError(f"What {call.kind} at {call.where} is over, {dim}, has no deployed form; (2, 3) has.")
     pooled = call.emit(op, [x])
     return pooled if keepdim else call.emit("flatten", [pooled])

@@ -94,7 +94,9 @@ def _getitem(call: Call, x: Any, index: Any) -> Any:
         place = indices.index(...)
         indices[place : place + 1] = [slice(None)] * (len(have) - len(indices) + 1)
     if not all(isinstance(part, slice) for part in indices) or indices[0] != slice(None):
-        raise RefusedError(f"The part {index} at {call.path} has no deployed form; slices of channels and pixels have.")
+        raise RefusedError(
+            f"The part {index} at {call.where} has no deployed form; slices of channels and pixels have."
+        )
     for axis, part in enumerate(indices):
         if part != slice(None):
             start, end, step = part.indices(have[axis])
@@ -108,7 +110,7 @@ def _split(call: Call, x: Ref, *unused: object, dim: int = 0, **named: object) -
     have, parts = call.sizes(x), call.own_sizes()
     (axis,) = [axis for axis in range(len(have)) if any(part[axis] != have[axis] for part in parts)] or [1]
     if axis not in (1, 2, 3):
-        raise RefusedError(f"{call.kind} at {call.path} splits the images, which has no deployed form.")
+        raise RefusedError(f"{call.kind} at {call.where} splits the images, which has no deployed form.")
     found, start = [], 0
     for part in parts:
         end = start + part[axis]
@@ -127,7 +129,7 @@ def _pad(call: Call, x: Ref, pad: Any, mode: str = "constant", value: float | No
     pads = [*pad, 0, 0][:4] if len(pad) == 2 else list(pad)
     if len(pads) != 4 or min(pads) < 0 or mode not in ("constant", "reflect", "replicate"):
         raise RefusedError(
-            f"The padding {tuple(pad)}, {mode}, at {call.path} has no deployed form; that of rows and columns has, by "
+            f"The padding {tuple(pad)}, {mode}, at {call.where} has no deployed form; that of rows and columns has, by "
             f"a constant, reflect and replicate."
         )
     if not any(pads):

@@ -145,7 +145,7 @@ def _max_pool(
     return_indices: bool = False,
 ) -> Ref:
     if return_indices:
-        raise RefusedError(f"The max pool at {call.path} gives indices, which have no deployed form.")
+        raise RefusedError(f"The max pool at {call.where} gives indices, which have no deployed form.")
     more = {} if plain(dilation) == 1 else {"dilation": plain(dilation)}
     more |= {"ceil_mode": True} if ceil_mode else {}
     size, stride = plain(kernel_size), plain(stride or kernel_size)

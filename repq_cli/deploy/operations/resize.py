@@ -124,8 +124,8 @@ def _interpolate(
 ) -> Ref:
     if mode not in ("nearest", "bilinear") or antialias:
         raise RefusedError(
-            f"The layer {call.path} interpolates by {mode}{' with antialias' * antialias}; nearest and bilinear have a "
-            f"deployed form."
+            f"The layer {call.where} interpolates by {mode}{' with antialias' * antialias}; nearest and bilinear have "
+            f"a deployed form."
         )
     factors = [scale_factor] * 2 if isinstance(scale_factor, int | float) else scale_factor
     is_whole = factors is not None and factors[0] == factors[1] == int(factors[0])

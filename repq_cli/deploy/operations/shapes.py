@@ -195,7 +195,7 @@ def _size(call: Call, x: Ref, dim: int | None = None) -> Any:
 @form(getattr)
 def _attribute(call: Call, x: Ref, name: str) -> Any:
     if name not in ("shape", "ndim"):
-        raise RefusedError(f"A tensor's {name}, which {call.path} asks for, is not known beforehand; its shape is.")
+        raise RefusedError(f"A tensor's {name}, which {call.where} asks for, is not known beforehand; its shape is.")
     return call.sizes(x) if name == "shape" else len(call.sizes(x))
 
 
@@ -218,7 +218,7 @@ def _flatten(call: Call, x: Ref, start_dim: int = 0, end_dim: int = -1) -> Ref:
 def _reshape(call: Call, x: Ref, *unused: object, **named: object) -> Ref:
     have, get = call.sizes(x), call.own_sizes()
     if not 1 < len(get) <= 6 or get[0] != have[0]:
-        raise RefusedError(f"At {call.path} {list(have)} becomes {list(get)}, in which images are no first axis.")
+        raise RefusedError(f"At {call.where} {list(have)} becomes {list(get)}, in which images are no first axis.")
     if have == get:
         return x
     return call.emit("flatten", [x]) if len(get) == 2 else call.emit("reshape", [x], shape=list(get[1:]))
@@ -229,7 +229,7 @@ def _permute(call: Call, x: Ref, *dims: Any) -> Ref:
     dims = tuple(dims[0]) if len(dims) == 1 else dims
     order = [dim % len(dims) for dim in dims]
     if order[0] != 0:
-        raise RefusedError(f"At {call.path} the images' axis moves, which has no deployed form.")
+        raise RefusedError(f"At {call.where} the images' axis moves, which has no deployed form.")
     return call.emit("permute", [x], order=order[1:])
 
 

@@ -171,7 +171,7 @@ def _subtract(call: Call, x: Any, other: Any, alpha: float = 1) -> Ref:
 def _multiply(call: Call, x: Any, other: Any) -> Ref:
     if isinstance(x, Ref) and isinstance(other, Ref):
         if len(call.sizes(x)) != len(call.sizes(other)):
-            raise RefusedError(f"The product at {call.path} is of tensors of {call.sizes(x)} and {call.sizes(other)}.")
+            raise RefusedError(f"The product at {call.where} is of tensors of {call.sizes(x)} and {call.sizes(other)}.")
         return call.emit("mul", [x, other])
     return with_constant(call, "multiply", *((x, other) if isinstance(x, Ref) else (other, x)))
 
@@ -179,7 +179,7 @@ def _multiply(call: Call, x: Any, other: Any) -> Ref:
 @form(operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")
 def _divide(call: Call, x: Any, other: Any) -> Ref:
     if not isinstance(x, Ref) or isinstance(other, Ref):
-        raise RefusedError(f"The quotient at {call.path} is by a tensor: it has no deployed form.")
+        raise RefusedError(f"The quotient at {call.where} is by a tensor: it has no deployed form.")
     return with_constant(call, "divide", x, other)
 
 
@@ -191,14 +191,14 @@ def _negative(call: Call, x: Ref) -> Ref:
 @form(operator.pow, torch.pow, torch.square, "pow", "square")
 def _power(call: Call, x: Ref, exponent: float = 2) -> Ref:
     if exponent != 2:
-        raise RefusedError(f"The power {exponent} at {call.path} has no deployed form; squares have.")
+        raise RefusedError(f"The power {exponent} at {call.where} has no deployed form; squares have.")
     return call.emit("mul", [x, x])
 
 
 @form(torch.cat, torch.concat, torch.concatenate)
 def _concatenate(call: Call, tensors: list[Any], dim: int = 0) -> Ref:
     if not all(isinstance(part, Ref) for part in tensors):
-        raise RefusedError(f"What is concatenated at {call.path} is not made of the image alone.")
+        raise RefusedError(f"What is concatenated at {call.where} is not made of the image alone.")
     return tensors[0] if len(tensors) == 1 else call.emit("cat", tensors, axis=call.axis(tensors[0], dim))
 
 

@@ -193,6 +193,6 @@ def _hardtanh(call: Call, x: Ref, min_val: float = -1.0, max_val: float = 1.0, i
 @form(torch.clamp, torch.clip, "clamp", "clip", "clamp_")
 def _clip(call: Call, x: Ref, min: float | None = None, max: float | None = None) -> Ref:
     if not all(end is None or isinstance(end, int | float) for end in (min, max)):
-        raise RefusedError(f"The ends of {call.kind} at {call.path} are no numbers: it has no deployed form.")
+        raise RefusedError(f"The ends of {call.kind} at {call.where} are no numbers: it has no deployed form.")
     low, high = (None if end is None else float(end) for end in (min, max))
     return call.emit("clip", [x], low=low, high=high)
