@@ -42,7 +42,6 @@ def prepare(config: Config) -> None:
     _check_machine(config)
     experiment = build.experiment(config)
     _check_layers(experiment)
-    _check_answers(experiment)
     _check_weights(experiment)
     _prepared[:] = [experiment]
 
@@ -95,10 +94,9 @@ def _refusal(config: Config, loaded: Any, weights: dict[str, RepqError | None]) 
     experiment, error = _tried(lambda config: build.experiment(config, loaded), config)
     if experiment is None:
         return error
-    for check in (_check_layers, _check_answers):
-        _, error = _tried(check, experiment)
-        if error is not None:
-            return error
+    _, error = _tried(_check_layers, experiment)
+    if error is not None:
+        return error
     key = _text(config.fp, config.model, config.rep, experiment.signature)
     if key not in weights:
         _, weights[key] = _tried(_check_weights, experiment)
@@ -124,12 +122,19 @@ def _text(*parts: Any) -> str:
 
 def _check_layers(experiment: Experiment) -> None:
     """Whether memory holds the network, ``quant.layers`` names layers that it has, and a foreign one can be shipped."""
+    shapes = None
     if experiment.quant.layers or experiment.config.model.is_ours:  # others may want real tensors to begin with
         shapes = _shapes(experiment)
         _check_step(experiment, shapes)
         layer_bits(shapes, experiment.quant)
-        if isinstance(shapes, Adopted):
-            _check_forms(experiment)
+    is_known = shapes is not None and not isinstance(shapes, Adopted)
+    if is_known and not isinstance(experiment.task, Features):
+        return
+    with torch.random.fork_rng(devices=[]):
+        net = experiment.make_net()
+    if isinstance(net, Adopted):
+        _check_forms(experiment, net)
+    _check_answers(experiment, net)
 
 
 def _check_step(experiment: Experiment, shapes: nn.Module) -> None:
@@ -148,25 +153,19 @@ def _check_step(experiment: Experiment, shapes: nn.Module) -> None:
     )
 
 
-def _check_forms(experiment: Experiment) -> None:
+def _check_forms(experiment: Experiment, net: nn.Module) -> None:
     """ConfigError, with all of them, for operations without a deployed form: repq's own networks have none."""
     shape, mode = experiment.data.info.shape, experiment.mode
-    with torch.random.fork_rng(devices=[]):
-        net = experiment.make_net()
     composed = compose(mode.rule.shaped_net(net, [torch.zeros(2, *shape)], mode), mode, experiment.quant)
     if found := unsupported(composed, shape):
         raise ConfigError(" ".join(refusal.reason for refusal in found))
 
 
-def _check_answers(experiment: Experiment) -> None:
-    """Whether a foreign network gives what the task is about; for ``task=features`` two images tell."""
+def _check_answers(experiment: Experiment, net: nn.Module) -> None:
+    """Whether a network gives what the task is about, by two images."""
     task, classes = experiment.task, experiment.data.info.num_classes
-    if not isinstance(task, Features) and experiment.config.model.is_ours and not _is_foreign(experiment):
-        return
-    with torch.random.fork_rng(devices=[]):
-        net = experiment.make_net().eval()
     x, targets = next(iter(experiment.data.val.batches(2)))
-    outputs = net(x)
+    outputs = net.eval()(x)
     sizes = ", ".join(str(list(tensor.shape)) for tensor in tensors(outputs))
     if isinstance(task, Features):
         _check_functions(experiment, task, outputs, targets, sizes)
@@ -175,10 +174,6 @@ def _check_answers(experiment: Experiment) -> None:
             f"model={experiment.model} gives {sizes} for two images, and task={task.name} wants [2, {classes}]: train "
             f"other answers by task=features and a loss of your own."
         )
-
-
-def _is_foreign(experiment: Experiment) -> bool:
-    return isinstance(_shapes(experiment), Adopted)
 
 
 def _check_functions(experiment: Experiment, task: Features, outputs: Any, targets: Tensor, sizes: str) -> None:
