@@ -13,6 +13,7 @@ import repq_cli as repq
 from repq_cli.answers import tensors
 from repq_cli.deploy.check import compare_integers
 from repq_cli.deploy.integer import IntegerNet
+from repq_cli.graphs.adopt import adopt
 from repq_cli.library.foreign import own
 from repq_cli.reparam.block import Block
 
@@ -143,7 +144,7 @@ def test_what_cannot_be_followed_or_shipped_is_named(tmp_path: Path) -> None:
     (refusal,) = repq.explain(deciding, x, keep_float=["blocks.*"]).refusals
     assert "cannot be shipped" in refusal
     with pytest.raises(repq.ConfigError, match=r"fails for images of 3x2x2 \(.*give the size that it is for"):
-        repq.merge(nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(4)), x[:, :, :2, :2])
+        adopt(nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(4)), x[:, :, :2, :2])
     with pytest.raises(repq.ConfigError, match="Together computes with the number of images"):
         repq.prepare(Together(), x)
     with pytest.raises(repq.ConfigError, match=r"erf.*cumsum"):  # all at once
