@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 def test_a_process_killed_in_qat_goes_on_exactly(
     in_folder: Path, run_repq: Run, start_repq: Callable[..., Process]
 ) -> None:
-    arguments = ["train", *QUICK, "quant=w4a4", "qat.epochs=12", "runtime.log_every=2", "hydra.run.dir=killed"]
+    arguments = ["train", *QUICK, "quant=w4a4", "qat.epochs=6", "runtime.log_every=2", "hydra.run.dir=killed"]
     _, unbroken = run_repq(*arguments[:-1])
     process = start_repq(*arguments)
     wait_until(lambda: _three_qat_entries(in_folder / "killed"), process)

@@ -257,11 +257,11 @@ def test_a_run_leaves_the_folder_of_the_contract(finished: Path) -> None:
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
-def test_the_same_seed_gives_the_same_results_and_bytes(finished: Path, run_repq: Run) -> None:
-    first = finished
-    _, second = run_repq("train", *TINY, "quant=w4a4")
-    _, other = run_repq("train", *TINY, "quant=w4a4", "seed=4")
-    assert second is not None
+def test_the_same_seed_gives_the_same_results_and_bytes(run_repq: Run) -> None:
+    _, first = run_repq("train", *QUICK, "quant=w4a4")
+    _, second = run_repq("train", *QUICK, "quant=w4a4")
+    _, other = run_repq("train", *QUICK, "quant=w4a4", "seed=4")
+    assert first is not None and second is not None
     assert first != second
     assert results(first) == results(second)
     name = "deploy/model.safetensors"
@@ -332,8 +332,8 @@ def test_rates_beyond_reason_end_with_exit_4_and_the_key_to_change_or_a_warning(
 
     Adam's steps are of one size, and integer biases end at 32 bits: what it leaves may be finite, and of no use.
     """
-    for optim in ("sgd", "adam"):
-        for rate in ("1e10", "1e12"):
+    for optim, rates in (("sgd", ("1e10", "1e12")), ("adam", ("1e12",))):
+        for rate in rates:
             arguments = [*QUICK, "runtime.tensorboard=true", "quant=w4a4", f"optim={optim}", f"qat.lr={rate}"]
             code, folder = run_repq("train", *arguments)
             if code == 0 and optim == "adam":
