@@ -49,7 +49,8 @@ def _launched(devices: int, arguments: Sequence[str], restarts: int, notes: str)
         max_restarts=restarts,
         logs_specs=DefaultLogsSpecs(log_dir=notes),
     )
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # rank 0 says what is wrong, and in a sentence
     os.environ.setdefault(*NO_MODULES_HERE)
     with _own_signals(), _threads_for(devices):
         try:
