@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator
@@ -152,7 +153,23 @@ class _Tracer(fx.Tracer):
             raise
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+        """As fx's own, which walks over the whole network for each parameter that is asked for."""
+        name = self.names.get(id(attr_val)) if isinstance(attr_val, nn.Parameter) and not self.running else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def create_arg(self, a: Any) -> Any:
+        """As fx's own, without a walk for each buffer."""
+        name = self.names.get(id(a)) if isinstance(a, Tensor) else None
+        return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
+
+    @functools.cached_property
+    def names(self) -> dict[int, str]:
+        """Of the network's parameters and buffers."""
+        return {id(tensor): name for name, tensor in (*self.root.named_buffers(), *self.root.named_parameters())}
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One input, the images; all other arguments have their defaults."""
