@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -73,7 +72,7 @@ def then_convolve(first: Affine, kernel: Kernel, layout: Layout, biased: bool) -
     """
     if any(layout.paddings) and not (first.is_point and not first.biased):
         raise NoConvolution("zeros are put around a map that goes on beyond the border")
-    groups = math.gcd(first.groups, layout.groups)
+    groups = _gcd(first.groups, layout.groups)
     inner = regrouped(first.weight, first.groups, groups)
     outer = regrouped(kernel.weight, layout.groups, groups)
     bias = kernel.bias + (outer.sum((2, 3)).view(groups, -1, outer.shape[1]) @ first.bias.view(groups, -1, 1)).flatten()
@@ -83,7 +82,7 @@ def then_convolve(first: Affine, kernel: Kernel, layout: Layout, biased: bool) -
         offsets.append(first.offsets[place] - stride * side.padding)
         strides.append(stride * side.stride)
         moving = [first.dilations[place]] * (inner.shape[2 + place] > 1) + [spacing] * (side.size > 1)
-        dilations.append(math.gcd(*moving) or 1)
+        dilations.append(_gcd(*moving) or 1)
     inner = spread(inner, first.dilations, _pair(dilations))
     spacings = _pair(stride * dilation for stride, dilation in zip(first.strides, layout.dilations, strict=True))
     outer = spread(outer, spacings, _pair(dilations))
@@ -131,7 +130,7 @@ def added(first: Affine, second: Affine, sign: int = 1) -> Affine:
     """``first + sign * second``. Raises NoConvolution where their strides differ."""
     if first.strides != second.strides:
         raise NoConvolution("maps of different strides are added")
-    groups = math.gcd(first.groups, second.groups)
+    groups = _gcd(first.groups, second.groups)
     dilations = _pair(_lattice(first, second, place) for place in (0, 1))
     offsets = _pair(map(min, first.offsets, second.offsets))
     ends = _pair(max(_end(first, place), _end(second, place)) for place in (0, 1))
@@ -158,7 +157,7 @@ def _end(part: Affine, place: int) -> int:
 def _lattice(first: Affine, second: Affine, place: int) -> int:
     """The widest dilation on which the taps of both lie."""
     spacings = [part.dilations[place] for part in (first, second) if part.sizes[place] > 1]
-    return math.gcd(*spacings, first.offsets[place] - second.offsets[place]) or 1
+    return _gcd(*spacings, first.offsets[place] - second.offsets[place]) or 1
 
 
 def placed(part: Affine, offsets: Pair, sizes: Pair, dilations: Pair, groups: int) -> Tensor:
@@ -206,3 +205,13 @@ def spread(weight: Tensor, dilations: Pair, finer: Pair) -> Tensor:
 def _pair(numbers: Iterable[int]) -> Pair:
     rows, columns = numbers
     return rows, columns
+
+
+def _gcd(*numbers: int) -> int:
+    """As ``math.gcd``, which torch's compiler does not follow."""
+    found = 0
+    for number in numbers:
+        rest = number
+        while rest:
+            found, rest = rest, found % rest
+    return abs(found)
