@@ -128,7 +128,7 @@ def test_any_geometry_merges_and_ships(
     if not legal(BLOCKS[name], geometry):
         return
     block = randomise(BLOCKS[name](geometry)).eval()
-    check_merge(copy.deepcopy(block).double(), size)
+    check_merge(copy.deepcopy(block).double())
     net = nn.Sequential(
         block.to_conv(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(geometry.out_channels, 3)
     )

@@ -113,6 +113,8 @@ def with_fitting_statistics(net: nn.Module, batches: Iterable[Tensor]) -> nn.Mod
 
 def _fits(norm: nn.BatchNorm2d, moments: Moments) -> bool:
     assert norm.running_mean is not None and norm.running_var is not None
+    if norm.running_var.is_meta:  # no values to look at
+        return True
     square = moments.var + (moments.mean - norm.running_mean).square()
     ratio = ((square + norm.eps) / (norm.running_var + norm.eps)).median().item()
     return 1 / UNLIKE <= ratio <= UNLIKE

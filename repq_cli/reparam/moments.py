@@ -53,10 +53,6 @@ def _power_sums(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=_summing_dtype(x))
         return x.sum(dims, keepdim=True, dtype=_summing_dtype(x)), norm.square()
     values = x.to(_summing_dtype(x))
-    if dims == (0,) and not torch.compiler.is_compiling():  # by a product, a third of the time of two sums on a CPU
-        rows = values.flatten(1)
-        ones = rows.new_ones(1, len(rows))
-        return (ones @ rows).view_as(x[:1]), (ones @ rows.square()).view_as(x[:1])
     return values.sum(dims, keepdim=True), values.square().sum(dims, keepdim=True)
 
 
