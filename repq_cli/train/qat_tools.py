@@ -61,7 +61,7 @@ class QATTools(Tools):
         assert factor != "auto", "the configuration decides"
         found = bring_steps_back(self.net, factor)
         if found:
-            logger.info("%d weight steps start anew at least squared error.", found)
+            logger.debug("%d weight steps start anew at least squared error.", found)
 
     def finish(self) -> bool:
         count = self.options.reestimate_bn
