@@ -116,7 +116,17 @@ def test_rooms_import_what_they_may_and_may_import_what_they_do() -> None:
     assert {name for name in outside if outside[name] & {"hydra", "omegaconf"}} == HYDRA_ROOMS
     assert not any("torch" in outside[name] for name in WITHOUT_TORCH)
     for name in ("reparam", "quant", "tasks"):
-        standard = {"__future__", "collections", "contextlib", "dataclasses", "functools", "math", "typing", "weakref"}
+        standard = {
+            "__future__",
+            "collections",
+            "contextlib",
+            "copy",
+            "dataclasses",
+            "functools",
+            "math",
+            "typing",
+            "weakref",
+        }
         assert outside[name] <= {"torch", *standard}
 
 
