@@ -95,13 +95,12 @@ class DiagnoseKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictKeys:
-    """``in_``: the images that ``in`` names; ``out``: the file to write."""
+class ImageKeys:
+    """Of a command that a run's network answers images for. ``in_``: those that ``in`` names."""
 
     run: str
     in_: str | list[str]
     out: str
-    engine: Engine
     overwrite: bool
     device: str
     threads: Threads
@@ -111,19 +110,17 @@ class PredictKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpscaleKeys:
-    """``in_``: the images that ``in`` names; ``out``: the folder to write to."""
+class PredictKeys(ImageKeys):
+    """``out``: the file to write."""
 
-    run: str
-    in_: str | list[str]
-    out: str
-    overwrite: bool
-    device: str
-    threads: Threads
+    engine: Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleKeys(ImageKeys):
+    """``out``: the folder to write to."""
+
     tile: Annotated[int, Range(64)]
-    max_pixels: MaxPixels
-    verbosity: Verbosity
-    plugins: list[str]
 
 
 OF_COMMAND: dict[str, type] = {

@@ -49,12 +49,18 @@ def turn_round(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
     QAT then quantizes the weights as they ship: signed codes have a lowest one without an opposite.
     """
+    conv.weight.mul_(signs_taken(norm, conv.bias))
+
+
+@torch.no_grad()
+def signs_taken(norm: nn.BatchNorm2d, bias: Tensor | None) -> Tensor:
+    """Take the signs of ``gamma`` out of it, the mean and the bias in front: by ``[O, 1, 1, 1]``, for the weights."""
     assert norm.running_mean is not None
     sign = torch.where(norm.weight < 0, -1.0, 1.0).to(norm.weight)
-    conv.weight.mul_(sign.view(-1, 1, 1, 1))
-    for tensor in (conv.bias, norm.running_mean, norm.weight):
+    for tensor in (bias, norm.running_mean, norm.weight):
         if tensor is not None:
             tensor.mul_(sign)
+    return sign.view(-1, 1, 1, 1)
 
 
 class BranchKernel(KernelSource):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from repq_cli.modes.kernels import signs_taken
 from repq_cli.quant.build import weight_quantizer
 from repq_cli.quant.kernel_source import KernelSource
 from repq_cli.quant.layers import QuantConv
@@ -61,10 +62,5 @@ def _span(sizes: tuple[int, ...]) -> Span:
 
 @torch.no_grad()
 def _turn_round(conv: nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
-    """As ``kernels.turn_round``: the sign of a negative ``gamma`` becomes that of its channel's weights and mean."""
-    assert norm.running_mean is not None
-    sign = torch.where(norm.weight < 0, -1.0, 1.0).to(norm.weight)
-    conv.weight.copy_(turned(turned(conv.weight, conv.groups) * sign.view(-1, 1, 1, 1), conv.groups))
-    for tensor in (conv.bias, norm.running_mean, norm.weight):
-        if tensor is not None:
-            tensor.mul_(sign)
+    """As ``kernels.turn_round``."""
+    conv.weight.copy_(turned(turned(conv.weight, conv.groups) * signs_taken(norm, conv.bias), conv.groups))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from repq_cli.modes.catalogue import mode_named
 from repq_cli.modes.catalogue.merged import Merged
 from repq_cli.modes.catalogue.plain import Plain
-from repq_cli.report.cells import Cell, paired_difference, values_of
+from repq_cli.report.cells import Cell, mean_cell, values_of
 from repq_cli.report.lines import Entry, entries_of
 from repq_cli.report.sections import Section
 from repq_cli.report.table import Column, Table, TableLine, without_empty_columns
@@ -44,11 +44,11 @@ def interval(differences: Sequence[float]) -> Interval:
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (n - 1))
-    t = STUDENT_T[n - 2] if n - 2 < len(STUDENT_T) else NORMAL
-    return Interval(mean - t * spread / math.sqrt(n), mean + t * spread / math.sqrt(n))
+    cell = mean_cell(differences)
+    assert cell.value is not None and cell.std is not None, "of two values or more"
+    t = STUDENT_T[cell.n - 2] if cell.n - 2 < len(STUDENT_T) else NORMAL
+    half = t * cell.std / math.sqrt(cell.n)
+    return Interval(cell.value - half, cell.value + half)
 
 
 def paired(section: Section) -> list[Table]:
@@ -83,5 +83,5 @@ def _lines(entry: Entry, section: Section) -> Iterator[TableLine]:
             ends = interval(differences)
             sign = 1 if section.metric.higher_is_better else -1
             better = sum(sign * difference > 0 for difference in differences)
-            numbers = (len(differences), paired_difference(own, other).value, *ends, better)
+            numbers = (len(differences), mean_cell(differences).value, *ends, better)
             yield (*entry.texts, name, *(Cell(value, status="done") for value in numbers))
