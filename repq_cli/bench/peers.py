@@ -68,7 +68,7 @@ class TextbookLSQ(nn.Module):
         factor = (count * self.codes.high) ** -0.5
         step = self.step_size.view(-1, *[1] * (values.dim() - 1)) if self.channels else self.step_size
         step = (step - step * factor).detach() + step * factor
-        codes = (values / step).clamp(self.codes.low, self.codes.high)
+        codes = F.hardtanh(values / step, *self.codes)  # clamp's gradient at both ends is not that of every torch
         codes = codes + (codes.round() - codes).detach()
         return codes * step
 

@@ -19,7 +19,7 @@ from repq_cli.modes.options import ModeOptions
 from repq_cli.quant.options import QuantOptions
 from repq_cli.reparam.block import MakeBlock, merge_first
 from repq_cli.train.arithmetic import Arithmetic
-from repq_cli.train.compiled import CompiledForward
+from repq_cli.train.compiled import CompiledForward, alone
 from repq_cli.train.engine import Task, Update
 from repq_cli.train.optim import leaves_out_steps, make_optimizer
 from repq_cli.train.options import OptimOptions
@@ -104,11 +104,9 @@ def _loop_body(step: Step, net: nn.Module, subject: Subject, arithmetic: Arithme
     arithmetic.lay_out(net, training=True)
     optimizer = make_optimizer(net, subject.optim, RATE)
 
-    forward = None
-    if step.compiled and step.by == OURS:
-        forward = CompiledForward(net, step.stage)
-    elif step.compiled:  # a peer's graph may break; many networks share code: none may use up another's recompilations
-        net.compile(isolate_recompiles=True)
+    forward: Callable[[Tensor], Tensor] | None = None
+    if step.compiled:  # a peer's graph may break
+        forward = CompiledForward(net, step.stage) if step.by == OURS else torch.compile(alone(net))
     task, clip = subject.task, subject.optim.clip_norm
     update = Update(net, task, optimizer, clip, arithmetic=arithmetic, forward=forward)
     waits = not (is_waited_for(subject.batch[0].device) and leaves_out_steps(optimizer))  # as a stage decides it

@@ -91,7 +91,7 @@ class QuantLayer(nn.Module):
 
         Of signs an integer decides already, and to round what it is compared with would move it.
         """
-        of_codes = bool(self._reads) and self.quantizer.bits < 32
+        of_codes = len(self._reads) > 0 and self.quantizer.bits < 32
         return self.int32_bias and of_codes and not (self._feeds_signs or self.input_scale)
 
     @torch.no_grad()
