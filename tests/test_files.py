@@ -58,14 +58,17 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     folder = RunFolder(tmp_path)
     make_folder(folder.checkpoints)
-    for step in range(2):
-        checkpoint.save_last(folder, {"step": step})
+    content: dict[str, Any] = {"stage": "fp", "net": {}, "signature": {}, "earlier": {}, "totals": {}}
+    content |= dict.fromkeys(("best_score", "best_epoch", "seconds", "metrics_bytes"), 0)
+    content |= {"step_seconds": [], "optimizer": {"state": {}, "param_groups": []}}
+    for epoch in range(2):
+        checkpoint.save_last(folder, content | {"epoch": epoch})
     before = folder.previous.read_bytes()
     folder.last.write_bytes(folder.last.read_bytes()[:-1])
     found = checkpoint.load_last(folder)
-    assert found is not None and found["step"] == 0 and "previous.pt is whole" in caplog.text
+    assert found is not None and found["epoch"] == 0 and "previous.pt is whole" in caplog.text
     assert folder.last.read_bytes() == before  # no damaged file is kept as the previous one
-    checkpoint.save_last(folder, {"step": 1})
+    checkpoint.save_last(folder, content | {"epoch": 1})
     assert folder.previous.read_bytes() == before
     folder.last.unlink()
     folder.last.mkdir()

@@ -7,14 +7,16 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import FINISHED, TINY, results, row_of
 
 from repq_cli.cli import main
 from repq_cli.files import link
 from repq_cli.runs.folder import RunFolder
-from repq_cli.train import stage
+from repq_cli.train import checkpoint, stage
 from repq_cli.train.mending import damage
 
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
@@ -111,6 +113,105 @@ def test_a_damaged_net_is_not_measured(finished: Path, capsys: pytest.CaptureFix
             assert f"{name}.pt is damaged" in capsys.readouterr().err
         file.write_bytes(whole)
     assert (finished / "summary.json").read_bytes() == before
+
+
+def sealed_anew(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a checkpoint holds, in a file of its own, and seal it as ours are."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    path.unlink()
+    checkpoint.save(path, content)
+
+
+def without(key: str) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.pop(key)
+
+
+def another(key: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.__setitem__(key, value)
+
+
+def in_net(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, Any]], object]:
+    """The first tensor of the net changed."""
+
+    def do(content: dict[str, Any]) -> None:
+        name = next(iter(content["net"]))
+        content["net"][name] = change(content["net"][name])
+
+    return do
+
+
+def in_optimizer(key: str, value: object) -> Callable[[dict[str, Any]], object]:
+    """An option of the first group, or what is kept of the first parameter, changed; None: left out."""
+
+    def do(content: dict[str, Any]) -> None:
+        place = content["optimizer"][key.partition(" ")[0]]
+        place = place[min(place) if isinstance(place, dict) else 0]
+        name = key.partition(" ")[2]
+        place.pop(name) if value is None else place.update({name: value})
+
+    return do
+
+
+SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no epoch": without("epoch"),
+    "a shape": in_net(lambda tensor: tensor[:1]),
+    "a rate": in_optimizer("param_groups lr", "0.1"),
+    "totals": another("totals", {"steps": 0, "x": 1}),
+    "a buffer": in_optimizer("state momentum_buffer", torch.zeros(7)),
+    "no net": without("net"),
+    "another net": another("net", {"weight": torch.zeros(2)}),
+    "no tensor": another("net", {"weight": [1.0]}),
+    "not finite": in_net(lambda tensor: tensor * torch.nan),
+    "sparse": in_net(lambda tensor: tensor.to_sparse()),
+    "integers": in_net(lambda tensor: tensor.long()),
+    "a stage": another("stage", "best"),
+    "an epoch": another("epoch", -1),
+    "no optimiser": another("optimizer", {}),
+    "no groups": another("optimizer", {"state": {}, "param_groups": []}),
+    "no rate": in_optimizer("param_groups lr", None),
+    "a switch": in_optimizer("param_groups nesterov", "yes"),
+    "a list": another("step_seconds", 3),
+    "a time": another("step_seconds", ["3"]),
+    "bytes": another("metrics_bytes", "3"),
+    "a digest": another("metrics_sha256", 3),
+    "earlier": another("earlier", {"fp_seconds": "x"}),
+    "a score": another("best_score", "99"),
+    "a key": another("fp_key", 3),
+}  # fmt: skip
+
+
+@SOME_OR_ALL
+def test_a_checkpoint_that_was_sealed_anew_is_no_better_than_what_it_holds(
+    some: bool, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+) -> None:
+    """One sentence, and the checkpoint before takes its place where there is one."""
+    expected, row = files_of(finished), row_of(finished)
+    for name, change in list(SEALED.items())[: 3 if some else None]:
+        for alone in (True, False):
+            with subtests.test(name, alone=alone):
+                copy = RunFolder(shutil.copytree(finished, tmp_path / name / str(alone)))
+                copy.row_file.unlink()
+                sealed_anew(copy.last, change)
+                if alone:
+                    copy.previous.unlink()
+                assert main(["train", f"resume={copy}"]) == (3 if alone else 0)
+                said = "".join(capsys.readouterr())
+                assert "last.pt is damaged" in said and "Traceback" not in said
+                if not alone:
+                    assert files_of(copy.path).items() == expected.items()
+                    assert results(copy.path) == {key: row[key] for key in results(copy.path)}
+    for name in ("another net", "a shape") if not some else ():  # best.pt is written again from what holds its net
+        with subtests.test(f"best.pt, {name}"):
+            copy = RunFolder(shutil.copytree(finished, tmp_path / "best" / name))
+            copy.row_file.unlink()
+            sealed_anew(copy.best, SEALED[name])
+            assert main(["train", f"resume={copy}"]) == 0
+            assert "best.pt is damaged" in capsys.readouterr().out and files_of(copy.path) == expected
+            for command in ("eval", "diagnose"):
+                sealed_anew(copy.best, SEALED[name])
+                assert main([command, f"run={copy}"]) == 3
+                assert "best.pt is not of the network" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from repq_cli.files import link, write_atomically
 from repq_cli.pretrained.read import read
 from repq_cli.runs.folder import FP_NET, RunFolder
 from repq_cli.sealed import has_seal, seal
+from repq_cli.train.checkpoint_form import TrainedForm, TrainingForm, wrong_in
 from repq_cli.train.log import logger
 
 FORMAT = 2  # sealed
@@ -30,15 +32,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def checked(path: Path, content: object) -> dict[str, Any]:
     """``content``, as ``read`` found it in a file, if it is a checkpoint of ours and its seal fits; else DataError."""
-    formats = (FORMAT, FORMAT_WITHOUT_SEAL)
-    if (
-        not isinstance(content, dict)
-        or content.get("format") not in formats
-        or not isinstance(content.get("net", {}), dict)
-    ):
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, FORMAT_WITHOUT_SEAL):
         raise DataError(f"The checkpoint {path} is not one of repq's (format {FORMAT}): use another one.")
     if not _has_seal(path) and content["format"] == FORMAT:
-        raise _damaged(path, "its seal is gone")
+        raise damaged(path, "its seal is gone")
+    if (wrong := wrong_in(TrainedForm, content)) is not None:
+        raise damaged(path, wrong)
     return content
 
 
@@ -49,14 +48,23 @@ def load(path: Path) -> dict[str, Any]:
     return checked(path, read(path))
 
 
+def load_training(path: Path) -> dict[str, Any]:
+    """Read a checkpoint from which training can go on. Raises DataError as ``load``."""
+    content = load(path)
+    if (wrong := wrong_in(TrainingForm, content)) is not None:
+        raise damaged(path, wrong)
+    return content
+
+
 def _has_seal(path: Path) -> bool:
     try:
         return has_seal(path)
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, why: object) -> DataError:
+def damaged(path: Path, why: object) -> DataError:
+    """What to say of a checkpoint that is none, or not the one that belongs there."""
     return DataError(f"The checkpoint {path} is damaged ({why}).")
 
 
@@ -76,18 +84,30 @@ def load_last(folder: RunFolder) -> dict[str, Any] | None:
     if not found:
         return None
     try:
-        return load(found[0])
+        return load_training(found[0])
     except DataError as error:
-        try:
-            content = load(folder.previous)
-        except DataError:
-            raise DataError(
-                f"{error} No other checkpoint is whole from which the run could go on: restore one, or remove "
-                f"{folder.checkpoints} and the run starts over."
-            ) from error
-        logger.warning("%s Its previous.pt is whole: the run goes on from there.", error)
-        link(folder.previous, folder.last)
-        return content
+        return load_previous(folder, error)
+
+
+def load_previous(
+    folder: RunFolder, error: DataError, wrong: Callable[[dict[str, Any]], str | None] = lambda content: None
+) -> dict[str, Any]:
+    """What previous.pt holds, which takes the place of last.pt. Raises DataError, from ``error``, where it is damaged.
+
+    error: what is wrong with last.pt. wrong: what else may be wrong with a content.
+    """
+    try:
+        content = load_training(folder.previous)
+        if (why := wrong(content)) is not None:
+            raise damaged(folder.previous, why)
+    except DataError:
+        raise DataError(
+            f"{error} No other checkpoint is whole from which the run could go on: restore one, or remove "
+            f"{folder.checkpoints} and the run starts over."
+        ) from error
+    logger.warning("%s Its previous.pt is whole: the run goes on from there.", error)
+    link(folder.previous, folder.last)
+    return content
 
 
 def fp_checkpoint(path: str) -> Path:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import CheckError, DataError
 from repq_cli.runs.closing import closing_table
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import Row
 from repq_cli.train import checkpoint
+from repq_cli.train.checkpoint_form import misfit
 from repq_cli.train.context import RunContext, Stage
 from repq_cli.train.log import logger
 from repq_cli.train.reload import trained_nets
@@ -61,16 +65,37 @@ def frozen_again(context: RunContext) -> Any:
     return experiment.mode.rule.shipped_net(nets["fake"].to(context.device), experiment.quant.init)
 
 
-def keep_best(stage: Stage, folder: RunFolder, saved: dict[str, Any]) -> None:
+def fitting(
+    stage: Stage, context: RunContext, saved: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """``saved``, what last.pt holds of the stage, or what previous.pt does where that is not of this net.
+
+    Raises DataError where neither is. One of the stage before has this one begin again.
+    """
+
+    def wrong(content: dict[str, Any]) -> str | None:
+        return misfit(content, net, optimizer) if content["stage"] == stage.name else None
+
+    if (why := wrong(saved)) is None:
+        return saved
+    previous = checkpoint.load_previous(context.folder, checkpoint.damaged(context.folder.last, why), wrong)
+    if previous["stage"] != stage.name:
+        context.log.rewind(previous["metrics_bytes"], stage.offset, previous.get("metrics_sha256"))
+    return previous
+
+
+def keep_best(stage: Stage, folder: RunFolder, saved: dict[str, Any], net: nn.Module) -> None:
     """Make sure that the stage's best net, of which ``saved`` tells, is there: from a checkpoint that holds it.
 
-    Raises DataError where none does.
+    ``net``: the one that is trained. Raises DataError where none does.
     """
     if saved["best_score"] is None:
         return
     try:
-        checkpoint.load(stage.best)
-        return
+        why = misfit(checkpoint.load(stage.best), net)
+        if why is None:
+            return
+        lost = checkpoint.damaged(stage.best, why)
     except DataError as error:
         lost = error
     for content in (saved, *_previous(folder)):
@@ -88,6 +113,6 @@ def keep_best(stage: Stage, folder: RunFolder, saved: dict[str, Any]) -> None:
 
 def _previous(folder: RunFolder) -> list[dict[str, Any]]:
     try:
-        return [checkpoint.load(folder.previous)]
+        return [checkpoint.load_training(folder.previous)]
     except DataError:
         return []

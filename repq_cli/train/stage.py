@@ -29,7 +29,7 @@ from repq_cli.train.context import RunContext, Stage
 from repq_cli.train.divergence import advice, diverged, require_usable_images
 from repq_cli.train.engine import EVAL_BATCH, EpochTotals, StepTimer, Update, evaluate
 from repq_cli.train.log import logger
-from repq_cli.train.mending import keep_best
+from repq_cli.train.mending import fitting, keep_best
 from repq_cli.train.optim import learning_rate, leaves_out_steps, make_optimizer
 from repq_cli.train.parallel import average_buffers, in_parallel
 from repq_cli.train.spread import Divided, Spread
@@ -114,7 +114,7 @@ class StageTrainer:
         self.timer.waits = list(saved.get("input_seconds", []))
         self.log.rewind(saved["metrics_bytes"], self.global_step, saved.get("metrics_sha256"))
         if self.world.leads:
-            keep_best(self.stage, self.context.folder, saved)
+            keep_best(self.stage, self.context.folder, saved, self.net)
 
     def fit(self) -> None:
         """Train to the end, then load the best weights. Raises Interrupted, after a checkpoint, if asked to stop."""
@@ -300,8 +300,10 @@ def train_stage(
 ) -> None:
     """Train ``net``, from ``saved`` if that is a checkpoint of this stage, and add what it took to ``times``."""
     context.world.meet()
-    saved = context.world.broadcast(saved)
     trainer = StageTrainer(stage, net, context, dict(times))
+    if saved is not None and saved["stage"] == stage.name and context.world.leads:
+        saved = fitting(stage, context, saved, net, trainer.optimizer)
+    saved = context.world.broadcast(saved)
     if saved is not None and saved["stage"] == stage.name:
         trainer.restore(saved)
         logger.info("%s goes on after epoch %d, step %d", stage.name.upper(), trainer.epoch, trainer.step)
