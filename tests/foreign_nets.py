@@ -209,6 +209,63 @@ class Segmenter(nn.Module):
         return {"map": self.last(self.up(y) + shallow), "classes": answers}
 
 
+class Idioms(nn.Module):
+    """What older code is full of: writes into tensors, a layer used twice, views, means in two spellings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 7, 3, 2, 1, padding_mode="reflect"), nn.BatchNorm2d(7)
+        self.twice = nn.Sequential(*conv_bn(7, 7), nn.ReLU(inplace=True))
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(7, 7, 1, bias=False))
+        self.after = nn.BatchNorm2d(7)
+        self.squeeze, self.excite, self.fc = nn.Linear(7, 3), nn.Linear(3, 7), nn.Conv2d(7, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        F.relu(x, inplace=True)  # what it gives is nowhere used, and still what comes next
+        y = x
+        y += self.twice(self.twice(x))
+        x = x + F.silu(self.after(self.normed(y)))
+        batch, channels, _, _ = x.shape
+        gate = self.excite(F.relu(self.squeeze(x.view(batch, channels, -1).mean(2)))).sigmoid()
+        x = x * gate.view(batch, channels, 1, 1).expand_as(x)
+        return self.fc(F.relu(x).mean(3).mean(2)[:, :, None, None])[:, :, 0, 0]
+
+
+class UNet(nn.Module):
+    """Skips that are concatenated, pixels that are shuffled; what it gives is no larger image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(*conv_bn(3, 6), nn.ReLU())
+        self.deep = nn.Sequential(nn.MaxPool2d(2), *conv_bn(6, 12), nn.Mish())
+        self.up, self.last = nn.Conv2d(12, 24, 1), nn.Conv2d(12, 2, 3, padding=1)
+        self.classes = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        shallow = self.down(x)
+        deep = self.deep(shallow)
+        y = torch.cat([F.pixel_shuffle(self.up(deep), 2), shallow], 1)
+        return {"mask": self.last(y), "others": [self.classes(deep.mean((2, 3)))]}
+
+
+class Mixer(nn.Module):
+    """Linear layers of places and of channels in turns, without attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.places = nn.Conv2d(3, 6, 8, 8), nn.Linear(16, 16)
+        self.wide, self.narrow, self.fc = nn.Linear(6, 9), nn.Linear(9, 6, bias=False), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2)
+        x = (x + F.relu(self.places(x))).transpose(1, 2)
+        x = x + self.narrow(F.gelu(self.wide(x)))
+        x = x.transpose(1, 2)
+        mean = x.mean(-1)[:, :, None, None].expand(-1, -1, 4, 4)
+        return self.fc(torch.cat([mean, x.unflatten(2, (4, 4))], 1).mean((2, 3)))
+
+
 # By name, the network and how many regions it has.
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "repvgg": (lambda: Classifier(RepVGGLike(8, 8), RepVGGLike(8, 12, 2), channels=12), 3),
@@ -219,6 +276,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "excited": (lambda: Classifier(Excited(8)), 6),
     "detector": (Detector, 19),
     "segmenter": (Segmenter, 4),
+    "idioms": (Idioms, 5),
+    "unet": (UNet, 4),
 }
 
 

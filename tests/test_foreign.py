@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from foreign_nets import NETS, Classifier, randomised
+from foreign_nets import NETS, Classifier, Mixer, randomised
 from torch import Tensor, nn
 
 import repq_cli as repq
@@ -66,6 +67,7 @@ def trained_two_steps(net: nn.Module, x: Tensor, mode: str, **options: object) -
     for _ in range(2):
         optimizer.zero_grad()
         sum(output.square().mean() for output in tensors(qat(x))).backward()  # type: ignore[union-attr]
+        nn.utils.clip_grad_norm_(qat.parameters(), 1.0)
         optimizer.step()
         repq.after_step(qat)
     return qat.eval()
@@ -83,6 +85,7 @@ def ships_exactly(qat: nn.Module, x: Tensor, folder: Path) -> repq.Shipped:
 
 
 MODES = {
+    "idioms": "plain",
     "repvgg": "repq_bnest",
     "mobileone": "merged",
     "repvit": "repq_bn",
@@ -92,7 +95,7 @@ MODES = {
 
 
 def test_every_kind_trains_and_ships(subtests: pytest.Subtests, tmp_path: Path) -> None:
-    for name, (make, _) in NETS.items():
+    for name, make in ({name: make for name, (make, _) in NETS.items()} | {"mixer": Mixer}).items():
         with subtests.test(name):
             torch.manual_seed(0)
             net, x = randomised(make()), images()
@@ -130,6 +133,23 @@ class Together(nn.Module):
         return y.view(1, -1, *y.shape[2:]).mean((2, 3))
 
 
+class Writing(nn.Module):
+    """What writes into tensors in a way that no graph has."""
+
+    def __init__(self, write: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        self.write(y)
+        return y
+
+
+def set_to_zero(x: Tensor) -> None:
+    x[:, 0] = 0
+
+
 def test_what_cannot_be_followed_or_shipped_is_named(tmp_path: Path) -> None:
     x = images()
     deciding = Classifier(Deciding())
@@ -147,6 +167,16 @@ def test_what_cannot_be_followed_or_shipped_is_named(tmp_path: Path) -> None:
         adopt(nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(4)), x[:, :, :2, :2])
     with pytest.raises(repq.ConfigError, match="Together computes with the number of images"):
         repq.prepare(Together(), x)
+    for write, problem in (
+        (lambda y: y[:, :1].relu_(), r"blocks\.0 \(Writing\).*another view behind it"),
+        (set_to_zero, r"blocks\.0 \(Writing\).*a part of a tensor"),
+    ):
+        with pytest.raises(repq.ConfigError, match=problem):
+            repq.prepare(Classifier(Writing(write)), x)
+    hooked = nn.Conv2d(8, 8, 1)
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(repq.ConfigError, match=r"blocks\.0 \(Conv2d\): it has hooks"):
+        repq.prepare(Classifier(hooked), x)
     with pytest.raises(repq.ConfigError, match=r"erf.*cumsum"):  # all at once
         repq.prepare(Classifier(Unknown()), x)
     with pytest.raises(repq.ConfigError, match="keep_float names nothing"):
@@ -161,6 +191,10 @@ def test_what_cannot_be_followed_or_shipped_is_named(tmp_path: Path) -> None:
     shipped = repq.freeze(kept, x)
     repq.check(kept, shipped, [x])
     assert repq.export_onnx(shipped, tmp_path / "partly.onnx", batches=[x]).answers == 100
+    with torch.no_grad():
+        next(kept.get_submodule("fc").parameters()).fill_(float("nan"))
+    with pytest.raises(repq.CheckError, match="not numbers: training has diverged"):
+        repq.check(kept, repq.freeze(kept, x), [x])
 
 
 # Networks of timm's, how many regions they have, and how many of these have branches or factors of their own.

@@ -52,16 +52,22 @@ def adopt(net: nn.Module, example: Tensor, keep_float: Sequence[str] = ()) -> Ad
 
 def _require_any_number_of_images(net: Adopted, example: Tensor) -> None:
     """ConfigError for a network that computes with the number of images that it was traced for."""
+    followed = without_data(net).eval()
     images = torch.empty(2, *example.shape[1:], dtype=example.dtype, device="meta")
+    values, where, problem = {followed.input: images}, "", None
     try:
-        outputs = tensors(without_data(net).eval()(images))
-        problem = None if all(len(output) == 2 for output in outputs) else "it gives no answer for each of them"
+        for call in followed.calls:
+            where = call.name
+            followed.carry_out(call, values)
+        if any(len(output) != 2 for output in tensors(replaced(followed.outputs, values.__getitem__))):
+            problem = "it gives no answer for each of them"
     except Exception as error:  # whatever torch raises for sizes that do not fit
         problem = str(error).partition("\n")[0] or type(error).__name__
     if problem is not None:
         raise ConfigError(
-            f"{net.kind} computes with the number of images, which may be any ({problem}): use view(x.size(0), …) and "
-            f"the like, and no shape in which images are put together."
+            f"{net.kind} computes with the number of images, which may be any (at {where}: {problem}): use "
+            f"view(x.size(0), …) and the like, no shape in which images are put together, and no constant that is "
+            f"repeated for each of them."
         )
 
 
@@ -153,9 +159,8 @@ class _Maker:
         for operation in ordered:
             module, wanted = operation.module, operation.path
             if module is None and operation.target not in PLAIN:
-                word = operation.target if isinstance(operation.target, str) else operation.target.__name__
-                wanted = f"{wanted}.{word}".lstrip(".")
                 module = operation.target = Applied(operation.target)
+                wanted = f"{wanted}.{module.word}".lstrip(".")
             elif module is None:
                 wanted = ""
             self.new_names[operation.name] = self._free_name(wanted or operation.name, operation.name)

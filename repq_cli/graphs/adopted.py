@@ -27,6 +27,11 @@ class Applied(nn.Module):
         super().__init__()
         self.function = function
 
+    @property
+    def word(self) -> str:
+        """The name of the function or method."""
+        return self.function if isinstance(self.function, str) else self.function.__name__
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.function, str):
             return getattr(args[0], self.function)(*args[1:], **kwargs)
@@ -53,14 +58,18 @@ class Adopted(nn.Module):
     def forward(self, x: Tensor) -> Any:
         values = {self.input: x}
         for call in self.calls:
-            args, kwargs = replaced((call.args, call.kwargs), values.__getitem__)
-            if call.module is not None:
-                values[call.name] = self.get_submodule(call.module)(*args, **kwargs)
-            else:
-                values[call.name] = call.function(*args, **kwargs)
-            for name in call.last_of:
-                del values[name]
+            self.carry_out(call, values)
         return replaced(self.outputs, values.__getitem__)
+
+    def carry_out(self, call: Call, values: dict[str, Any]) -> None:
+        """One step: its output among the values of those before it, without those that are read no more."""
+        args, kwargs = replaced((call.args, call.kwargs), values.__getitem__)
+        if call.module is not None:
+            values[call.name] = self.get_submodule(call.module)(*args, **kwargs)
+        else:
+            values[call.name] = call.function(*args, **kwargs)
+        for name in call.last_of:
+            del values[name]
 
     def edges(self) -> frozenset[str]:
         """The first and the last layers and the tensors that they read: by convention kept at 8 bit."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from repq_cli.graphs.computed import ComputedConv
-from repq_cli.graphs.trace import BATCH, Traced
+from repq_cli.graphs.trace import Traced
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
@@ -34,7 +34,12 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "pixel_shuffle": nn.PixelShuffle,
     "channel_shuffle": nn.ChannelShuffle,
 }
-RESHAPING = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as", "reshape_as"}
+PADS: dict[str, Callable[..., nn.Module]] = {
+    "zeros": nn.ZeroPad2d,
+    "reflect": nn.ReflectionPad2d,
+    "replicate": nn.ReplicationPad2d,
+    "circular": nn.CircularPad2d,
+}
 
 
 def word_of(node: fx.Node) -> str:
@@ -174,9 +179,16 @@ def _upsample(arguments: Arguments) -> list[nn.Module] | None:
 
 def _pad(arguments: Arguments) -> list[nn.Module] | None:
     around, mode, value = arguments.plain(1, "pad"), arguments.get(2, "mode", "constant"), arguments.get(3, "value", 0)
-    if mode != "constant" or value not in (0, None) or len(around) != 4 or min(around) < 0:
+    if len(around) != 4 or min(around) < 0 or (mode == "constant" and value not in (0, None)):
         return None
-    return [nn.ZeroPad2d(around)] if any(around) else []
+    return [PADS["zeros" if mode == "constant" else mode](around)] if any(around) else []
+
+
+def padded_in_front(conv: nn.Conv2d) -> tuple[nn.Module, nn.Conv2d]:
+    """A convolution that pads with other than zeros as a pad and the convolution without one."""
+    found = copy.copy(conv)
+    found.padding, found.padding_mode = (0, 0), "zeros"
+    return PADS[conv.padding_mode](tuple(conv._reversed_padding_repeated_twice)), found
 
 
 def _batch_norm(arguments: Arguments, shared: dict[Any, nn.Module]) -> list[nn.Module] | None:
@@ -253,55 +265,3 @@ def _linear(arguments: Arguments, shared: dict[Any, nn.Module]) -> list[nn.Modul
             linear.bias = bias
         shared[key] = linear
     return [shared[key]]
-
-
-def reshaping(node: fx.Node, word: str, traced: Traced) -> tuple[fx.Node, nn.Module | tuple[int, ...] | None] | None:
-    """What an operation that only gives another shape does, to which tensor; None: it is none, or no known one.
-
-    A module, or the sizes that it gives for any number of images. Of several in sequence the last one does it all.
-    """
-    if word in RESHAPING:
-        source = _origin(node, traced)
-        before, after = traced.shape(source), traced.shape(node)
-        if before == after:
-            return source, None
-        if len(before) == 4 and len(after) == 2 and after[0] == BATCH:
-            return source, nn.Flatten(1)
-        if len(before) == 2 and after == (*before, 1, 1):
-            return source, nn.Unflatten(1, (before[1], 1, 1))
-        if word in ("expand", "expand_as") and len(before) == 4 and before[2:] == (1, 1) and before[1] == after[1]:
-            return source, None  # what reads it broadcasts
-        shuffle = _shuffle(node, traced)
-        if shuffle is None and word in ("view", "reshape") and after[:1] == (BATCH,):
-            first = node.args[0]
-            assert isinstance(first, fx.Node)
-            return first, (-1, *after[1:])
-        return shuffle
-    return None
-
-
-def _origin(node: fx.Node, traced: Traced) -> fx.Node:
-    """What a row of reshapes starts from."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    if word_of(source) in RESHAPING - {"expand", "expand_as"} and source.args:
-        return _origin(source, traced)
-    return source
-
-
-def _shuffle(node: fx.Node, traced: Traced) -> tuple[fx.Node, nn.Module] | None:
-    """``view(B, g, C/g, H, W).transpose(1, 2).reshape(B, C, H, W)``."""
-    turned = node.args[0]
-    while isinstance(turned, fx.Node) and word_of(turned) in ("contiguous", "clone"):
-        turned = turned.args[0]
-    if not isinstance(turned, fx.Node) or word_of(turned) not in ("transpose", "permute", "swapaxes"):
-        return None
-    opened = turned.args[0]
-    if not isinstance(opened, fx.Node) or not opened.args or not isinstance(opened.args[0], fx.Node):
-        return None
-    source = opened.args[0]
-    shape, middle, after = traced.shape(source), traced.shape(opened), traced.shape(node)
-    split = len(shape) == 4 and len(middle) == 5 and middle[0] == BATCH and middle[3:] == shape[2:] and after == shape
-    if not split or traced.shape(turned) != (BATCH, middle[2], middle[1], *middle[3:]):
-        return None
-    return source, nn.ChannelShuffle(middle[1])

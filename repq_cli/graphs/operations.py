@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from repq_cli.graphs.modules import Arguments, module_for, reshaping, unlike_in_place, word_of
+from repq_cli.graphs.modules import Arguments, module_for, padded_in_front, unlike_in_place, word_of
+from repq_cli.graphs.moves import reshaping
 from repq_cli.graphs.program import Operation, Program, Ref, wanted
+from repq_cli.graphs.tokens import with_tokens_as_maps
 from repq_cli.graphs.trace import Traced
 from repq_cli.graphs.transposed import with_transposed_layers
 from repq_cli.graphs.vectors import with_normed_vectors_as_maps
@@ -31,7 +34,7 @@ QUOTIENTS = {"truediv", "div", "div_", "itruediv", "divide"}
 
 def operations_of(traced: Traced) -> Program:
     """The program of a traced network; its modules are those of ``traced.net``, or new ones with their parameters."""
-    return with_transposed_layers(with_normed_vectors_as_maps(_Reader(traced).program()))
+    return with_transposed_layers(with_tokens_as_maps(with_normed_vectors_as_maps(_Reader(traced).program())))
 
 
 class _Reader:
@@ -118,7 +121,12 @@ class _Reader:
                 args, kwargs = self._argument(node.args), self._argument(node.kwargs)
                 self._add(node, FloatLeaf(module), args, path, kwargs=kwargs)
             else:
-                self._add(node, unlike_in_place(module), (Ref(self.names[node.all_input_nodes[0]]),), path)
+                first = self.names[node.all_input_nodes[0]]
+                if type(module) is nn.Conv2d and module.padding_mode != "zeros":
+                    pad, module = padded_in_front(module)
+                    images = torch.empty(self.shapes[first], device="meta")
+                    first = self._add(node, pad, (Ref(first),), f"{path}.pad", shape=tuple(pad(images).shape))
+                self._add(node, unlike_in_place(module), (Ref(first),), path)
             return
         sources = [source for source in node.all_input_nodes if source not in self.constants]
         first = self.names[sources[0]] if sources else ""
@@ -131,8 +139,7 @@ class _Reader:
         found = module_for(word, given, self.shared) if len(sources) == 1 else None
         if found is not None:
             path = path if word in WITH_PARAMETERS else ".".join(filter(None, (path, word)))
-            for number, module in enumerate(found):
-                first = self._add(node, module, (Ref(first),), path, last=number == len(found) - 1)
+            self._add_all(node, found, first, path)
             return
         target = node.target
         if word in SUMS and len(sources) == 2 and not node.kwargs:
@@ -149,12 +156,12 @@ class _Reader:
         path: str,
         *,
         kwargs: dict[str, Any] | None = None,
-        last: bool = True,
+        shape: tuple[int, ...] = (),
     ) -> str:
+        """One operation, the node's last; one with a ``shape`` of its own does a part of what the node does."""
+        last = not shape
         name = node.name if last else f"{node.name}_{len(self.operations)}"
-        shape = self.traced.shape(node)
-        if not last:
-            shape = (*self.shapes[args[0].name][:2], 1, 1)
+        shape = shape or self.traced.shape(node)
         self.operations[name] = Operation(name, target, tuple(args), kwargs or {}, path, shape)
         self.shapes[name] = shape
         if last:
@@ -187,7 +194,7 @@ class _Reader:
         reversed_ = place == 1
         if kind in ("add", "sub"):
             if kind == "sub" and reversed_:
-                first = Ref(self._add(node, Scale(-1.0), (first,), path, last=False))
+                first = Ref(self._add(node, Scale(-1.0), (first,), path, shape=self.shapes[first.name]))
             elif kind == "sub":
                 value = -value
             if value == 0.0 and not (kind == "sub" and reversed_):
@@ -212,14 +219,21 @@ class _Reader:
         found = reshaping(node, word, self.traced)
         if found is None:
             return False
-        source, module = found
-        if module is None:
-            self.names[node] = self.names[source]
-        elif isinstance(module, tuple):
-            self._add(node, "reshape", (Ref(self.names[source]), *module), path)
+        source, does = found
+        if isinstance(does, tuple):
+            self._add(node, "reshape", (Ref(self.names[source]), *does), path)
         else:
-            self._add(node, module, (Ref(self.names[source]),), path)
+            self._add_all(node, does, self.names[source], path)
         return True
+
+    def _add_all(self, node: fx.Node, modules: Sequence[nn.Module], first: str, path: str) -> None:
+        """Modules one behind the other; none where the node's output is what it reads."""
+        self.names[node] = first
+        for number, module in enumerate(modules, 1):
+            shape = (
+                () if number == len(modules) else tuple(module(torch.empty(self.shapes[first], device="meta")).shape)
+            )
+            first = self._add(node, module, (Ref(first),), path, shape=shape)
 
 
 def _does_nothing(module: nn.Module) -> bool:

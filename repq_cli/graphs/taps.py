@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from repq_cli.graphs.adopted import Applied
 from repq_cli.graphs.program import Operation
 from repq_cli.models.tap import Tap
 from repq_cli.reparam.block import Block
@@ -30,6 +31,8 @@ KEEPING_SIGN = (
     nn.AdaptiveMaxPool2d,
     nn.Upsample,
     nn.ZeroPad2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
     nn.Flatten,
     nn.Unflatten,
     nn.Dropout,
@@ -37,6 +40,7 @@ KEEPING_SIGN = (
     nn.PixelShuffle,
     nn.PixelUnshuffle,
 )
+METHODS_KEEPING_SIGN = {"reshape", "view", "permute", "transpose", "amax"}
 FUNCTIONS_KEEPING_SIGN = (operator.add, operator.mul, operator.getitem, torch.cat, torch.chunk, torch.split)
 
 
@@ -59,6 +63,7 @@ def is_unsigned(name: str, operations: Mapping[str, Operation]) -> bool:
         return isinstance(target.activation, UNSIGNED)
     if isinstance(target, UNSIGNED):
         return True
-    if isinstance(target, KEEPING_SIGN) or target in FUNCTIONS_KEEPING_SIGN:
+    moves = isinstance(target, Applied) and target.word in METHODS_KEEPING_SIGN
+    if moves or isinstance(target, KEEPING_SIGN) or target in FUNCTIONS_KEEPING_SIGN:
         return all(is_unsigned(source, operations) for source in operation.inputs)
     return False

@@ -8,12 +8,13 @@ import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from repq_cli.errors import ConfigError
+from repq_cli.graphs.writes import Writes
 
 BATCH = 7  # images that are traced: a number that no layer is likely to have for another reason
 
@@ -61,7 +62,10 @@ def trace(net: nn.Module, example: Tensor, leaf: Callable[[str], bool] = lambda 
             leaves.add(allowed)
 
 
-def without_data(net: nn.Module) -> nn.Module:
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def without_data(net: Net) -> Net:
     """A copy with tensors of its shapes on the device ``meta``."""
     tensors = [*net.parameters(), *net.buffers()]
     shapes = [tensor.detach().to("meta") for tensor in tensors]
@@ -75,6 +79,11 @@ def without_data(net: nn.Module) -> nn.Module:
 def _followed(net: nn.Module, tracer: _Tracer, root: nn.Module) -> Traced:
     """What becomes of ``net`` where ``root``, which has its names, is followed."""
     graph = tracer.trace(root)
+    try:
+        tracer.writes.redirect_readers(graph)
+    except ValueError:
+        tracer.innermost = tracer.writes.place
+        raise
     for node in graph.nodes:
         if node.op == "get_attr":  # what a forward pass makes anew has no value without data
             _attribute(net, str(node.target))
@@ -120,6 +129,24 @@ class _Known(fx.Proxy):
     def __index__(self) -> int:
         return self.known.__index__()
 
+    def _written(self, function: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._written(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._written(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._written(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._written(operator.itruediv, other)
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        raise ValueError("it writes into a part of a tensor, for which torch.cat and torch.where are")
+
     def __getattr__(self, name: str) -> Any:
         if name in ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "training"):
             return getattr(self.known, name)
@@ -133,7 +160,8 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.leaves, self.values, self.innermost = leaves, dict[fx.Node, Any](), ""
         self.running = False  # whether an operation is carried out rather than written down
-        self.images = example[:1].expand(BATCH, *example.shape[1:])
+        self.images = example[:1].expand(BATCH, *example.shape[1:]).clone()  # what is written into one is its own
+        self.writes = Writes(self.values)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Torch's own layers, also as classes derived from them that leave their forward as it is."""
@@ -147,10 +175,20 @@ class _Tracer(fx.Tracer):
         if self.running:
             return forward(*args, **kwargs)
         try:
+            self._refuse_hooks(m)
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.innermost = self.innermost or self.path_of_module(m)
             raise
+
+    def _refuse_hooks(self, m: nn.Module) -> None:
+        """ValueError for a layer that does more than its class says."""
+        path = self.path_of_module(m)
+        if (m._forward_hooks or m._forward_pre_hooks) and path not in self.leaves and self.is_leaf_module(m, path):
+            raise ValueError(
+                "it has hooks on its forward pass, which no graph has; torch.nn.utils.weight_norm has none in "
+                "torch.nn.utils.parametrizations"
+            )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """As fx's own, which walks over the whole network for each parameter that is asked for."""
@@ -187,7 +225,7 @@ class _Tracer(fx.Tracer):
             given = fx.node.map_arg((node.args, node.kwargs), self._value_of)
             self.running = True
             try:
-                with torch.no_grad():
+                with torch.no_grad(), self.writes.watched(node):
                     self.values[node] = self._value(kind, target, *given)
             except (RuntimeError, ValueError) as error:
                 raise _DoesNotRunError(str(error).partition("\n")[0]) from error

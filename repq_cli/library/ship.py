@@ -74,8 +74,7 @@ def freeze(qat: nn.Module, example: Tensor, description: dict[str, Any] | None =
     require_fit(qat, example)
     require_json(description or {})
     shipped = composition.mode.rule.shipped_net(qat, composition.quant.init)
-    enlarges = any(isinstance(module, nn.PixelShuffle) for module in qat.modules())
-    task = "super_resolution" if enlarges else "classification"
+    task = "super_resolution" if enlarges(qat, example) else "classification"
     told = {"task": task, **(description or {}), "input_shape": list(example.shape[1:])}
     try:
         return Shipped(deploy.freeze(shipped, told))
@@ -102,12 +101,26 @@ def check(qat: nn.Module, shipped: Shipped, batches: Batches) -> proof.Agreement
     every = itertools.chain([first], inputs)
     with full_float32(), answering("One of the two networks", first.shape):
         agreement = proof.compare(trained, shipped.deployed.to(like.device), every, _same_answers)
+    if math.isnan(agreement.max_abs):
+        raise CheckError(
+            "The network's answers are not numbers: training has diverged. Train it again with a smaller learning rate "
+            "or with clipped gradients (torch.nn.utils.clip_grad_norm_)."
+        )
     if agreement.max_abs != 0:
         raise CheckError(
             f"The frozen network differs from the trained one by {agreement.max_abs:g} ({agreement.answers:.2f} % of "
             f"answers equal): freeze it again after the last training step, and ship nothing before they agree."
         )
     return agreement
+
+
+def enlarges(qat: nn.Module, example: Tensor) -> bool:
+    """Whether a network shuffles pixels and gives one larger image for each: super-resolution of any size."""
+    if not any(isinstance(module, nn.PixelShuffle) for module in qat.modules()):
+        return False
+    training, answer = qat.training, qat.eval()(example)
+    qat.train(training)
+    return isinstance(answer, Tensor) and answer.dim() == 4 and answer.shape[2] > example.shape[2]
 
 
 class Report(NamedTuple):

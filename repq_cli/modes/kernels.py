@@ -38,9 +38,18 @@ def unfolded_kernel(block: Block) -> tuple[FixedKernel, nn.BatchNorm2d | None]:
     """The convolution of a block without branches, and the batch norm behind it, whose ``gamma`` are not negative."""
     (branch,) = block.branches.values()
     assert isinstance(branch, ConvBranch), "a plain block has one convolution"
+    conv = branch.conv if isinstance(branch.conv.weight, nn.Parameter) else with_own_weight(branch.conv)
     if branch.norm is not None:
-        turn_round(branch.conv, branch.norm)
-    return FixedKernel(branch.conv), branch.norm
+        turn_round(conv, branch.norm)
+    return FixedKernel(conv), branch.norm
+
+
+def with_own_weight(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution that computes its weight, as by weight norm, as one that has it: what is trained from now on."""
+    rows, columns = conv.weight.shape[2:]
+    made = nn.Conv2d(conv.in_channels, conv.out_channels, (rows, columns), groups=conv.groups, device="meta")
+    made.weight, made.bias = nn.Parameter(conv.weight.detach().clone()), conv.bias
+    return made.train(conv.training)
 
 
 @torch.no_grad()

@@ -89,6 +89,11 @@ class Reshape(Move):
         if not 1 <= len(node["shape"]) <= 5:
             yield "has a shape of other than 1 to 5 sizes"
 
+    def channels(self, node: Node, sizes: list[int]) -> Tensor | None:
+        each = torch.arange(sizes[1]).view(-1, *[1] * (len(sizes) - 2)).expand(sizes[1:])
+        rows = each.reshape(node["shape"][0], -1)
+        return rows[:, 0] if bool((rows == rows[:, :1]).all()) else None
+
     def compute(self, net: DeployedNet, node: Node, x: Tensor) -> Tensor:
         return x.reshape(len(x), *node["shape"])
 
@@ -212,6 +217,11 @@ def _flatten_layer(call: Call, module: nn.Flatten, x: Ref) -> Ref:
 @form(torch.flatten, "flatten")
 def _flatten(call: Call, x: Ref, start_dim: int = 0, end_dim: int = -1) -> Ref:
     return call.emit("flatten", [x]) if (start_dim, end_dim) == (1, -1) else _reshape(call, x)
+
+
+@form(nn.Unflatten)
+def _unflatten_layer(call: Call, module: nn.Unflatten, x: Ref) -> Ref:
+    return _reshape(call, x)
 
 
 @form("view", "reshape", "unflatten", "squeeze", "unsqueeze", torch.reshape, torch.squeeze, torch.unsqueeze)
