@@ -218,7 +218,7 @@ class Idioms(nn.Module):
         self.twice = nn.Sequential(*conv_bn(7, 7), nn.ReLU(inplace=True))
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(7, 7, 1, bias=False))
         self.after = nn.BatchNorm2d(7)
-        self.squeeze, self.excite, self.fc = nn.Linear(7, 3), nn.Linear(3, 7), nn.Conv2d(7, 5, 1)
+        self.squeeze, self.excite, self.outputs = nn.Linear(7, 3), nn.Linear(3, 7), nn.Conv2d(7, 5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x))
@@ -229,7 +229,7 @@ class Idioms(nn.Module):
         batch, channels, _, _ = x.shape
         gate = self.excite(F.relu(self.squeeze(x.view(batch, channels, -1).mean(2)))).sigmoid()
         x = x * gate.view(batch, channels, 1, 1).expand_as(x)
-        return self.fc(F.relu(x).mean(3).mean(2)[:, :, None, None])[:, :, 0, 0]
+        return self.outputs(F.relu(x).mean(3).mean(2)[:, :, None, None])[:, :, 0, 0]
 
 
 class UNet(nn.Module):

@@ -22,6 +22,18 @@ import torch
 from torch import nn
 
 
+class Brighter(nn.Module):
+    def forward(self, x):
+        return 2 * x if x.mean() < 0 else x
+
+
+class Deciding(nn.Sequential):
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.stem, self.brighter, self.pool = nn.Conv2d(in_channels, 8, 3, 2), Brighter(), nn.AdaptiveAvgPool2d(1)
+        self.flat, self.fc = nn.Flatten(), nn.Linear(8, num_classes)
+
+
 class Pyramid(nn.Module):
     def __init__(self, in_channels):
         super().__init__()
@@ -92,6 +104,10 @@ def test_a_loss_of_ones_own_trains_a_network_of_several_maps(
     ):
         assert main(["train", *FEATURES, *SETTINGS, *keys]) == 2, keys
         assert sentence in capsys.readouterr().err
+    deciding = ["+model=module", "model.target=maps.Deciding", "plugins=[maps]", "model.keep_float=[brighter]"]
+    for command, keys in ("train", SETTINGS), ("info", []):  # info has the network without data
+        assert main([command, *deciding, *keys]) == 2, command
+        assert "brighter (Brighter) is kept in floating point" in capsys.readouterr().err
     assert len(list(in_folder.glob("outputs/train/*"))) == 1
 
 
@@ -99,15 +115,21 @@ def test_networks_come_from_other_packages_and_start_from_their_weights(
     run_repq: Run, in_folder: Path, subtests: pytest.Subtests, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("mine.py").write_text(Path(__file__).with_name("foreign_nets.py").read_text())
-    torch.save({"state_dict": small(1, 10).state_dict()}, "weights.pth")
+    published = small(3, 7)  # for colours and other classes
+    torch.save({"state_dict": published.state_dict()}, "weights.pth")
     for source, arch in {"torchvision": "mnasnet0_5", "timm": "test_byobnet"}.items():
         with subtests.test(source):
             pytest.importorskip(source, reason="timm is an extra")
             assert main(["info", f"+model={source}", f"model.arch={arch}", "data.size=32"]) == 0
             assert f"{source}, rep own, mode repq_bn" in capsys.readouterr().out
     keys = ["+model=module", "model.target=mine.small", "plugins=[mine]", "fp.checkpoint=weights.pth"]
-    code, folder = run_repq("train", *keys, *SETTINGS, "fp.format=timm")
+    assert main(["train", *keys, *SETTINGS]) == 3
+    said = capsys.readouterr().err
+    assert "has 7 classes; fp.head=new" in said and "reads three colours, which fp.input=sum" in said
+    code, folder = run_repq("train", *keys, *SETTINGS, "fp.format=timm", "fp.head=new", "fp.input=sum")
     assert code == 0 and folder is not None
-    stored = torch.load(folder / "checkpoints" / "fp.pt")["net"]
-    theirs = torch.load("weights.pth")["state_dict"]["0.0.weight"]
-    assert any(theirs.shape == mine.shape and torch.equal(theirs, mine) for mine in stored.values())
+    stored = list(torch.load(folder / "checkpoints" / "fp.pt")["net"].values())
+    for name, theirs in published.named_parameters():
+        wanted = theirs.sum(1, keepdim=True) if name == "0.0.weight" else theirs
+        found = any(wanted.shape == mine.shape and torch.allclose(wanted, mine) for mine in stored)
+        assert found == (not name.startswith("3.2")), name

@@ -17,7 +17,7 @@ from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations.base import Node
 from repq_cli.deploy.runs_as import floating, runs_as
-from repq_cli.errors import DataError
+from repq_cli.errors import ConfigError, DataError
 from repq_cli.modes.compose import compose
 from repq_cli.quant.layers import quantizers_in_layers
 from repq_cli.quant.quantizer import Quantizer
@@ -43,7 +43,10 @@ def info_job(tree: dict[str, Any]) -> None:
     mode, quant = config.mode, config.quant
     net = build.network_maker(config, inputs)()
     quantized = compose(net, mode, quant)
-    deployed = freeze(mode.rule.shipped_net(quantized, "lsq"), {"input_shape": list(inputs.shape)})
+    try:
+        deployed = freeze(mode.rule.shipped_net(quantized, "lsq"), {"input_shape": list(inputs.shape)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
     print(f"{config.model.name}, rep {config.rep.name}, mode {mode.name}, {quant.label}")
     asked = " (input_shape)" if config.input_shape else ""

@@ -40,7 +40,10 @@ def prepare_layer(node: Node, known: list[Scaled], deployed: DeployedNet) -> tup
             f"The layer {name} multiplies by XNOR-Net's K, a floating-point map: quant.input_scale=false."
         )
     if node["bits"] == 32:
-        raise ConfigError(f"The layer {name} has float weights: there are no integers for them (quant.first_last=8).")
+        raise ConfigError(
+            f"The layer {name} has float weights, for which there are no integers: train it in codes "
+            f"(quant.first_last=8, and without keep_float for it)."
+        )
     if not given.codes:
         raise ConfigError(f"The layer {name} reads floating-point numbers: quantize activations for integers.")
     weight = deployed.codes(node).long()

@@ -181,7 +181,7 @@ class _Maker:
 
     def _is_free(self, name: str) -> bool:
         plain = name.replace(".", "_")
-        if keyword.iskeyword(plain) or hasattr(builtins, plain) or hasattr(Adopted, name.partition(".")[0]):
+        if keyword.iskeyword(plain) or hasattr(builtins, plain) or hasattr(Adopted(""), name.partition(".")[0]):
             return False
         return not any(
             f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.") or plain == other.replace(".", "_")
@@ -226,7 +226,7 @@ class _Maker:
                 tap_name = tap_of[operation.name]
                 net.calls.append(Call(tap_name, tap_name, None, (Ref(name),), {}, ()))
         net.outputs = replaced(self.program.outputs, lambda name: Ref(names[name]))
-        net._edges = self._find_edges(tap_of)
+        net._edges = self._find_edges(net, tap_of)
 
     def _addend(
         self, net: Adopted, name: str, place: int, source: str, codes: Callable[[str], Ref], tap_of: dict[str, str]
@@ -239,7 +239,7 @@ class _Maker:
         net.calls.append(Call(shortcut, shortcut, None, (codes(source), Ref(self.new_names[source])), {}, ()))
         return Ref(shortcut)
 
-    def _find_edges(self, tap_of: dict[str, str]) -> frozenset[str]:
+    def _find_edges(self, net: Adopted, tap_of: dict[str, str]) -> frozenset[str]:
         """Layers that no other lies in front of, or behind, and what they read."""
         first, last = set[str](), set[str]()
         readers = self._readers()
@@ -261,6 +261,7 @@ class _Maker:
             before[operation.name] = found
             if isinstance(operation.target, LAYERS) and not found:
                 last.add(operation.name)
+        net.last_layers = tuple(sorted(self.new_names[name] for name in last))
         edges = first | last
         sources = {source for name in edges for source in self.operations[name].inputs}
         return frozenset(self.new_names[name] for name in edges) | {

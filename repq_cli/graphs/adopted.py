@@ -44,6 +44,7 @@ class Adopted(nn.Module):
     kind           the class of that network
     foreign_names  by parameter and buffer its name there
     kept           the modules that stay in floating point
+    last_layers    those that no other lies behind: a network for other classes has them anew
     """
 
     def __init__(self, kind: str) -> None:
@@ -53,6 +54,7 @@ class Adopted(nn.Module):
         self.input, self.outputs = "", Ref("")
         self.foreign_names: dict[str, str] = {}
         self.kept: tuple[str, ...] = ()
+        self.last_layers: tuple[str, ...] = ()
         self._edges: frozenset[str] = frozenset()
 
     def forward(self, x: Tensor) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from repq_cli.errors import ConfigError
 from repq_cli.graphs.writes import Writes
+from repq_cli.quant.float_leaf import FloatLeaf
 
 BATCH = 7  # images that are traced: a number that no layer is likely to have for another reason
 
@@ -243,7 +244,8 @@ class _Tracer(fx.Tracer):
         if kind == "get_attr":
             return _attribute(self.root, target)
         if kind == "call_module":
-            return self.root.get_submodule(target)(*args, **kwargs)
+            module = self.root.get_submodule(target)
+            return (FloatLeaf(module) if target in self.leaves else module)(*args, **kwargs)
         if kind == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         return target(*args, **kwargs)

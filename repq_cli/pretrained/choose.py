@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli.errors import DataError
-from repq_cli.pretrained.fit import STATISTICS, Fit
+from repq_cli.pretrained.fit import HEADS, STATISTICS, Fit
 from repq_cli.pretrained.formats import FORMATS, MOST, recognise
 from repq_cli.pretrained.sets import WeightSet
 
@@ -43,7 +43,7 @@ def fits_of(net: nn.Module, sets: list[WeightSet], names: Iterable[str], body: b
         # Few tensors cannot explain most of a layout; where all sets are small, their differences are still wanted.
         large = [weights for weights in sets if 4 * len(weights.tensors) >= len(layout.sources)]
         for weights in large or sets:
-            fit = Fit(name, layout, weights, ours)
+            fit = Fit(name, layout, weights, ours, heads=getattr(net, "last_layers", HEADS))
             fit = replace(fit, beside=frozenset(weights.numbers.difference(fit.wanted)))
             found.append(fit.without_head() if body else fit)
     return sorted(found, key=lambda fit: (-fit.score, fit.name != recognise(fit.weights.tensors)))

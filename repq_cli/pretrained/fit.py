@@ -14,7 +14,7 @@ from repq_cli.pretrained.layout import COUNTER, Layout, Source
 from repq_cli.pretrained.sets import WeightSet
 
 LISTED = 8  # keys of a mismatch that an error names
-HEAD = "classifier."  # what the names of a classifier's tensors begin with
+HEADS = ("classifier",)  # the layers of a classifier, in networks of repq's
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STATISTICS = ("running_mean", "running_var", COUNTER)
 
@@ -23,7 +23,8 @@ STATISTICS = ("running_mean", "running_var", COUNTER)
 class Fit:
     """One set of a file's weights as one layout; ``ours``: the net's tensors, of which only shapes matter.
 
-    beside: keys of theirs that are left out on purpose. added_up: our kernels that are summed over colours.
+    beside: keys of theirs that are left out on purpose. added_up: our kernels that are summed over colours. heads: our
+    layers that other classes need anew.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Fit:
     ours: dict[str, Tensor]
     beside: frozenset[str] = frozenset()
     added_up: tuple[str, ...] = ()
+    heads: tuple[str, ...] = HEADS
 
     @property
     def wanted(self) -> list[str]:
@@ -84,13 +86,17 @@ class Fit:
 
     def head(self) -> list[str]:
         """The file's keys of the classifier."""
-        return [source.key for key, source in self.layout.sources.items() if key.startswith(HEAD)]
+        return [source.key for key, source in self.layout.sources.items() if self.is_of_head(key)]
+
+    def is_of_head(self, key: str) -> bool:
+        """Whether a tensor of ours is a classifier's."""
+        return any(key.startswith(f"{head}.") for head in self.heads)
 
     def without_head(self) -> Fit:
-        """The body alone: tensors of theirs that lie beside all of the body's parts are left out."""
-        sources = {key: source for key, source in self.layout.sources.items() if not key.startswith(HEAD)}
-        body = {source.key.partition(".")[0] for source in sources.values()}
-        beside = {key for key in self.weights.tensors if key.partition(".")[0] not in body}
+        """The body alone: neither the classifier's tensors, nor theirs that lie beside all of the body's parts."""
+        sources = {key: source for key, source in self.layout.sources.items() if not self.is_of_head(key)}
+        body, head = {source.key.partition(".")[0] for source in sources.values()}, set(self.head())
+        beside = {key for key in self.weights.tensors if key in head or key.partition(".")[0] not in body}
         return replace(self, layout=replace(self.layout, sources=sources), beside=self.beside | beside)
 
     def other_channels(self, first: Iterable[str], theirs: int, ours: int) -> list[str]:

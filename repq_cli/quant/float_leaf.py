@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from repq_cli.answers import mapped, tensors
 
 
 class FloatLeaf(nn.Module):
@@ -16,7 +20,24 @@ class FloatLeaf(nn.Module):
         self.module = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if any(tensor.is_meta for tensor in tensors([args, kwargs])):
+            return self._without_data(args, kwargs)
         return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def _without_data(self, args: Any, kwargs: Any) -> Any:
+        """What it gives, without data, for such tensors: as it gives it for zeros, since it may look at values."""
+        module = copy.deepcopy(self.module).to_empty(device="cpu")
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.zero_()
+
+        def zeros(value: Any) -> Any:
+            return torch.zeros_like(value, device="cpu") if isinstance(value, Tensor) else value
+
+        def shape(value: Any) -> Any:
+            return value.to("meta") if isinstance(value, Tensor) else value
+
+        return mapped(module(*mapped(args, zeros), **mapped(kwargs, zeros)), shape)
 
 
 def is_kept(name: str, keep_float: Collection[str]) -> bool:

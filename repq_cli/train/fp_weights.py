@@ -10,7 +10,7 @@ from torch import nn
 
 from repq_cli.errors import DataError
 from repq_cli.pretrained.choose import Choice, choose, fits_of, looks_like
-from repq_cli.pretrained.fit import HEAD, Fit, some
+from repq_cli.pretrained.fit import Fit, some
 from repq_cli.pretrained.formats import FORMATS, merged_keys
 from repq_cli.pretrained.layout import all_plain, normed
 from repq_cli.pretrained.read import SAVE, read
@@ -70,7 +70,7 @@ def fp_choice(net: nn.Module, path: Path, how: WeightOptions, signature: dict[st
     fit = choice.fit
     if how.input == "sum":
         fit = fit.summed(fit.other_channels(net.edges(), 3, 1))  # type: ignore[operator]
-    if how.head == "new" and not any(key.startswith(HEAD) for key in fit.ours):
+    if how.head == "new" and not any(map(fit.is_of_head, fit.ours)):
         raise DataError("fp.head=new is for nets with a classifier, which this one has not: leave it out.")
     if not fit.fits:
         raise DataError(f"{path} does not fit this run's net as fp.format={fit.name}: {_what_differs(net, fit, sets)}.")
