@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from typing import NamedTuple
 
 import torch
 
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Node
+from repq_cli.deploy.operations.layers import Layer
 from repq_cli.quant.split import WIDE_BITS
 
 
@@ -37,24 +39,19 @@ class LayerCost(NamedTuple):
         return of_weights * self.act_bits
 
 
-@torch.no_grad()
 def layer_costs(net: DeployedNet) -> dict[str, LayerCost]:
     """The cost of every convolution and classifier by node name, for one input of the network's shape."""
-    from torch.utils.flop_counter import FlopCounterMode  # a third of a second, and nothing that training waits for
-
-    net = copy.deepcopy(net).to("meta")  # shapes are enough, whatever the size of the images
+    sizes = net.sizes()
     bits_of = {net.graph["input"]: 32}
-    values = {net.graph["input"]: torch.zeros(1, *net.graph["input_shape"], device="meta")}
     layers = {}
     for node in net.nodes:
-        with FlopCounterMode(display=False) as counter:  # it counts two operations per multiply-accumulate
-            values[node["name"]] = net.compute(node, *net.inputs(node, values))
         bits_of[node["name"]] = node["bits"] if node["op"] == "quantize" else 32
-        if "weight" in node:
-            macs = counter.get_total_flops() // 2
-            taps = torch.Size(node["shape"][1:]).numel()
-            of_identity = macs // taps if node.get("identity") else 0
-            layers[node["name"]] = LayerCost(macs, node["bits"], bits_of[node["inputs"][0]], of_identity)
+        operation = OPERATIONS[node["op"]]
+        if isinstance(operation, Layer):
+            source = node["inputs"][0]
+            macs = operation.macs(node, sizes[source], sizes[node["name"]])
+            of_identity = macs // math.prod(node["shape"][1:]) if node.get("identity") else 0
+            layers[node["name"]] = LayerCost(macs, node["bits"], bits_of[source], of_identity)
     return layers
 
 

@@ -36,6 +36,7 @@ class DeployedNet(nn.Module):
     def __init__(self, graph: dict[str, Any], stored: dict[str, Tensor]) -> None:
         super().__init__()
         self.graph, self.stored = graph, stored
+        self._sizes: dict[str, list[int]] | None = None  # once they are known: a graph stays as it is
         self.nodes: list[Node] = graph["nodes"]
         self.quantizers = {node["name"]: node for node in self.nodes if node["op"] == "quantize"}
         self.on_codes = {
@@ -116,10 +117,12 @@ class DeployedNet(nn.Module):
     @torch.no_grad()
     def sizes(self) -> dict[str, list[int]]:
         """Of every node's output for one image, without a number of it. Raises what torch raises if two do not fit."""
-        run = _AllOutputs(self)
-        held = {name: tensor.to("meta") for name, tensor in run.named_buffers()}
-        x = torch.empty(1, *self.graph["input_shape"], device="meta", dtype=self.dtype)
-        return {name: list(output.shape) for name, output in functional_call(run, held, (x,)).items()}
+        if self._sizes is None:
+            run = _AllOutputs(self)
+            held = {name: tensor.to("meta") for name, tensor in run.named_buffers()}
+            x = torch.empty(1, *self.graph["input_shape"], device="meta", dtype=self.dtype)
+            self._sizes = {name: list(output.shape) for name, output in functional_call(run, held, (x,)).items()}
+        return self._sizes
 
     def digest(self) -> str:
         """A checksum of all that it is, which files made of it carry."""

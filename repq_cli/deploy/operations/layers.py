@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -96,6 +96,10 @@ class Layer(Operation):
 
     def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
         return prepare_layer(node, known, net.deployed)
+
+    def macs(self, node: Node, given: Sequence[int], made: Sequence[int]) -> int:
+        """Multiply-accumulates: each weight is used once at every place of what is made; sizes ``[1, O, …]``."""
+        return math.prod(node["shape"]) * (math.prod(made) // node["shape"][0])
 
 
 class Linear(Layer):
@@ -201,6 +205,10 @@ class ConvTranspose(Conv):
 
     def window(self, node: Node, padding: Span) -> Window:
         return super().window(node, padding)._replace(output_padding=node["output_padding"])
+
+    def macs(self, node: Node, given: Sequence[int], made: Sequence[int]) -> int:
+        """Each weight is used once at every place of what is given."""
+        return math.prod(node["shape"]) * math.prod(given[2:])
 
     def sums(self, node: Node, x: Tensor, constants: Constants) -> Tensor:
         """As a convolution with zeros between the input's numbers, and its kernel turned round."""
