@@ -66,41 +66,42 @@ GEOMETRIES = [
 ]
 
 
-def branches(geometry: Geometry) -> dict[str, Branch]:
-    """Every kind of branch that the geometry allows."""
+def branches(geometry: Geometry) -> dict[str, Callable[[], Branch]]:
+    """How every kind of branch that the geometry allows is made."""
 
     def point(width: int) -> nn.Conv2d:
         return nn.Conv2d(geometry.in_channels, width, 1, groups=geometry.groups, bias=False)
 
     outputs, inputs = geometry.out_channels, geometry.in_channels
-    found: dict[str, Branch] = {
-        "dense": ConvBranch(geometry),
-        "point": ConvBranch(geometry, (1, 1)),
-        "row": ConvBranch(geometry, (1, geometry.kernel_size)),
-        "column": ConvBranch(geometry, (geometry.kernel_size, 1)),
-        "bias": ConvBranch(geometry, batch_norm=False, bias=True),
-        "bare": ConvBranch(geometry, batch_norm=False),
-        "average": AverageBranch(geometry, point(outputs), batch_norm=True),
-        "average bare": AverageBranch(geometry, point(outputs), batch_norm=False),
-        "point_dense": PointConvBranch(geometry, identity_point(geometry, inputs), batch_norm=True),
-        "point_dense bare": PointConvBranch(geometry, point(2 * inputs), batch_norm=False),
-        "point_dense biased": PointConvBranch(
+    conv, bare = partial(ConvBranch, geometry), partial(ConvBranch, geometry, batch_norm=False)
+    found: dict[str, Callable[[], Branch]] = {
+        "dense": conv,
+        "point": partial(conv, (1, 1)),
+        "row": partial(conv, (1, geometry.kernel_size)),
+        "column": partial(conv, (geometry.kernel_size, 1)),
+        "bias": partial(bare, bias=True),
+        "bare": bare,
+        "average": lambda: AverageBranch(geometry, point(outputs), batch_norm=True),
+        "average bare": lambda: AverageBranch(geometry, point(outputs), batch_norm=False),
+        "point_dense": lambda: PointConvBranch(geometry, identity_point(geometry, inputs), batch_norm=True),
+        "point_dense bare": lambda: PointConvBranch(geometry, point(2 * inputs), batch_norm=False),
+        "point_dense biased": lambda: PointConvBranch(
             geometry, nn.Conv2d(inputs, 2 * inputs, 1, groups=geometry.groups), batch_norm=False, bias=True
         ),
-        "frequency": FrequencyBranch(geometry, point(outputs)),
-        "separable": SeparableBranch(geometry, 8),
-        "scaled": ScaledBranch(ConvBranch(geometry, batch_norm=False, bias=True), outputs, 0.5),
-        "nested": SumBranch(geometry, {"a": ConvBranch(geometry), "b": ConvBranch(geometry, (1, 1), batch_norm=False)}),
-        "linear": SumBranch(geometry, {"a": ConvBranch(geometry, batch_norm=False, bias=True)}),
+        "frequency": lambda: FrequencyBranch(geometry, point(outputs)),
+        "separable": lambda: SeparableBranch(geometry, 8),
+        "scaled": lambda: ScaledBranch(bare(bias=True), outputs, 0.5),
+        "nested": lambda: SumBranch(geometry, {"a": conv(), "b": bare((1, 1))}),
+        "linear": lambda: SumBranch(geometry, {"a": bare(bias=True)}),
     }
     if geometry.kernel_size == 3:
-        found |= {mask: EdgeBranch(geometry, mask) for mask in MASKS}
+        found |= {mask: partial(EdgeBranch, geometry, mask) for mask in MASKS}
     if geometry.keeps_shape:
-        found["identity"] = IdentityBranch(geometry)
-        found["identity bare"] = IdentityBranch(geometry, batch_norm=False)
-        found["average of input"] = AverageBranch(geometry, None, batch_norm=True)
+        found["identity"] = partial(IdentityBranch, geometry)
+        found["identity bare"] = partial(IdentityBranch, geometry, batch_norm=False)
+        found["average of input"] = partial(AverageBranch, geometry, None, batch_norm=True)
     if geometry.kernel_size >= 7 and geometry.groups == 1:
-        found["deep"] = DeepLinearBranch(geometry)
+        found["deep"] = partial(DeepLinearBranch, geometry)
     return found
 
 

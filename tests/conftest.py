@@ -50,14 +50,15 @@ TINY = [
 # The same where neither its accuracy nor its number of steps is asked for: half the time.
 QUICK = [*TINY, "data.size=16", "data.batch_size=256"]
 
-# Files with tests of ten seconds; groups of tests that share what they compute take as long.
-LONG = ("test_sweep.py", "test_changed_data.py", "test_configs.py")
+# The files that take longest, without those that have a group of their own.
+LONG = ("test_runner", "test_sweep", "test_resume", "test_matrix", "test_cli", "test_fp_cache", "test_super_resolution")
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not go through it again and again."""
+    """What is imported by now stays: the garbage collector need not go through it again and again, nor so often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_sessionfinish() -> None:
@@ -65,10 +66,22 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A file is for one worker, which makes what its tests share; some files are together in a group."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.hookimpl(trylast=True)  # behind the shuffling
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest come first, so that no worker waits for one at the end; those of an accelerator may be skipped."""
-    items.sort(key=lambda item: item.path.name not in LONG and item.get_closest_marker("xdist_group") is None)
+
+    def is_short(item: pytest.Item) -> bool:
+        group = item.get_closest_marker("xdist_group")
+        assert group is not None
+        return group.args[0] in (item.path.stem, None) and item.path.stem not in LONG
+
+    items.sort(key=is_short)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("accelerator"):
@@ -208,23 +221,41 @@ def results(folder: Path | None) -> dict[str, Any]:
 FINISHED = [*(a for a in TINY if not a.startswith("runtime.tensorboard")), "quant=w4a4", "runtime.log_every=2"]
 
 
+# QUICK, with steps enough in its log to see that a run has gone on as it began.
+LOGGED = [*QUICK, "quant=w4a4", "runtime.log_every=2"]
+
+
+def _run_of(arguments: list[str], folder: Path) -> Path:
+    from repq_cli.cli import main
+
+    with own_logging(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *arguments]) == 0
+    (run,) = folder.glob("outputs/train/*")
+    return run
+
+
 @pytest.fixture(scope="session")
 def _finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The only run of ``FINISHED``; tests get copies, so that none sees what another did to it."""
-    from repq_cli.cli import main
-
-    folder = tmp_path_factory.mktemp("finished")
-    with own_logging(), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["train", *FINISHED]) == 0
-    (run,) = folder.glob("outputs/train/*")
-    return run
+    return _run_of(FINISHED, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
 def finished(_finished_once: Path, in_folder: Path) -> Path:
     """A finished run of ``FINISHED``, which is ``TINY`` with ``quant=w4a4`` to everything but its logs."""
     return Path(shutil.copytree(_finished_once, in_folder / "finished" / _finished_once.name))
+
+
+@pytest.fixture(scope="session")
+def _logged_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _run_of(LOGGED, tmp_path_factory.mktemp("logged"))
+
+
+@pytest.fixture
+def logged(_logged_once: Path, in_folder: Path) -> Path:
+    """A finished run of ``LOGGED``, which is ``QUICK`` with ``quant=w4a4`` to everything but its log."""
+    return Path(shutil.copytree(_logged_once, in_folder / "logged" / _logged_once.name))
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside the wrapper of pytest-cov

@@ -1,6 +1,6 @@
 """Every quantizer learns, freezes exactly and evaluates with every block, without branches and inside RepQ.
 
-The default suite runs each quantizer without branches and with RepVGG's, and each option of a quantizer once; ``-m
+The default suite runs each quantizer and each option of one once, by turns without branches and with RepVGG's; ``-m
 slow`` runs all combinations.
 """
 
@@ -64,16 +64,11 @@ ALL = [
     if (combination[1], combination[3]) != ("orepa", "bnn stochastic")
 ]
 
-# Options of a quantizer, whose names have several words, meet one block and mode each.
-# RepQ-BN meets all quantizers in the slow run only: its options below and tests/test_matrix.py have it here.
-# Blocks of other branches than RepVGG's meet all of them there, too, and some here.
-MAIN = [
-    ("resnet18_cifar", *choice, quant)
-    for number, quant in enumerate(OPTIONS_OF_THEIR_OWN)
-    for choice in (("none", "plain"), ("repvgg", ("repq", "repq_bnest")[number % 2]))
-]
+# A quantizer sees a kernel, wherever a mode takes it from: pairs of both are for tests/test_matrix.py and the slow run.
+# Options of a quantizer, whose names have several words, meet RepQ-BN; blocks of other branches than RepVGG's some.
+TURNS = (("none", "plain"), ("repvgg", "repq"), ("repvgg", "repq_bnest"))
+MAIN = [("resnet18_cifar", *TURNS[number % len(TURNS)], quant) for number, quant in enumerate(OPTIONS_OF_THEIR_OWN)]
 OTHER_BLOCKS = [
-    ("resnet18_cifar", "orepa", "repq_bnest", "w1a1"),
     ("resnet18_cifar", "orepa", "repq", "bwn"),
     ("resnet18_cifar", "acnet", "repq", "xnor"),
 ]

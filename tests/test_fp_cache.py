@@ -165,6 +165,7 @@ def test_a_full_disk_costs_the_copy_and_not_the_run(run_repq: Run, monkeypatch: 
     monkeypatch.setattr(FPCache, "store", full)
     code, folder = run_repq("train", *SHARED)
     assert code == 0 and not stored()
+    assert "qat_seconds" not in row_of(folder)["time"], "SHARED trains no QAT"
     assert "is not kept for other runs: No space left" in (folder / "train.log").read_text()  # type: ignore[operator]
 
 

@@ -203,7 +203,7 @@ def test_a_plugins_data_never_gets_a_stage_of_other_data(
     monkeypatch.syspath_prepend(str(in_folder))
     torch.save(torch.zeros(16, 3, 32, 32, dtype=torch.uint8), "images.pt")
     arguments = [text for text in TINY if text not in ("fp.reuse=false", "verbosity=quiet")]
-    arguments += [f"plugins=[{name}]", f"data._target_={name}.load", "data.batch_size=8"]
+    arguments += [f"plugins=[{name}]", f"data._target_={name}.load", "data.batch_size=8", "qat.epochs=0"]
 
     def trains() -> bool:
         code, folder = run_repq("train", *arguments)

@@ -71,7 +71,7 @@ def test_every_branch_merges_with_all_gradients(kind: str, subtests: pytest.Subt
     for geometry in GEOMETRIES:
         if kind in (legal := branches(geometry)):
             with subtests.test(geometry=str(geometry)):
-                block = randomise(Block(geometry, {kind: legal[kind]})).double().eval()
+                block = randomise(Block(geometry, {kind: legal[kind]()})).double().eval()
                 check_merge(block)
 
 

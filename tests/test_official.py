@@ -75,6 +75,12 @@ def test_an_odd_stem_of_orepa_has_no_published_form(tmp_path: Path) -> None:
 NETS = [name for name in FORMATS if name not in ("repq", "timm")]  # those two are of nets that others are of, too
 
 
+@functools.cache
+def net_of(name: str) -> nn.Module:
+    """For tests that change nothing of it."""
+    return case(name)[2]
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_a_layout_is_for_its_own_nets_only(name: str, tmp_path: Path) -> None:
     state, _, _ = case(name)
@@ -82,7 +88,7 @@ def test_a_layout_is_for_its_own_nets_only(name: str, tmp_path: Path) -> None:
     for other in NETS:
         if other == name:
             continue
-        _, _, net = case(other)
+        net = net_of(other)
         before = {key: value.clone() for key, value in net.state_dict().items()}
         with pytest.raises(
             DataError, match=rf"as fp\.format={name} is for .* another: choose that net or another file"

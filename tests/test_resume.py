@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import QUICK, TINY, results, row_of
+from conftest import LOGGED, QUICK, results, row_of
 from processes import Process, wait_until
 
 from repq_cli.cli import main
@@ -52,9 +52,9 @@ TOOLS = [
 @pytest.mark.parametrize(
     ("steps", "quant"),
     [
+        (2, ["quant=w4a4"]),
+        (4, ["quant=w4a4"]),
         (7, ["quant=w4a4"]),
-        (19, ["quant=w4a4"]),
-        (26, ["quant=w4a4"]),
         (8, ["quant=int8_affine", "quant.act_delay=2"]),
         (6, ["quant=bnn", "quant.stochastic=true"]),  # draws go on where they stopped
         (10, ["quant=w4a4", *TOOLS]),
@@ -63,16 +63,15 @@ TOOLS = [
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     steps: int,
     quant: list[str],
-    finished: Path,
+    logged: Path,
     run_repq: Run,
     in_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stopped in FP or QAT, in the middle of an epoch or at its end: equal metrics, log, and deployed bytes."""
-    as_finished = quant == ["quant=w4a4"]
-    arguments = ["train", *(TINY if as_finished else QUICK), *quant, "runtime.log_every=2"]  # as ``finished`` logs
-    unbroken = finished if as_finished else run_repq(*arguments)[1]
+    arguments = ["train", *QUICK, *quant, "runtime.log_every=2"]
+    unbroken = logged if arguments[1:] == LOGGED else run_repq(*arguments)[1]
     assert unbroken is not None
     with monkeypatch.context() as patch:
         patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
@@ -165,26 +164,26 @@ def test_resume_auto_finds_the_unfinished_run_of_the_same_configuration(
     assert row_of(stopped)["status"] == "done"
 
 
-def test_resuming_a_finished_run_says_so(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = row_of(finished)
-    assert main(["train", f"resume={finished}", "verbosity=normal"]) == 0
+def test_resuming_a_finished_run_says_so(logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = row_of(logged)
+    assert main(["train", f"resume={logged}", "verbosity=normal"]) == 0
     assert "already done" in capsys.readouterr().out
-    assert row_of(finished) == before
+    assert row_of(logged) == before
 
 
-def test_resume_takes_only_runtime_keys(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", f"resume={finished}", "qat.lr=3"]) == 2
+def test_resume_takes_only_runtime_keys(logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"resume={logged}", "qat.lr=3"]) == 2
     assert "qat.lr=3 cannot be changed by resume=" in capsys.readouterr().err
-    assert main(["train", f"resume={finished}", "runtime.log_every=5"]) == 0
+    assert main(["train", f"resume={logged}", "runtime.log_every=5"]) == 0
     assert main(["train", "resume=nowhere"]) == main(["eval", "run=nowhere"]) == 3
     assert "resume=nowhere is no folder of a run or a sweep" in capsys.readouterr().err
 
 
 def test_a_run_killed_between_the_first_files_of_qat_goes_on(
-    finished: Path, run_repq: Run, monkeypatch: pytest.MonkeyPatch
+    logged: Path, run_repq: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """best.pt of QAT is there and last.pt still of FP: by an error in between, and by a damaged last.pt."""
-    unbroken = finished
+    unbroken = logged
     real = stage.StageTrainer._log_epoch
 
     def fails_in_qat(self: stage.StageTrainer, score: float) -> None:
@@ -194,7 +193,7 @@ def test_a_run_killed_between_the_first_files_of_qat_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(stage.StageTrainer, "_log_epoch", fails_in_qat)
-        code, broken = run_repq("train", *TINY, "quant=w4a4")
+        code, broken = run_repq("train", *QUICK, "quant=w4a4")
     assert code != 0
     assert broken is not None
     assert (broken / "checkpoints/best.pt").exists()
@@ -230,8 +229,8 @@ def test_resuming_keeps_the_tensorboard_curves_and_the_first_command(
     assert [event.step for event in events.Scalars("qat/loss")] == list(range(5, 9))
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_over(finished: Path, in_folder: Path) -> None:
-    unbroken = finished
+def test_a_run_killed_before_its_first_checkpoint_starts_over(logged: Path, in_folder: Path) -> None:
+    unbroken = logged
     killed = in_folder / "killed"
     (killed / "checkpoints").mkdir(parents=True)
     shutil.copy(unbroken / "config.yaml", killed)
@@ -244,9 +243,9 @@ def test_a_second_interrupt_is_not_an_exception_that_a_sweep_swallows() -> None:
     assert not issubclass(Interrupted, Exception)
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_todays_defaults(finished: Path) -> None:
+def test_a_run_of_an_earlier_version_goes_on_with_todays_defaults(logged: Path) -> None:
     """Its config.yaml lacks the keys that came later."""
-    folder = finished
+    folder = logged
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for key in ("pad_value", "symmetric"):
         del config["quant"][key]

@@ -217,9 +217,12 @@ def test_one_value_per_channel_is_refused() -> None:
 @every_block
 @pytest.mark.parametrize("alive", [0.0, 1.0])
 def test_behind_a_dead_layer_the_gradients_are_batch_norms(name: str, alive: float) -> None:
-    """Where all inputs are zero, or those of every other channel: no variance, and torch's gradients nevertheless."""
+    """Where all inputs are zero, or those of every other channel: no variance, and torch's gradients nevertheless.
+
+    The geometries take turns.
+    """
     for dtype, tolerance in ((torch.float32, 2e-2), (torch.float64, 1e-9)):
-        for geometry in CASES[name][:12]:
+        for geometry in CASES[name][int(alive) : 12 : 2]:
             block = randomise(BLOCKS[name](geometry)).to(dtype).train()
             x = torch.randn(5, geometry.in_channels, 9, 11, dtype=dtype).relu() * alive
             x[:, ::2] = 0
