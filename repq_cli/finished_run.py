@@ -15,6 +15,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.images.listing import some
 from repq_cli.runs.folder import ROW, RunFolder
+from repq_cli.runs.networks import foreign_network
 from repq_cli.runs.row import Row
 from repq_cli.text import command
 from repq_cli.train.reload import trained_nets
@@ -52,8 +53,10 @@ class FinishedRun:
 
     @functools.cached_property
     def deployed(self) -> DeployedNet:
-        """The network that ships."""
-        return DeployedNet.load(self.folder.deploy)
+        """The network that ships. Raises DataError where it is damaged, or not the one that the row tells of."""
+        net = DeployedNet.load(self.folder.deploy)
+        self._require_own("deploy")
+        return net
 
     @property
     def inputs(self) -> Inputs:
@@ -63,7 +66,13 @@ class FinishedRun:
 
     def trained(self, inputs: Inputs | Info) -> dict[str, nn.Module]:
         """The FP net (``fp``) and the quantization-aware one (``fake``), both in eval mode on the CPU."""
+        self._require_own("fp", "best")
         return trained_nets(self.folder, self.config, build.network_maker(self.config, inputs), inputs.shape[0])
+
+    def _require_own(self, *names: str) -> None:
+        foreign = foreign_network(self.folder, self.row, *names)
+        if foreign is not None:
+            raise DataError(f"{foreign} Put its own there, or go on by {command('train', f'resume={self.folder}')}.")
 
     def tests(self, config: Config) -> dict[str, Evaluation]:
         """The evaluation sets of a configuration, such as the run's own, as its networks read them."""

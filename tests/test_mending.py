@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FINISHED, TINY, results, row_of
+from conftest import FINISHED, TINY, results, row_of, seal
 
 from repq_cli.cli import main
 from repq_cli.files import link
@@ -42,77 +42,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     """What has to be equal where a run was made again."""
     names = ("deploy/model.safetensors", "deploy/model.json", "metrics.jsonl", "weights.json")
     return {name: (folder / name).read_bytes() for name in names}
-
-
-@SOME_OR_ALL
-def test_a_finished_run_is_made_whole_again(
-    some: bool, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
-) -> None:
-    """Its deployed net from best.pt, best.pt from last.pt, fp.pt and the row by the steps that made them."""
-    expected, row = files_of(finished), row_of(finished)
-
-    def damaged(do: Callable[[RunFolder], object]) -> Path:
-        copy = Path(shutil.copytree(finished, tmp_path / "copy"))
-        do(RunFolder(copy))
-        return copy
-
-    mended: dict[str, Callable[[RunFolder], object]] = {
-        "no deploy": lambda run: shutil.rmtree(run.deploy),
-        "deploy": lambda run: flip(run.deploy / "model.safetensors"),
-        "deploy.json": lambda run: (run.deploy / "model.json").write_text("{}"),
-        "best": lambda run: flip(run.best),
-        "best and deploy": lambda run: [run.best.unlink(), shutil.rmtree(run.deploy)],
-        "best and last": lambda run: [flip(run.best), flip(run.last), link(run.checkpoints / "kept", run.previous)],
-        "fp": lambda run: flip(run.fp),
-        "row": lambda run: run.row_file.write_text('{"status": "done"}'),
-        "half a row": lambda run: run.row_file.write_bytes(run.row_file.read_bytes()[:99]),
-        "row and metrics": lambda run: [run.row_file.unlink(), cut(run.log_file, 9)],
-    }  # fmt: skip
-    os.link(finished / "checkpoints/last.pt", finished / "checkpoints/kept")
-    for name, do in mended.items():
-        if some and name not in ("deploy", "best and deploy", "row and metrics"):
-            continue
-        with subtests.test(name):
-            copy = damaged(do)
-            assert main(["train", f"resume={copy}"]) == 0
-            printed = capsys.readouterr().out
-            assert str(copy) in printed
-            found = files_of(copy)
-            if name == "row and metrics":
-                assert "its first" in printed and "lines are kept" in printed
-                assert expected["metrics.jsonl"].startswith(found["metrics.jsonl"])
-                del found["metrics.jsonl"]
-            assert found.items() <= expected.items()
-            assert results(copy) == {key: row[key] for key in results(copy)}
-            assert damage(RunFolder(copy), trained=True) is None
-            shutil.rmtree(copy)
-    lost: dict[str, Callable[[RunFolder], object]] = {
-        "best": lambda run: [flip(run.best), run.last.unlink(), run.previous.unlink()],
-        "all": lambda run: [shutil.rmtree(run.checkpoints), shutil.rmtree(run.deploy)],
-        "row": lambda run: [run.row_file.write_text("[]"), run.last.unlink(), run.previous.unlink()],
-    }
-    for name, do in lost.items() if not some else ():
-        with subtests.test(f"lost {name}"):
-            copy = damaged(do)
-            before = (copy / "summary.json").read_bytes()
-            assert main(["train", f"resume={copy}"]) == 3
-            assert str(copy) in capsys.readouterr().err
-            assert (copy / "summary.json").read_bytes() == before
-            shutil.rmtree(copy)
-
-
-def test_a_damaged_net_is_not_measured(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The row keeps what was measured on the whole one."""
-    before = (finished / "summary.json").read_bytes()
-    for name in ("best", "fp"):
-        file = finished / f"checkpoints/{name}.pt"
-        whole = file.read_bytes()
-        flip(file)
-        for command in ("eval", "diagnose"):
-            assert main([command, f"run={finished}"]) == 3
-            assert f"{name}.pt is damaged" in capsys.readouterr().err
-        file.write_bytes(whole)
-    assert (finished / "summary.json").read_bytes() == before
 
 
 def sealed_anew(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -151,6 +80,96 @@ def in_optimizer(key: str, value: object) -> Callable[[dict[str, Any]], object]:
         place.pop(name) if value is None else place.update({name: value})
 
     return do
+
+
+def another_deploy(folder: Path) -> None:
+    """Another network, whole: its means are other ones."""
+    graph = json.loads((folder / "model.json").read_text())
+    graph["mean"] = [value + 0.1 for value in graph["mean"]]
+    (folder / "model.json").write_text(json.dumps(graph))
+    seal(folder)
+
+
+@SOME_OR_ALL
+def test_a_finished_run_is_made_whole_again(
+    some: bool, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+) -> None:
+    """Its deployed net from best.pt, best.pt from last.pt, fp.pt and the row by the steps that made them."""
+    expected, row = files_of(finished), row_of(finished)
+
+    def damaged(do: Callable[[RunFolder], object]) -> Path:
+        copy = Path(shutil.copytree(finished, tmp_path / str(len(list(tmp_path.iterdir())))))
+        do(RunFolder(copy))
+        return copy
+
+    mended: dict[str, Callable[[RunFolder], object]] = {
+        "no deploy": lambda run: shutil.rmtree(run.deploy),
+        "deploy": lambda run: flip(run.deploy / "model.safetensors"),
+        "deploy.json": lambda run: (run.deploy / "model.json").write_text("{}"),
+        "another deploy": lambda run: another_deploy(run.deploy),
+        "another best": lambda run: sealed_anew(run.best, in_net(lambda tensor: tensor * 1.5)),
+        "another fp": lambda run: sealed_anew(run.fp, in_net(lambda tensor: tensor * 1.5)),
+        "the other one": lambda run: [run.best.unlink(), link(run.fp, run.best)],
+        "best": lambda run: flip(run.best),
+        "best and deploy": lambda run: [run.best.unlink(), shutil.rmtree(run.deploy)],
+        "best and last": lambda run: [flip(run.best), flip(run.last), link(run.checkpoints / "kept", run.previous)],
+        "fp": lambda run: flip(run.fp),
+        "row": lambda run: run.row_file.write_text('{"status": "done"}'),
+        "half a row": lambda run: run.row_file.write_bytes(run.row_file.read_bytes()[:99]),
+        "row and metrics": lambda run: [run.row_file.unlink(), cut(run.log_file, 9)],
+    }  # fmt: skip
+    os.link(finished / "checkpoints/last.pt", finished / "checkpoints/kept")
+    for name, do in mended.items():
+        if some and name not in ("another best", "deploy", "best and deploy", "row and metrics"):
+            continue
+        with subtests.test(name):
+            copy = damaged(do)
+            assert main(["train", f"resume={copy}"]) == 0
+            printed = capsys.readouterr().out
+            assert str(copy) in printed
+            found = files_of(copy)
+            if name == "row and metrics":
+                assert "its first" in printed and "lines are kept" in printed
+                assert expected["metrics.jsonl"].startswith(found["metrics.jsonl"])
+                del found["metrics.jsonl"]
+            assert found.items() <= expected.items()
+            assert results(copy) == {key: row[key] for key in results(copy)}
+            assert damage(RunFolder(copy), row, trained=True) is None
+            shutil.rmtree(copy)
+    lost: dict[str, Callable[[RunFolder], object]] = {
+        "best": lambda run: [flip(run.best), run.last.unlink(), run.previous.unlink()],
+        "all": lambda run: [shutil.rmtree(run.checkpoints), shutil.rmtree(run.deploy)],
+        "row": lambda run: [run.row_file.write_text("[]"), run.last.unlink(), run.previous.unlink()],
+    }
+    for name, do in lost.items() if not some else ():
+        with subtests.test(f"lost {name}"):
+            copy = damaged(do)
+            before = (copy / "summary.json").read_bytes()
+            assert main(["train", f"resume={copy}"]) == 3
+            assert str(copy) in capsys.readouterr().err
+            assert (copy / "summary.json").read_bytes() == before
+            shutil.rmtree(copy)
+
+
+def test_a_damaged_net_is_not_measured(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The row keeps what was measured on the whole one."""
+    before = (finished / "summary.json").read_bytes()
+    for name in ("best", "fp"):
+        file = finished / f"checkpoints/{name}.pt"
+        whole = file.read_bytes()
+        flip(file)
+        for command in ("eval", "diagnose"):
+            assert main([command, f"run={finished}"]) == 3
+            assert f"{name}.pt is damaged" in capsys.readouterr().err
+        file.write_bytes(whole)
+        sealed_anew(file, in_net(lambda tensor: tensor * 1.5))
+        assert main(["eval", f"run={finished}"]) == 3
+        assert f"{name}.pt is another network" in capsys.readouterr().err
+        file.write_bytes(whole)
+    another_deploy(finished / "deploy")
+    assert main(["eval", f"run={finished}"]) == 3
+    assert "deploy is another network" in capsys.readouterr().err
+    assert (finished / "summary.json").read_bytes() == before
 
 
 SEALED: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -133,7 +133,7 @@ def _carry_out(folder: SweepFolder, plan: Plan, line: CommandLine, search: Searc
 def _is_whole(folder: SweepFolder, job: Job) -> bool:
     """Whether nothing is left to do for a job: it is done, and none of its networks is damaged, or it was pruned."""
     own = folder.job(job.number)
-    return own.status == "pruned" or (own.status == "done" and damage(own) is None)
+    return own.status == "pruned" or (own.status == "done" and damage(own, own.readable_row()) is None)
 
 
 def _launch(

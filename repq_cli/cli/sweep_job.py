@@ -123,7 +123,7 @@ class SweepJob:
     def _is_done(self, number: int) -> bool:
         """Whether a job is done, and none of its networks is damaged."""
         folder = self.sweep.job(number)
-        return folder.status == "done" and damage(folder) is None
+        return folder.status == "done" and damage(folder, folder.readable_row()) is None
 
     def _train(self, config: Config, plan: Plan) -> None:
         stop = self._stop

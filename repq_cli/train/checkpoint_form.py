@@ -30,6 +30,8 @@ class TrainedForm(NetForm, total=False):
 
     stage: str
     signature: dict[str, str]
+    epoch: Count
+    score: Real | None
 
 
 class TotalsForm(TypedDict, total=False):

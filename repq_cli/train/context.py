@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.row import Row
 from repq_cli.seeds import derive_seed
 from repq_cli.train.experiment import Experiment
 from repq_cli.train.interrupt import StopRequest
@@ -46,6 +47,7 @@ class RunContext:
 
     fp_key: of the FP stage that the run began with.
     world: the processes that train together.
+    earlier: the row so far of a finished run that is made again after damage; else empty.
     """
 
     experiment: Experiment
@@ -55,6 +57,7 @@ class RunContext:
     stop: StopRequest
     fp_key: str
     world: World = ALONE
+    earlier: Row = field(default_factory=dict)
 
 
 def first_batches(context: RunContext, stage: str, count: int = STATISTICS_BATCHES) -> Iterator[Tensor]:

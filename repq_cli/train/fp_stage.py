@@ -17,6 +17,7 @@ from repq_cli.modes.restated_norms import with_reinserted_norms
 from repq_cli.pretrained.layout import normed
 from repq_cli.reparam.block import merge_first
 from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.networks import foreign_network
 from repq_cli.runs.row import now, prune
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
@@ -81,6 +82,8 @@ class FPStage:
         """The FP net that the run has made before; where its file is damaged, it is taken or trained once more."""
         folder = self.context.folder
         try:
+            if (foreign := foreign_network(folder, self.context.earlier, "fp")) is not None:
+                raise DataError(foreign)
             load_own(net, folder.fp, self.experiment.signature)
             return
         except DataError as error:

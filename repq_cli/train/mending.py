@@ -11,6 +11,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.errors import CheckError, DataError
 from repq_cli.runs.closing import closing_table
 from repq_cli.runs.folder import RunFolder
+from repq_cli.runs.networks import foreign_network
 from repq_cli.runs.row import Row
 from repq_cli.train import checkpoint
 from repq_cli.train.checkpoint_form import misfit
@@ -38,21 +39,23 @@ def row_so_far(folder: RunFolder) -> Row | None:
     return None
 
 
-def damage(folder: RunFolder, trained: bool = False) -> str | None:
-    """What of a finished run's deployed network, and ``trained`` ones, is gone or damaged; None where nothing is."""
+def damage(folder: RunFolder, row: Row, trained: bool = False) -> str | None:
+    """What of a finished run's deployed network, and ``trained`` ones, is gone, damaged or another run's; or None."""
     try:
         DeployedNet.load(folder.deploy)
         for path in (folder.fp, folder.best) if trained else ():
             checkpoint.load(path)
     except (DataError, CheckError) as error:
         return str(error)
-    return None
+    return foreign_network(folder, row, "deploy", *(("fp", "best") if trained else ()))
 
 
 def frozen_again(context: RunContext) -> Any:
-    """The net of a finished run that ships, as its checkpoints have it; None, with a warning, where one is damaged."""
+    """The net of a finished run that ships, as its checkpoints have it; None where one is damaged or another run's."""
     experiment, folder = context.experiment, context.folder
     try:
+        if (foreign := foreign_network(folder, context.earlier, "fp", "best")) is not None:
+            raise DataError(foreign)
         channels = experiment.data.info.shape[0]
         nets = trained_nets(folder, experiment.config, experiment.make_net, channels)
     except DataError as error:
@@ -84,15 +87,22 @@ def fitting(
     return previous
 
 
-def keep_best(stage: Stage, folder: RunFolder, saved: dict[str, Any], net: nn.Module) -> None:
+def keep_best(stage: Stage, context: RunContext, saved: dict[str, Any], net: nn.Module) -> None:
     """Make sure that the stage's best net, of which ``saved`` tells, is there: from a checkpoint that holds it.
 
     ``net``: the one that is trained. Raises DataError where none does.
     """
     if saved["best_score"] is None:
         return
+    folder = context.folder
     try:
-        why = misfit(checkpoint.load(stage.best), net)
+        if stage.best == folder.best and (foreign := foreign_network(folder, context.earlier, "best")) is not None:
+            raise DataError(foreign)
+        best = checkpoint.load(stage.best)
+        epoch = best.get("epoch", saved["epoch"])
+        is_later = epoch >= saved["epoch"]  # of an epoch in which the run was killed, and which comes again
+        is_told = (epoch, best.get("score")) == (saved["best_epoch"], saved["best_score"])
+        why = misfit(best, net) or (None if is_later or is_told else "it is not the best net that last.pt tells of")
         if why is None:
             return
         lost = checkpoint.damaged(stage.best, why)

@@ -24,6 +24,7 @@ from repq_cli.modes.calibrate import calibrate, sees_nothing
 from repq_cli.modes.compose import compose, freeze_statistics, merge_blocks
 from repq_cli.modes.weights import blocks_behind, weight_histograms
 from repq_cli.reparam.block import merge_first
+from repq_cli.runs.networks import foreign_network, network_digests
 from repq_cli.runs.quality import ENGINES
 from repq_cli.runs.row import Row, merge_metrics, now
 from repq_cli.seeds import derive_seed
@@ -93,14 +94,17 @@ class Run:
 
     def freeze_again(self) -> bool:
         """Make the deployed network of a finished run again from its checkpoints; False where one of them is lost."""
-        net = frozen_again(self.context)
+        net, row = frozen_again(self.context), self.context.earlier
         if net is not None:
             self.deploy(net)
+            if foreign_network(self.folder, row, "deploy") is not None:  # as another machine computes it
+                row["lineage"]["networks"] = network_digests(self.folder)
+                self.folder.write_row(row)
             logger.info("%s is made again from %s.", self.folder.deploy, self.folder.best)
         return net is not None
 
-    def carry_out(self, resume: bool, earlier: Row | None = None) -> None:
-        """FP, QAT, freeze, check, evaluate. ``earlier``: the row so far of a run that is made again after damage."""
+    def carry_out(self, resume: bool) -> None:
+        """FP, QAT, freeze, check, evaluate."""
         leads = self.context.world.leads
         saved = load_last(self.folder) if resume and leads else None
         if saved is None:
@@ -126,10 +130,10 @@ class Run:
         if not leads:
             return
         with context.stop.at_once():
-            self.finish(fp_net, qat_net, earlier)
+            self.finish(fp_net, qat_net)
         self.folder.write_row(self.row)  # no stop comes between this and the end
 
-    def finish(self, fp_net: nn.Module, qat_net: nn.Module, earlier: Row | None) -> None:
+    def finish(self, fp_net: nn.Module, qat_net: nn.Module) -> None:
         """What comes after training: freeze, check, evaluate."""
         mode, quant = self.experiment.mode.rule, self.experiment.quant
         self.row |= mode.findings(qat_net, quant)
@@ -146,9 +150,9 @@ class Run:
         blocks = blocks_behind(qat_net if mode.trains else fp_net)
         self.folder.write_weights(weight_histograms(shipped, blocks))
         self.context.log.trackers.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
-        if earlier is not None:
-            self.row["metrics"] = merge_metrics(earlier["metrics"], self.row["metrics"])
-        self.row["lineage"]["finished"] = now()
+        if self.context.earlier:
+            self.row["metrics"] = merge_metrics(self.context.earlier["metrics"], self.row["metrics"])
+        self.row["lineage"] |= {"networks": network_digests(self.folder), "finished": now()}
 
     def continued_key(self, saved: dict[str, Any]) -> str:
         """The key of the FP stage of ``saved``: that of its beginning, but of none where it goes on as another one."""

@@ -27,15 +27,18 @@ def trained_nets(
     """
     mode = config.mode
     fp = make_net()
-    _load(fp, folder.fp)
+    _load(fp, folder.fp, "fp")
     merge_first(fp, config.fp.merged_training is True)
     fake = compose(mode.rule.shaped_net(fp, [torch.zeros(2, channels, SIDE, SIDE)], mode), mode, config.quant)
-    _load(fake, folder.best)
+    _load(fake, folder.best, "qat")
     return {"fp": fp.eval(), "fake": fake.eval()}
 
 
-def _load(net: nn.Module, path: Path) -> None:
+def _load(net: nn.Module, path: Path, stage: str) -> None:
+    content = checkpoint.load(path)
+    if content.get("stage", stage) != stage:
+        raise DataError(f"{path} holds a net of {content['stage'].upper()}: put back the one that belongs there.")
     try:
-        net.load_state_dict(checkpoint.load(path)["net"])
+        net.load_state_dict(content["net"])
     except (RuntimeError, KeyError) as error:
         raise DataError(f"{path} is not of the network that config.yaml beside it describes: {error}.") from error

@@ -69,7 +69,7 @@ def run(
         if done is not None and done.get("status") != "done":
             done = None
         if done is not None:
-            found = damage(folder, trained=True)
+            found = damage(folder, done, trained=True)
             if found is None:
                 logger.info("%s is already done:\n%s", folder, closing_table(done))
                 return done
@@ -92,10 +92,10 @@ def run(
             crowded = neighbours.hint(neighbours.load(), torch.get_num_threads(), neighbours.cores())
             if crowded is not None:
                 logger.info(crowded)
-            work = Run(RunContext(experiment, folder, device, log, stop, experiment.fp_key, processes), row)
+            work = Run(RunContext(experiment, folder, device, log, stop, experiment.fp_key, processes, done or {}), row)
             if done is not None and work.freeze_again():
                 return done
-            work.carry_out(resume, done)
+            work.carry_out(resume)
             for title, picture in figures(folder) if log.trackers.open else ():
                 log.trackers.image(title, picture)
         except Interrupted as interruption:

@@ -114,7 +114,7 @@ class StageTrainer:
         self.timer.waits = list(saved.get("input_seconds", []))
         self.log.rewind(saved["metrics_bytes"], self.global_step, saved.get("metrics_sha256"))
         if self.world.leads:
-            keep_best(self.stage, self.context.folder, saved, self.net)
+            keep_best(self.stage, self.context, saved, self.net)
 
     def fit(self) -> None:
         """Train to the end, then load the best weights. Raises Interrupted, after a checkpoint, if asked to stop."""
