@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+# What torch, ONNX Runtime, C++ and the system say.
+NO_MEMORY = re.compile(r"(can't|cannot|failed to) allocate memory|out of memory|not enough memory|bad_alloc", re.I)
+
 
 class RepqError(Exception):
     """A run failed; the message is a full sentence with the offending value and the fix."""
@@ -41,3 +46,8 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal_number)
         self.exit_code = 128 + signal_number
         self.told = False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, whoever noticed."""
+    return isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None

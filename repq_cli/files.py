@@ -26,6 +26,8 @@ POLL_SECONDS = 0.2
 OLD_SECONDS = 3600  # no file takes as long to be written
 LEFT = re.compile(r"(\..+\.|unproven-)(([0-9a-f]{8})-([0-9]+)-)?[0-9a-f]{12}(\.partial)?", re.DOTALL)
 UNPROVEN = "unproven-"
+# Of the system's refusals those that say nothing of a file: it is no damaged one, and nothing takes its place.
+PASSING = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE}
 LARGEST = 1 << 28  # bytes: no file of settings or numbers is that large
 DEEPEST = 100  # of lists in lists, and of objects in objects
 

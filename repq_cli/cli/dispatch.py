@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from repq_cli import __version__
 from repq_cli.cli.commands import COMMANDS
 from repq_cli.cli.output import guarded_output
 from repq_cli.cli.terminal import complaint, shown_output
-from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError
+from repq_cli.errors import ConfigError, DataError, Interrupted, RepqError, is_out_of_memory
 from repq_cli.neighbours import wait_briefly
 from repq_cli.ranks import place
 from repq_cli.text import columns, fitted
@@ -77,14 +76,10 @@ def _carried_out(arguments: list[str]) -> int:
         return complain(said, said.exit_code if isinstance(said, RepqError) else 1)
 
 
-# What torch, ONNX Runtime, C++ and the system say.
-NO_MEMORY = re.compile(r"(can't|cannot|failed to) allocate memory|out of memory|not enough memory|bad_alloc", re.I)
-
-
 def in_words(error: Exception) -> Exception:
     """What libraries raise where the machine or its files, not the program, is at fault, as a sentence; else itself."""
     sentence: RepqError
-    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+    if is_out_of_memory(error):
         sentence = RepqError(
             "Memory ran out: take smaller batches, images or tiles (repq COMMAND --help lists the keys), or free some."
         )

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import onnx
 import onnxruntime
 
+from repq_cli.errors import DataError
+
 LAYERS = ("Conv", "Gemm", "MatMul")  # what the names of layers' kernels hold
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 MOVING = ("Transpose", "Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze")
@@ -39,14 +41,32 @@ class Kernels(NamedTuple):
 
 
 def kernels(model: bytes) -> Kernels:
-    """Those of a graph's operations, as this machine's ONNX Runtime optimises it."""
+    """Those of a graph's operations, as this machine's ONNX Runtime optimises it.
+
+    Raises DataError where its own graph, a temporary file, cannot be written.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; that the optimised graph suits this machine alone is its purpose
     with TemporaryDirectory() as folder:
         path = Path(folder, "optimised.onnx")
         options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return count_kernels(onnx.load(path).graph)
+        try:
+            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return count_kernels(onnx.load(path).graph)
+        except Exception:
+            _require_room(path, 2 * len(model))
+            raise
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Raise DataError where a file of so many bytes cannot be written: the runtime says that in many ways, or none."""
+    try:
+        path.write_bytes(bytes(size))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}): free some space there, or name another folder for temporary "
+            f"files by the environment variable TMPDIR."
+        ) from error
 
 
 def note_kernels(model: onnx.ModelProto) -> Kernels:

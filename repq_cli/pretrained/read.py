@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from repq_cli.errors import DataError
+from repq_cli.errors import DataError, is_out_of_memory
 
 SAVE = "save the net's state_dict() by torch.save"
 
@@ -156,6 +156,8 @@ def _load(path: Path, foreign: list[str]) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     # torch.load raises whatever the broken bytes happen to trip over: zip, pickle, key or end-of-file errors.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if foreign:
             raise DataError(f"The checkpoint {path} holds objects of {', '.join(foreign[:3])}: {SAVE}.") from error
         raise DataError(

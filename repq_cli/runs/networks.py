@@ -16,6 +16,11 @@ DEPLOYED = "model.json"  # of deploy.network, which needs torch
 
 def network_digests(folder: RunFolder) -> dict[str, str]:
     """Of the FP net, the quantization-aware one and the deployed one, as far as they are there and have one."""
+    return {name: digits for name, digits in _found(folder).items() if digits}
+
+
+def _found(folder: RunFolder) -> dict[str, str]:
+    """The same; empty where a file has none."""
     readers: dict[str, tuple[Path, Callable[[Path], str | None]]] = {
         "fp": (folder.fp, seal_of),
         "best": (folder.best, seal_of),
@@ -27,7 +32,7 @@ def network_digests(folder: RunFolder) -> dict[str, str]:
             found[name] = str(digest(path) or "")[:DIGITS]
         except (OSError, ValueError):
             continue  # whoever reads it says what is wrong with it
-    return {name: digits for name, digits in found.items() if digits}
+    return found
 
 
 def foreign_network(folder: RunFolder, row: Row, *names: str) -> str | None:
@@ -38,7 +43,7 @@ def foreign_network(folder: RunFolder, row: Row, *names: str) -> str | None:
     """
     lineage = row.get("lineage")
     told = lineage.get("networks") if isinstance(lineage, dict) else None
-    found = network_digests(folder)
+    found = _found(folder)
     for name in names:
         if isinstance(told, dict) and name in found and told.get(name, found[name]) != found[name]:
             path = {"fp": folder.fp, "best": folder.best}.get(name, folder.deploy)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from repq_cli.errors import ConfigError, DataError
-from repq_cli.files import link, write_atomically
+from repq_cli.files import PASSING, link, write_atomically
 from repq_cli.pretrained.read import read
 from repq_cli.runs.folder import FP_NET, RunFolder
 from repq_cli.sealed import has_seal, seal
@@ -57,9 +57,12 @@ def load_training(path: Path) -> dict[str, Any]:
 
 
 def _has_seal(path: Path) -> bool:
+    """Raises OSError where the file may be whole, and only cannot be read now."""
     try:
         return has_seal(path)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise
         raise damaged(path, error) from error
 
 

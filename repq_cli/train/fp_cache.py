@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from repq_cli.errors import DataError
-from repq_cli.files import link, read_regular, write_atomically
+from repq_cli.files import PASSING, link, read_regular, write_atomically
 from repq_cli.kept import Kept, places
 from repq_cli.runs.folder import FP_NET, LOG
 from repq_cli.sealed import file_digest
@@ -64,12 +64,17 @@ class FPCache(Kept):
         self.describe(about | {"sha256": file_digest(self.weights), "log_sha256": file_digest(self.log)})
 
     def damage(self, about: dict[str, Any]) -> str | None:
-        """Which file is not what was stored, by the digests of ``about``; None where all are."""
+        """Which file is not what was stored, by the digests of ``about``; None where all are.
+
+        Raises OSError where that cannot be seen now.
+        """
         for path, wanted in ((self.weights, about["sha256"]), (self.log, about.get("log_sha256"))):
             try:
                 if wanted is not None and file_digest(path) != wanted:  # earlier versions stored none of the log
                     return f"{path} is not what was stored."
             except OSError as error:
+                if error.errno in PASSING:
+                    raise
                 return f"{path} cannot be read ({error.strerror})."
         return None
 

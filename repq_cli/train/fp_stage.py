@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from repq_cli.errors import DataError
-from repq_cli.files import link, make_folder, read_regular
+from repq_cli.files import PASSING, link, make_folder, read_regular
 from repq_cli.modes.restated_norms import with_reinserted_norms
 from repq_cli.pretrained.layout import normed
 from repq_cli.reparam.block import merge_first
@@ -175,6 +175,8 @@ class FPStage:
             link(cache.weights, fp)
             load_own(net, fp, self.experiment.signature)  # last: where it fails, the net is as it was
         except (DataError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in PASSING:
+                raise
             logger.warning("The stored FP stage %s cannot be used and is trained again: %s", cache.folder, error)
             cache.drop()
             return False
