@@ -26,9 +26,10 @@ from repq_cli.deploy.check import Agreement
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.onnx_form import PLAIN, Form
 from repq_cli.deploy.onnx_graph import to_onnx
+from repq_cli.deploy.onnx_kernels import kernels
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.operations.base import Node
-from repq_cli.errors import ConfigError
+from repq_cli.errors import ConfigError, DataError
 from repq_cli.runs.row import Row
 from repq_cli.tasks.classification import Classification
 
@@ -119,6 +120,15 @@ def test_metadata_say_what_the_codes_are() -> None:
     assert tensors["stem_tap"] == "8 bit, codes from -128 to 127" and layers["stages_0_0_conv1"] == "4 bit"
     said = {node.name: node.doc_string for node in model.graph.node if node.op_type == "QuantizeLinear"}
     assert said["stages_0_0_tap2.codes"] == tensors["stages_0_0_tap2"] == "4 bit, codes from 0 to 15"
+
+
+def test_a_full_folder_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Exception, match="INVALID_PROTOBUF"):
+        kernels(b"no graph")
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: (_ for _ in ()).throw(full))
+    with pytest.raises(DataError, match=r"No space left on device\): free some space there, .* TMPDIR"):
+        kernels(b"no graph")
 
 
 def test_codes_without_zero_points_are_int8_around_zero() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_seal(tmp_path: Path) -> None:
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path)
     make_folder(folder.checkpoints)
@@ -63,8 +64,17 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     content |= {"step_seconds": [], "optimizer": {"state": {}, "param_groups": []}}
     for epoch in range(2):
         checkpoint.save_last(folder, content | {"epoch": epoch})
-    before = folder.previous.read_bytes()
-    folder.last.write_bytes(folder.last.read_bytes()[:-1])
+    before, newest = folder.previous.read_bytes(), folder.last.read_bytes()
+
+    def refused(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patch:  # what says nothing of the file is no damage to it
+        patch.setattr("repq_cli.sealed.open_regular", refused)
+        with pytest.raises(OSError, match="Too many open files"):
+            checkpoint.load_last(folder)
+    assert folder.last.read_bytes() == newest
+    folder.last.write_bytes(newest[:-1])
     found = checkpoint.load_last(folder)
     assert found is not None and found["epoch"] == 0 and "previous.pt is whole" in caplog.text
     assert folder.last.read_bytes() == before  # no damaged file is kept as the previous one
