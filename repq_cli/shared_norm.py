@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repq_cli import collective
+from repq_cli.batch_norm import norm_multiplier
 from repq_cli.precision import in_float32
 
 
@@ -80,9 +81,8 @@ class _Normalised(torch.autograd.Function):
         share, off = values.numel() / mean.numel() / count, mean - near
         off, square = collective.summed(torch.stack([off, var + off.square()]) * share)
         mean, var = near + off, (square - off.square()).clamp_min(0)
-        deviation = torch.sqrt(var + eps)
-        slope = gamma / deviation
-        ctx.save_for_backward(x, mean, deviation, gamma)
+        slope, inverse = (norm_multiplier(factor, var, eps) for factor in (gamma, torch.ones_like(var)))
+        ctx.save_for_backward(x, mean, slope, inverse)
         ctx.count = count
         ctx.mark_non_differentiable(mean, var)
         y = torch.addcmul(_by_channel(beta - mean * slope, x), values, _by_channel(slope, x))
@@ -90,12 +90,12 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, deviation, gamma = ctx.saved_tensors
+        x, mean, steepness, inverse = ctx.saved_tensors
         grad = in_float32(grads[0])
-        unit = (in_float32(x) - _by_channel(mean, x)) / _by_channel(deviation, x)
+        unit = (in_float32(x) - _by_channel(mean, x)) * _by_channel(inverse, x)
         own = torch.stack([grad.sum(_dims(x)), (grad * unit).sum(_dims(x))])
         to_x = None
         if ctx.needs_input_grad[0]:
             shift, slope = (_by_channel(total, x) for total in collective.summed(own) / ctx.count)
-            to_x = ((grad - shift - unit * slope) * _by_channel(gamma / deviation, x)).to(x.dtype)
+            to_x = ((grad - shift - unit * slope) * _by_channel(steepness, x)).to(x.dtype)
         return to_x, own[1], own[0], None, None

@@ -21,7 +21,7 @@ from repq_cli.deploy.cost import cost
 from repq_cli.deploy.freeze import freeze
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
-from repq_cli.deploy.operations import OPERATIONS
+from repq_cli.deploy.operations import OPERATIONS, Operation
 from repq_cli.errors import RepqError
 from repq_cli.models.ecbsr import ecbsr
 from repq_cli.models.resnet import resnet
@@ -74,6 +74,14 @@ def networks() -> list[DeployedNet]:
     )
     shown = {"task": "super_resolution", "input_shape": [1, 8, 8], "scale": 2, "colour": "luma"}
     return [*nets, freeze(enlarging.eval(), shown), freeze(prepared(Everything(), torch.randn(2, 3, 9, 8)), ABOUT_ALL)]
+
+
+def test_every_operation_says_what_becomes_of_scales() -> None:
+    """None keeps its input's without a word, which would be wrong for whatever does more than choose among numbers."""
+    with pytest.raises(NotImplementedError):
+        Operation().scales({}, [], None)  # type: ignore[arg-type]
+    for entry in OPERATIONS.values():
+        assert type(entry).scales is not Operation.scales, entry.name
 
 
 def mutations(graph: Graph) -> Iterator[tuple[str, Graph]]:

@@ -103,6 +103,7 @@ def require_fit(net: nn.Module, example: Tensor) -> None:
     convolves = any(isinstance(module, Block | nn.Conv2d) for module in net.modules())
     if example.dim() < 2 or example.numel() == 0 or (convolves and example.dim() != 4):
         raise ConfigError(f"The example has the shape {list(example.shape)}: a batch of inputs has [B, C, H, W].")
+    _require_finite("The example", example)
     training = {module: module.training for module in net.modules()}
     try:
         with answering(type(net).__name__, example.shape):
@@ -121,7 +122,13 @@ def inputs_of(batch: Tensor | Sequence[Any], channels: int, dtype: torch.dtype) 
         raise ConfigError(f"A batch has the shape {list(first.shape)}, and the network reads [B, {channels}, …].")
     if first.dtype != dtype:
         raise ConfigError(f"A batch is {first.dtype} and the network {dtype}: bring it there with .to(…).")
+    _require_finite("A batch", first)
     return first
+
+
+def _require_finite(what: str, inputs: Tensor) -> None:
+    if not (inputs.is_meta or inputs.isfinite().all()):
+        raise ConfigError(f"{what} holds NaN or infinity: mend the data, or what is done to them before.")
 
 
 def require_json(description: dict[str, Any]) -> None:

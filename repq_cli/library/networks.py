@@ -40,13 +40,14 @@ def named(name: str) -> Callable[..., nn.Module]:
 @typed
 def network(
     name: str,
-    num_classes: Annotated[int, Range(1)] = 10,
+    num_classes: Annotated[int, Range(1)] | None = None,
     in_channels: Annotated[int, Range(1)] | None = None,
     rep: str | MakeBlock | None = None,
     **keys: Any,
 ) -> nn.Module:
     """A freshly initialised network of blocks.
 
+    num_classes  of a classifier, by default 10; a network that enlarges images has none
     in_channels  of the images; by default 3, or 1 for a network that enlarges luma
     rep          how its convolutions train: a name of ``configs/rep``, or a function
                  ``(geometry, activation) -> Block``; by default the model's own
@@ -56,7 +57,12 @@ def network(
     """
     found = configuration("model", name)
     own_rep, model = found.pop("own_rep"), found["model"]
-    _check_keys(name, model, keys)
+    function = build.resolve("model", model["_target_"], [])
+    _check_keys(name, model, keys, function)
+    classifies = "num_classes" in annotations_of(function)
+    if num_classes is not None and not classifies:
+        raise ConfigError(f"repq.models.{name} enlarges images, and num_classes={num_classes} is for classifiers.")
+    num_classes = 10 if num_classes is None else num_classes
     model |= keys
     chosen = own_rep if rep is None else rep
     if in_channels is None:
@@ -70,9 +76,8 @@ def network(
         inputs = Inputs("the arguments", (in_channels, 1, 1), num_classes)
         parts = section_of(ModelSection, model), section_of(RepSection, section)
         return build.network_of(*parts, chosen != "none", [], inputs)()
-    function = build.resolve("model", model["_target_"], [])
     arguments = {key: value for key, value in model.items() if key not in NO_KEYS}
-    if "num_classes" in annotations_of(function):
+    if classifies:
         arguments["num_classes"] = num_classes
     try:
         return function(make_block=_makes_blocks(chosen), in_channels=in_channels, **arguments)
@@ -93,8 +98,8 @@ def _makes_blocks(make: MakeBlock) -> MakeBlock:
     return made
 
 
-def _check_keys(name: str, model: dict[str, Any], keys: dict[str, Any]) -> None:
-    legal = annotations_of(build.resolve("model", model["_target_"], []))
+def _check_keys(name: str, model: dict[str, Any], keys: dict[str, Any], function: Callable[..., nn.Module]) -> None:
+    legal = annotations_of(function)
     for key, value in keys.items():
         if key in NO_KEYS or key not in model:
             near = nearest(key, set(model) - NO_KEYS)

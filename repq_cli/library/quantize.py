@@ -121,6 +121,7 @@ def prepare(
 @typed
 def parameter_groups(qat: nn.Module, weight_decay: Annotated[float, Range(0)] = 0.0) -> list[dict[str, Any]]:
     """Groups for an optimiser of torch: kernels decay; batch norm, biases and quantizers' steps must not."""
+    _require_quantized(qat, "parameter_groups")
     groups = optim.parameter_groups(qat, OptimOptions(name="sgd", weight_decay=weight_decay, label_smoothing=0.0))
     return [{key: group[key] for key in ("params", "weight_decay")} for group in groups]
 

@@ -54,11 +54,23 @@ class Shipped:
 
     def integer(self) -> IntegerNet:
         """The same network in integers alone, on the CPU. Raises ConfigError where it keeps floating-point numbers."""
-        return IntegerNet(self.deployed.cpu())
+        return _Integers(self.deployed.cpu())
 
     def digest(self) -> str:
         """Of all that its files hold."""
         return self.deployed.digest()
+
+
+class _Integers(IntegerNet):
+    """ConfigError for what is no batch of its inputs: integers would be taken for codes."""
+
+    def forward(self, x: Tensor) -> Any:
+        shape = self.graph["input_shape"]
+        x = inputs_of(x, shape[0], self.deployed.dtype)
+        if x.dim() != 1 + len(shape):
+            raise ConfigError(f"A batch has the shape {list(x.shape)}, and the network reads one like {[1, *shape]}.")
+        with answering("The network in integers", x.shape):
+            return super().forward(x)
 
 
 @typed

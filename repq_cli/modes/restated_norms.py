@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repq_cli.batch_norm import norm_multiplier
 from repq_cli.quant.quantizer import quantizers
 from repq_cli.reparam.algebra import Kernel, convolve
 from repq_cli.reparam.block import Block
@@ -141,9 +142,8 @@ def to_estimated_statistics(net: nn.Module, batches: Iterable[Tensor], estimator
         for batch in batches:
             net(batch)
     for (norm, (mean, var)), (_, (estimated_mean, estimated_var)) in zip(true, estimated, strict=True):
-        deviation = torch.sqrt(var + norm.eps)
-        norm.bias.add_((estimated_mean - mean) * norm.weight / deviation)
-        norm.weight.mul_(torch.sqrt(estimated_var + norm.eps) / deviation)
+        norm.bias.add_(norm_multiplier((estimated_mean - mean) * norm.weight, var, norm.eps))
+        norm.weight.mul_(norm_multiplier(torch.sqrt(estimated_var + norm.eps), var, norm.eps))
         norm.running_mean.copy_(estimated_mean)
         norm.running_var.copy_(estimated_var)
     return net

@@ -82,9 +82,8 @@ class Operation:
         raise NotImplementedError
 
     def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled | None]:
-        """The node's integer constants and what is known of its output. By default it has its input's scale."""
-        (given,) = known
-        return {}, given._replace(codes=given.codes and self.keeps_codes)
+        """The node's integer constants and what is known of its output."""
+        raise NotImplementedError
 
     def integers(self, net: IntegerNet, node: Node, constants: Constants, *inputs: Any, **unused: Any) -> Tensor:
         """In integers, ``int32`` by value."""
@@ -97,3 +96,11 @@ class Operation:
     def limits(self, node: Node) -> tuple[float, float] | None:
         """Where it cuts what it lets through otherwise, if that is all it does: codes can be clipped instead."""
         return None
+
+
+class SameScale(Operation):
+    """An operation whose integers have the scale and the bound of its only input."""
+
+    def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
+        (given,) = known
+        return {}, given._replace(codes=given.codes and self.keeps_codes)

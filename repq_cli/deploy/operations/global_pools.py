@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK, Constants, Node, Operation, Size, schema
+from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK, Constants, Node, Operation, SameScale, Size, schema
 from repq_cli.deploy.operations.pools import Mean
 from repq_cli.deploy.tracing import Call, Ref, RefusedError, form
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from repq_cli.deploy.onnx_graph import OnnxGraph
 
 
-class GlobalMaxPool(Operation):
+class GlobalMaxPool(SameScale):
     """The largest number of every channel: ``[N, C, 1, 1]``."""
 
     name = "global_max_pool"
@@ -84,7 +84,7 @@ class AdaptiveAveragePool(AdaptivePool, Mean):
         graph.add_node("AveragePool", [source], node["name"], **self.window(node, graph.sizes[source]))
 
 
-class AdaptiveMaxPool(AdaptivePool):
+class AdaptiveMaxPool(AdaptivePool, SameScale):
     """The largest numbers."""
 
     name = "adaptive_max_pool"

@@ -15,8 +15,8 @@ from repq_cli.deploy.operations.base import (
     FORMAT_OF_ANY_NETWORK,
     Constants,
     Node,
-    Operation,
     Places,
+    SameScale,
     Steps,
     schema,
 )
@@ -35,7 +35,7 @@ def geometry(node: Node, **more: Any) -> dict[str, Any]:
     return {**about, **({"ceil_mode": 1} if node.get("ceil_mode") else {}), **more}
 
 
-class MaxPool(Operation):
+class MaxPool(SameScale):
     """The largest number of every window."""
 
     name = "max_pool"
@@ -60,7 +60,7 @@ class MaxPool(Operation):
         graph.add_node("MaxPool", node["inputs"], node["name"], **geometry(node, **dilations))
 
 
-class Mean(Operation):
+class Mean(SameScale):
     """A mean: integers get room to the left, are summed, and divided with halves away from zero."""
 
     def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:

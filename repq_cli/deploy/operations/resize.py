@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from repq_cli.bounds import Range
 from repq_cli.deploy.fixed_point import rounding_shift
 from repq_cli.deploy.integer_scales import Scaled, with_room
-from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK, Constants, Node, Operation, Size, Step, schema
+from repq_cli.deploy.operations.base import (
+    FORMAT_OF_ANY_NETWORK,
+    Constants,
+    Node,
+    Operation,
+    SameScale,
+    Size,
+    Step,
+    schema,
+)
 from repq_cli.deploy.tracing import Call, Ref, RefusedError, form
 
 if TYPE_CHECKING:
@@ -26,7 +35,7 @@ SHARES = 11  # bits of a row's share in a mean of two
 Factor = Annotated[float, Range(2.0**-8, 256)]
 
 
-class NearestUpsample(Operation):
+class NearestUpsample(SameScale):
     """Each pixel ``scale`` times in both directions."""
 
     name = "nearest_upsample"
