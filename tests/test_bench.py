@@ -25,6 +25,12 @@ def measured() -> list[dict[str, object]]:
     return json.loads(Path("measured/bench.json").read_text())["rows"]
 
 
+@pytest.fixture(autouse=True)
+def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SHORTEST", 1e-3)
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
+
+
 def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that ticks once at every look, with turns of at least one tick."""
     clock = iter(range(10**6))

@@ -13,7 +13,7 @@ import torch
 from conftest import tiny_net
 from torch import nn
 
-from repq_cli.bench import convolutions, training
+from repq_cli.bench import convolutions, timing, training
 from repq_cli.bench.goals import Ratio, goals
 from repq_cli.bench.memory import saved_bytes
 from repq_cli.bench.peers import LSQ_PARTS, rebuilt
@@ -36,6 +36,12 @@ ROW_KEYS = {
     "model", "stage", "rep", "mode", "quant", "precision", "compiled", "by", "label", "column", "median_ms", "low_ms",
     "high_ms", "shortest_ms", "ms", "images_per_second", "times_plain_fp",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SHORTEST", 1e-3)
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
 
 
 def test_what_is_timed() -> None:

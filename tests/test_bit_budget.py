@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, row_of, tiny_net
+from conftest import QUICK, row_of, tiny_net
 
 from repq_cli.cli import main
 from repq_cli.errors import ConfigError
@@ -72,18 +72,16 @@ def test_noise_is_that_of_a_network_with_only_those_layers_quantized() -> None:
     assert network.bops(same) - network.fixed == sum(group.macs for group in network.groups) * 16  # type: ignore[arg-type]
 
 
-def test_the_override_that_it_prints_is_one(
-    in_folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spent = row_of(finished)["cost"]["bops"] / 1e9
-    assert main(["diagnose", f"run={finished}", "images=16", f"budget={spent}"]) == 0
+def test_the_override_that_it_prints_is_one(in_folder: Path, logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spent = row_of(logged)["cost"]["bops"] / 1e9
+    assert main(["diagnose", f"run={logged}", "images=16", f"budget={spent}"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("quant.weight_bits="))
-    found = json.loads((finished / "diagnose" / "diagnosis.json").read_text())["budget"]
+    found = json.loads((logged / "diagnose" / "diagnosis.json").read_text())["budget"]
     assert found["chosen"]["gbops"] <= spent
     assert found["chosen"]["noise_db"] >= found["same_bits"]["4"]["noise_db"]
-    assert main(["train", *TINY, "qat.epochs=0", "hydra.run.dir=new", *shlex.split(line)]) == 0
+    assert main(["train", *QUICK, "qat.epochs=0", "hydra.run.dir=new", *shlex.split(line)]) == 0
     assert row_of(in_folder / "new")["cost"]["bops"] == pytest.approx(found["chosen"]["gbops"] * 1e9)
-    assert main(["diagnose", f"run={finished}", "images=16", "budget=1e-6"]) == 2
+    assert main(["diagnose", f"run={logged}", "images=16", "budget=1e-6"]) == 2
     assert "is less than the" in capsys.readouterr().err
 
 

@@ -193,10 +193,12 @@ def test_days_are_a_number_of_days(days: str, in_folder: Path, capsys: pytest.Ca
     assert stopped.value.code == 2 and days in capsys.readouterr().err
 
 
-def test_cache_list_and_prune(run_repq: Run, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_cache_is_said_to_be(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "list"]) == 0 and "No FP stage is stored" in capsys.readouterr().out
     assert main(["cache", "prune"]) == 0
-    run_repq("train", *SHARED)
+
+
+def test_cache_list_and_prune(after_a_run: Path, run_repq: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run_repq("train", *SHARED, "rep=acnet")
     died = FPCache("0" * 16)
     died.folder.mkdir()

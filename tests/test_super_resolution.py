@@ -185,7 +185,7 @@ def test_every_choice_is_a_whole_run_and_can_be_evaluated_again(
 def test_photographs_in_a_run_that_is_interrupted_and_resumed(
     run_repq: Callable[..., tuple[int, Path | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = [*SMALL, "runtime.tensorboard=false"]
+    small = [*SMALL, "runtime.tensorboard=false", "fp.epochs=1"]
     code, whole = run_repq("train", *small)
     assert code == 0
     from repq_cli.train.engine import Update

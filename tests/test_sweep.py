@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK, TINY, results, row_of
+from conftest import QUICK, results, row_of
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from processes import Process, wait_until
@@ -120,24 +120,24 @@ def test_a_sweep_leaves_out_what_is_illegal_and_runs_the_same_once(
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
 def test_what_a_sweep_starts_from_is_read_before_it_has_a_folder(
-    finished: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+    logged: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mistaken = {
         ("fp.checkpoint=nowhere.pth", "quant=w8a8,w4a4"): "There is no checkpoint nowhere.pth",
-        (f"fp.checkpoint={finished},nowhere.pth",): "There is no checkpoint nowhere.pth",
-        (f"fp.checkpoint={finished}", "rep=acnet,none"): "has rep repvgg and this run rep acnet",
+        (f"fp.checkpoint={logged},nowhere.pth",): "There is no checkpoint nowhere.pth",
+        (f"fp.checkpoint={logged}", "rep=acnet,none"): "has rep repvgg and this run rep acnet",
         ("data=cifar10,mnist", "data.root=nowhere"): "data.root=nowhere holds no intact CIFAR10",
     }
     for arguments, sentence in mistaken.items():
-        assert main(["train", "-m", *TINY, *arguments]) == 3
+        assert main(["train", "-m", *QUICK, *arguments]) == 3
         assert sentence in capsys.readouterr().err
     assert not Path("outputs").exists()
-    fitting = [f"fp.checkpoint={finished}", "model.width=0.125,0.25", "rep.kernels=[3],[9]", "verbosity=normal"]
-    assert main(["train", "-m", *TINY, "qat.epochs=0", *fitting]) == 0
+    fitting = [f"fp.checkpoint={logged}", "model.width=0.125,0.25", "rep.kernels=[3],[9]", "verbosity=normal"]
+    assert main(["train", "-m", *QUICK, "qat.epochs=0", *fitting]) == 0
     assert list(rows(folder_of_sweep())) == [0]
     shown = capsys.readouterr().out
     assert "1 run in outputs/sweep" in shown and "1 of 1 runs done, 0 failed" in shown
-    assert f"left out: model.width=0.25 rep.kernels=[3]: {finished}" in shown and "(6x1x3x3, not 12x1x3x3)" in shown
+    assert f"left out: model.width=0.25 rep.kernels=[3]: {logged}" in shown and "(6x1x3x3, not 12x1x3x3)" in shown
     assert "left out: model.width=0.125 rep.kernels=[9] and 1 more: rep.kernels=[9] makes no block" in shown
 
 

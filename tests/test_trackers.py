@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import QUICK
 
 from repq_cli.cli import main
 from repq_cli.errors import DataError
@@ -68,7 +68,7 @@ def test_a_tracker_that_fails_harms_no_run(in_folder: Path, monkeypatch: pytest.
         raise ConnectionError("nobody\nanswers")
 
     monkeypatch.setattr(CSVFile, "scalars", fails)
-    line = ["train", *TINY, "quant=w4a4", "hydra.run.dir=run", "runtime.trackers=[csv]"]
+    line = ["train", *QUICK, "quant=w4a4", "hydra.run.dir=run", "runtime.trackers=[csv]"]
     assert main(line) == 0
     said = Path("run/train.log").read_text()
     assert said.count("The tracker csv fails and is left out from here on (nobody answers); the run goes on.") == 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,13 +16,19 @@ from repq_cli.data.packaged import packaged
 from repq_cli.memory import require_memory
 
 
+@functools.cache
+def _table() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """64 pixels and a label in each row, which every run of a sweep reads."""
+    return np.loadtxt(packaged("sklearn", "datasets/data/digits.csv.gz", "other data"), np.float32, delimiter=",")
+
+
 def load(size: Annotated[int, Range(8)] = 32, crop: Annotated[int, Range(0, 64)] = 3) -> Data:
     """8x8 digits made ``size`` pixels wide (bilinear). Splits are fixed: 20 % test, 10 % validation, by class.
 
     ``crop``: training images are shifted by up to so many pixels. Source: UCI ML hand-written digits (CC BY 4.0).
     """
     require_memory(1797 * size * size * 9, f"data.size={size}", "choose fewer pixels")  # as floats, then as bytes
-    table = np.loadtxt(packaged("sklearn", "datasets/data/digits.csv.gz", "other data"), np.float32, delimiter=",")
+    table = _table()
     small = torch.from_numpy(table[:, :64]).view(-1, 1, 8, 8) / 16
     large = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
     images = (large * 255).round().to(torch.uint8)
