@@ -90,7 +90,7 @@ class FPStage:
             logger.warning("%s The FP stage is taken or trained once more.", error)
         again = RunFolder(folder.fp_again)
         make_folder(again.checkpoints)
-        context = replace(self.context, folder=again, log=RunLog(again, trackers=[], quiet=True))
+        context = replace(self.context, folder=again, log=RunLog(again, trackers=[], quiet=True), earlier={})
         stage = FPStage(context, {}, owner=folder)
         stage._made(checkpoint.load_last(again))
         self._is_trained = stage._is_trained

@@ -96,7 +96,8 @@ def keep_best(stage: Stage, context: RunContext, saved: dict[str, Any], net: nn.
         return
     folder = context.folder
     try:
-        if stage.best == folder.best and (foreign := foreign_network(folder, context.earlier, "best")) is not None:
+        name = "fp" if stage.best == folder.fp else "best"
+        if (foreign := foreign_network(folder, context.earlier, name)) is not None:
             raise DataError(foreign)
         best = checkpoint.load(stage.best)
         epoch = best.get("epoch", saved["epoch"])
