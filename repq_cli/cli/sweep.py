@@ -76,7 +76,12 @@ def resume(folder: SweepFolder, changes: Sequence[str], plugins: Sequence[str]) 
     if line.sampled:
         require_optuna()
     checker = Checker("train", line)
-    checked = checker.check()
+    try:
+        checked = checker.check()
+    except ConfigError as error:
+        if changes:
+            raise
+        raise ConfigError(f"{folder.plan_file}: {error}") from error
     search = search_of(checker, checked)
     plan = replace(plan, overrides=checked.overrides, jobs=_jobs_again(folder, plan, checker, search))
     if search is not None:
