@@ -217,7 +217,7 @@ class Idioms(nn.Module):
         self.stem, self.norm = nn.Conv2d(3, 7, 3, 2, 1, padding_mode="reflect"), nn.BatchNorm2d(7)
         self.twice = nn.Sequential(*conv_bn(7, 7), nn.ReLU(inplace=True))
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(7, 7, 1, bias=False))
-        self.after = nn.BatchNorm2d(7)
+        self.after = nn.SyncBatchNorm(7)
         self.squeeze, self.excite, self.outputs = nn.Linear(7, 3), nn.Linear(3, 7), nn.Conv2d(7, 5, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -187,6 +187,8 @@ def test_what_cannot_be_followed_or_shipped_is_named(tmp_path: Path) -> None:
     repvgg = NETS["repvgg"][0]()
     with pytest.raises(repq.ConfigError, match=r"keep_float names a part of blocks\.0, which is one convolution"):
         repq.prepare(repvgg, x, keep_float=["blocks.0.dense"])
+    with pytest.raises(repq.ConfigError, match=r"float16.*\.float\(\) and train inside torch\.autocast"):
+        repq.prepare(NETS["repvgg"][0]().half(), x.half())
     kept = trained_two_steps(repvgg, x, "repq", keep_float=["blocks.0"])
     assert kept.get_submodule("blocks.0").quantizer.bits == 32 and kept.get_submodule("blocks.1").quantizer.bits == 8
     layers = {layer.name: layer.weight_bits for layer in repq.explain(repvgg, x, keep_float=["blocks.0"]).layers}

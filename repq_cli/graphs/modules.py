@@ -207,8 +207,11 @@ def _batch_norm(arguments: Arguments, shared: dict[Any, nn.Module]) -> list[nn.M
 
 def complete_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     """The batch norm, or one with its statistics that has a scale and shift, which are not trained."""
-    if norm.affine and norm.momentum is not None:
-        return norm
+    return norm if norm.affine and norm.momentum is not None else norm_like(norm)
+
+
+def norm_like(norm: nn.modules.batchnorm._BatchNorm) -> nn.BatchNorm2d:
+    """A batch norm of maps with the tensors of any other."""
     assert norm.running_mean is not None and norm.running_var is not None
     return norm_of(norm, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repq_cli.graphs.modules import Arguments, module_for, padded_in_front, unlike_in_place, word_of
+from repq_cli.graphs.modules import Arguments, module_for, norm_like, padded_in_front, unlike_in_place, word_of
 from repq_cli.graphs.moves import reshaping
 from repq_cli.graphs.program import Operation, Program, Ref, wanted
 from repq_cli.graphs.tokens import with_tokens_as_maps
@@ -126,6 +126,8 @@ class _Reader:
                     pad, module = padded_in_front(module)
                     images = torch.empty(self.shapes[first], device="meta")
                     first = self._add(node, pad, (Ref(first),), f"{path}.pad", shape=tuple(pad(images).shape))
+                elif isinstance(module, nn.SyncBatchNorm) and module.running_mean is not None and len(shape) == 4:
+                    module = self.shared.setdefault(("norm", path), norm_like(module))
                 self._add(node, unlike_in_place(module), (Ref(first),), path)
             return
         sources = [source for source in node.all_input_nodes if source not in self.constants]

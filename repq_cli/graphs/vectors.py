@@ -6,11 +6,10 @@ linear regions like any others: a classifier behind its own batch norm is one la
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from repq_cli.graphs.computed import AsKernel, ComputedConv
-from repq_cli.graphs.modules import norm_of
+from repq_cli.graphs.modules import norm_like
 from repq_cli.graphs.program import Operation, Program, Ref, replaced_by
 
 
@@ -74,10 +73,7 @@ def _is_of_vectors(operation: Operation, kind: type[nn.Module]) -> bool:
 
 def _of_maps(module: nn.Module | None) -> nn.Module:
     if isinstance(module, nn.BatchNorm1d):
-        assert isinstance(module.running_mean, torch.Tensor) and isinstance(module.running_var, torch.Tensor)
-        return norm_of(
-            module, module.weight, module.bias, module.running_mean, module.running_var, module.num_batches_tracked
-        )
+        return norm_like(module)
     assert isinstance(module, nn.Linear)
     kernel = AsKernel(module.weight)
     return ComputedConv(kernel, [*module.weight.shape, 1, 1], module.bias)

@@ -30,6 +30,7 @@ def own(net: nn.Module, example: Tensor, keep_float: Sequence[str] = ()) -> Own:
     Raises ConfigError for a network that is quantized already, names that fit none of its modules, and a forward pass
     that cannot be followed.
     """
+    net = getattr(net, "_orig_mod", net)  # what torch.compile was given
     if any(isinstance(module, QuantLayer) for module in net.modules()):
         raise ConfigError("This network is quantization-aware already: give the one that it was prepared from.")
     if hasattr(net, "edges") and any(isinstance(module, Block) for module in net.modules()):

@@ -100,6 +100,11 @@ def require_fit(net: nn.Module, example: Tensor) -> None:
             f"The example is {example.dtype} on {example.device} and the network {like.dtype} on {like.device}: "
             f"bring both together with .to(…)."
         )
+    if like.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"The network is {like.dtype}, which quantizers' steps are too fine for: bring it to float32 with .float() "
+            f"and train inside torch.autocast, which computes in 16 bits where that is safe."
+        )
     convolves = any(isinstance(module, Block | nn.Conv2d) for module in net.modules())
     if example.dim() < 2 or example.numel() == 0 or (convolves and example.dim() != 4):
         raise ConfigError(f"The example has the shape {list(example.shape)}: a batch of inputs has [B, C, H, W].")

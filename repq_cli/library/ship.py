@@ -180,7 +180,7 @@ def export_onnx(
     deployed = shipped.deployed.cpu()
     inputs = None
     if batches is not None:
-        inputs = [inputs_of(batch, shipped.channels, torch.float32).cpu() for batch in batches]
+        inputs = [inputs_of(batch, shipped.channels, deployed.dtype).cpu() for batch in batches]
         if not inputs:
             raise ConfigError("batches is empty: give some images to compare answers on, or None.")
     for kind in ("int32", "float") if biases == "auto" else (biases,):
@@ -189,7 +189,7 @@ def export_onnx(
         report = Report(Path(path), kind, 0, None, None)
         if inputs is not None:
             net = OnnxNet(content, deployed.halo, threads)
-            pairs = [pair for x in inputs for pair in zip(tensors(net(x)), tensors(deployed(x)), strict=True)]
+            pairs = [pair for x in inputs for pair in zip(tensors(net(x.float())), tensors(deployed(x)), strict=True)]
             same = torch.cat([_same_answers(found, expected) for found, expected in pairs])
             difference = torch.stack([(found - expected).abs().max() for found, expected in pairs]).max().item()
             report = Report(Path(path), kind, len(same), same.mean().item(), difference)
