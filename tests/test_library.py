@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -85,6 +86,9 @@ def test_networks_by_name() -> None:
     made = repq.models.repvgg_a0(7, 1, rep=dbb_block, width=0.125)
     assert made.blocks[0].kind == "dbb" and made(torch.randn(2, 1, 32, 32)).shape == (2, 7)
     assert repq.models.ecbsr_m4c8(scale=3)(torch.rand(1, 1, 5, 6)).shape == (1, 1, 15, 18)
+    for name in ("ecbsr", "sesr"):
+        importlib.import_module(f"repq_cli.models.{name}")  # a file of a network's name does not hide it
+        assert callable(getattr(repq.models, name))
     assert "repvgg_a0" in dir(repq.models)
     refused("repq.models has no network 'repvgg_a7': did you mean 'repvgg_a0'", lambda: repq.models.repvgg_a7)
     refused("has no key 'widht': did you mean 'width'", lambda: net(widht=1))
