@@ -34,7 +34,6 @@ from repq_cli.runs.folder import RunFolder
 from repq_cli.tasks.classification import Classification
 from repq_cli.tasks.super_resolution import SuperResolution
 from repq_cli.train import checkpoint
-from repq_cli.train.checkpoint import load_last, save_last
 from repq_cli.train.divergence import chance, require_usable_images
 from repq_cli.train.engine import EpochTotals, StepTimer, Update, evaluate, training_step
 from repq_cli.train.interrupt import stop_request
@@ -266,23 +265,6 @@ def test_checkpoints_are_whole_or_refused(tmp_path: Path) -> None:
     torch.save({"something": "else"}, path)
     with pytest.raises(DataError, match="not one of repq's"):
         checkpoint.load(path)
-
-
-def test_a_lost_last_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.checkpoints.mkdir()
-    assert load_last(run) is None
-    save_last(run, {"epoch": 1})
-    save_last(run, {"epoch": 2})
-    loaded = load_last(run)
-    assert loaded is not None
-    assert loaded["epoch"] == 2
-    run.last.write_bytes(b"half")
-    loaded = load_last(run)
-    assert loaded is not None
-    assert loaded["epoch"] == 1
-    run.last.unlink()
-    assert load_last(run) == loaded
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
