@@ -126,6 +126,7 @@ def check(qat: nn.Module, shipped: Shipped, batches: Batches) -> proof.Agreement
     return agreement
 
 
+@torch.no_grad()
 def enlarges(qat: nn.Module, example: Tensor) -> bool:
     """Whether a network shuffles pixels and gives one larger image for each: super-resolution of any size."""
     if not any(isinstance(module, nn.PixelShuffle) for module in qat.modules()):
