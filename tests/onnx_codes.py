@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repq_cli.answers import tensors
 from repq_cli.deploy.network import DeployedNet
+from repq_cli.deploy.onnx_run import session_options
 
 
 class Layers(NamedTuple):
@@ -47,7 +48,8 @@ def layers_in_onnx(path: Path, deployed: DeployedNet, x: Tensor) -> Layers:
         graph.input.append(onnx.helper.make_tensor_value_info(given, kind, None))
         graph.output.append(onnx.helper.make_tensor_value_info(codes, kind, None))
         wanted[codes] = feeds[given] = (reference[name].numpy() + zero).astype(zero.dtype)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    source, options = model.SerializeToString(), session_options(1)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     found = session.run([*answers, *wanted], feeds)
     pairs = zip(found[len(answers) :], wanted.values(), strict=True)
     off = torch.cat([torch.from_numpy(a.astype(int) - b.astype(int)).flatten().abs() for a, b in pairs])

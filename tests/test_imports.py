@@ -33,6 +33,7 @@ SHARED = {
     "sealed",
     "seeds",
     "shared_norm",
+    "strided_points",
 }
 SHARED |= {"text", "typecheck", "yaml_text"}
 ALLOWED: dict[str, set[str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 import repq_cli as repq
 from repq_cli.deploy.freeze import freeze
+from repq_cli.quant.sums import sums_in_training
+from repq_cli.quant.windows import Window
 from repq_cli.reparam.acnet import acnet_block
 from repq_cli.reparam.algebra import (
     Geometry,
@@ -373,17 +376,22 @@ def test_custom_l2_of_dead_channels_is_finite() -> None:
     assert all(torch.isfinite(parameter.grad).all() for parameter in block.penalised())
 
 
-def test_a_strided_point_over_a_large_map_is_the_convolution() -> None:
-    """In oneDNN its backward pass would end the process, channels last."""
-    for padding, groups in ((1, 1), (0, 1), (1, 3)):
-        geometry = Geometry(3, 6, stride=2, padding=padding, groups=groups)
-        x = torch.randn(2, 3, 131, 128)
-        first = torch.randn(6, 3 // groups, 1, 1, requires_grad=True)
-        second = first.detach().clone().requires_grad_()
-        y = convolve(x.contiguous(memory_format=torch.channels_last), first, geometry)
-        seen = x if padding else x[:, :, 1:-1, 1:-1]
-        expected = F.conv2d(seen, second, stride=2, groups=groups)
-        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
-        for output in (y, expected):
-            output.square().sum().backward()
-        torch.testing.assert_close(first.grad, second.grad, atol=1e-2, rtol=1e-4)
+def test_gradients_of_strided_points_of_few_channels(subtests: pytest.Subtests) -> None:
+    """In oneDNN they would end the process, channels last, or write into what others hold."""
+    for inputs, size in itertools.product((3, 5, 6), (8, 131)):
+        for padding, groups in ((1, 1), (0, 1), *([(1, 3)] if inputs % 3 == 0 else [])):
+            with subtests.test(inputs=inputs, size=size, padding=padding, groups=groups):
+                geometry = Geometry(inputs, 6, stride=2, padding=padding, groups=groups)
+                x = torch.randn(2, inputs, size, size - 3)
+                first = torch.randn(6, inputs // groups, 1, 1, requires_grad=True)
+                second = first.detach().clone().requires_grad_()
+                last = x.contiguous(memory_format=torch.channels_last)
+                seen = x if padding else x[:, :, 1:-1, 1:-1]
+                expected = F.conv2d(seen, second, stride=2, groups=groups)
+                window = Window(2, 0, groups)
+                within = last if padding else last[:, :, 1:-1, 1:-1]
+                for y in (convolve(last, first, geometry), sums_in_training(within, first, None, window)):
+                    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+                    wanted = torch.autograd.grad(expected.square().sum(), second, retain_graph=True)
+                    found = torch.autograd.grad(y.square().sum(), first)
+                    torch.testing.assert_close(found, wanted, atol=1e-2, rtol=1e-4)

@@ -24,11 +24,7 @@ class OnnxNet(nn.Module):
 
     def __init__(self, file: Path | bytes, halo: int, threads: int | None = None) -> None:
         super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        if not fast_int8():  # products of uint8 and int8 are then formed without the sums that saturate
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        options = session_options(threads or torch.get_num_threads())
         if isinstance(file, Path):
             try:
                 has_seal(file, ONNX_MARK)
@@ -59,6 +55,16 @@ class OnnxNet(nn.Module):
             raise DataError(f"{self.file} cannot be run on {list(x.shape)} by ONNX Runtime: {said}") from error
         found = dict(zip(self.names, map(torch.from_numpy, answers), strict=True))
         return made(self.output, found.__getitem__)
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Those that give the integers of the file on every processor."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads
+    if not fast_int8():  # products of uint8 and int8 are then formed without the sums that saturate
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
 
 
 def fast_int8() -> bool:

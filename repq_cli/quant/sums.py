@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repq_cli import strided_points
 from repq_cli.quant.learned_steps import Origin, origin_of
 from repq_cli.quant.windows import Window, pair, turned
 
@@ -32,12 +33,23 @@ def codes_of(values: Tensor, step: Tensor) -> Tensor:
 
 def weighted_sums(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
     """The convolution, of a weight ``[O, I/g, kh, kw]``, or the matrix product where there is no window."""
+    x, window = _safe(x, weight, window)
     if window is None:
         return F.linear(x, weight, bias)
     if window.output_padding is None:
         return F.conv2d(x, weight, bias, window.stride, window.padding, window.dilation, window.groups)
     sizes = window.stride, window.padding, window.output_padding
     return F.conv_transpose2d(x, turned(weight, window.groups), bias, *sizes, window.groups, window.dilation)
+
+
+def _safe(x: Tensor, weight: Tensor, window: Window | None) -> tuple[Tensor, Window | None]:
+    """The same convolution, with a gradient that keeps to its memory."""
+    if window is None or window.output_padding is not None:
+        return x, window
+    strides, padding = pair(window.stride), pair(window.padding)
+    if not strided_points.is_unsafe(x, weight, strides):
+        return x, window
+    return strided_points.thinned(x, padding, strides), window._replace(stride=1, padding=0)
 
 
 def sums_of_codes(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None) -> Tensor:
@@ -72,6 +84,7 @@ def sums_in_training(x: Tensor, weight: Tensor, bias: Tensor | None, window: Win
 
     A compiler decides that by itself.
     """
+    x, window = _safe(x, weight, window)
     origin = None if window is None or torch.compiler.is_compiling() else origin_of(x)
     if origin is None or window is None:
         return weighted_sums(x, weight, bias, window)
@@ -111,4 +124,5 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, ctx: Any) -> tuple[Tenso
 
 def scaled_sums(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, window: Window | None) -> Tensor:
     """``weighted_sums`` of fake-quantized tensors, as sums of their codes; the gradients are those of the values."""
+    x, window = _safe(x, weight, window)
     return _ScaledSums.apply(x, weight, bias, steps, window)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repq_cli import strided_points
 from repq_cli.batch_norm import norm_multiplier
 from repq_cli.reparam.layout import Geometry as Geometry
 from repq_cli.reparam.layout import Layout, Pair
@@ -46,9 +47,6 @@ def pad_kernel(weight: Tensor, sizes: Pair) -> Tensor:
     return F.pad(weight, (columns, columns, rows, rows)) if rows or columns else weight
 
 
-LARGE_MAP = 100 * 100  # positions
-
-
 class Window(NamedTuple):
     """How ``conv2d`` is to walk over its input: its last four arguments."""
 
@@ -58,9 +56,11 @@ class Window(NamedTuple):
     groups: int
 
 
-def window_over(x: Tensor, kernel_size: torch.Size, geometry: Layout) -> tuple[Tensor, Window]:
+def window_over(x: Tensor, weight: Tensor, geometry: Layout) -> tuple[Tensor, Window]:
     """``x``, cropped where a small kernel sits in a large, unpadded one, and how a centred kernel walks over it."""
-    rows, columns = geometry.padding_of((kernel_size[0], kernel_size[1]))
+    if strided_points.is_unsafe(x, weight, geometry.strides):
+        return seen_by_point(x, geometry), Window((1, 1), (0, 0), (1, 1), geometry.groups)
+    rows, columns = geometry.padding_of((weight.shape[2], weight.shape[3]))
     padding = (max(rows, 0), max(columns, 0))
     if (rows, columns) != padding:
         x = pad_input(x, (min(rows, 0), min(columns, 0)))
@@ -68,24 +68,14 @@ def window_over(x: Tensor, kernel_size: torch.Size, geometry: Layout) -> tuple[T
 
 
 def convolve(x: Tensor, weight: Tensor, geometry: Layout, bias: Tensor | None = None) -> Tensor:
-    """``x * weight + bias``, for a weight of the geometry's size or a smaller one in its centre.
-
-    Over a large map on a CPU a strided 1x1 kernel reads what it sees alone: backward of few channels, with channels
-    last, ends the process in oneDNN.
-    """
-    point, positions = tuple(weight.shape[2:]) == (1, 1), x.shape[-2] * x.shape[-1]
-    if point and geometry.strides > (1, 1) and x.device.type == "cpu" and positions > LARGE_MAP:
-        return F.conv2d(seen_by_point(x, geometry), weight, bias, 1, 0, 1, geometry.groups)
-    x, window = window_over(x, weight.shape[2:], geometry)
+    """``x * weight + bias``, for a weight of the geometry's size or a smaller one in its centre."""
+    x, window = window_over(x, weight, geometry)
     return F.conv2d(x, weight, bias, *window)
 
 
 def seen_by_point(x: Tensor, geometry: Layout) -> Tensor:
     """What a centred 1x1 kernel reads of ``x``, position by position of the output: ``x`` itself where it may."""
-    rows, columns = geometry.padding_of((1, 1))
-    x = pad_input(x, (rows, columns)) if rows or columns else x
-    down, across = geometry.strides
-    return x if down == across == 1 else x[:, :, ::down, ::across]
+    return strided_points.thinned(x, geometry.padding_of((1, 1)), geometry.strides)
 
 
 def identity_kernel(channels: int, groups: int, like: Tensor, rows: int | None = None) -> Tensor:

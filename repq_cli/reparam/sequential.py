@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from repq_cli import strided_points
 from repq_cli.batch_norm import norm_multiplier
 from repq_cli.precision import in_float32
 from repq_cli.reparam.algebra import (
@@ -121,7 +122,10 @@ class PointConvBranch(PointFirst):
         self.conv = nn.Conv2d(point.out_channels, geometry.out_channels, size, groups=geometry.groups, bias=bias)
 
     def spatial(self, z: Tensor) -> Tensor:
-        return F.conv2d(z, self.conv.weight, self.conv.bias, self.geometry.stride, 0, 1, self.geometry.groups)
+        conv, strides = self.conv, self.geometry.strides
+        if strided_points.is_unsafe(z, conv.weight, strides):
+            z, strides = strided_points.thinned(z, (0, 0), strides), (1, 1)
+        return F.conv2d(z, conv.weight, conv.bias, strides, 0, 1, self.geometry.groups)
 
     def merge_spatial(self, first: Kernel) -> Kernel:
         weight, bias = point_then_conv(first, self.conv.weight, self.geometry.groups)

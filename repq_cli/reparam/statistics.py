@@ -110,7 +110,7 @@ class BatchStatistics(_Observed):
             return self._covariances[key].moments(None) if key in self._covariances else map_moments(self.x)
         inputs = self.x.shape[1]
         if weight.shape[2:].numel() > 1 or geometry.groups > 1 or inputs > 2 * weight.shape[0]:
-            x, window = window_over(self.x, weight.shape[2:], geometry)
+            x, window = window_over(self.x, weight, geometry)
             return conv_moments(x, weight, window)
         if key not in self._covariances:
             self._covariances[key] = covariance(seen_by_point(self.x, geometry))

@@ -31,6 +31,7 @@ SOURCES = (
     "precision.py",
     "seeds.py",
     "shared_norm.py",
+    "strided_points.py",
     "reparam",
     "models",
     "data",
