@@ -1,4 +1,7 @@
-"""Trained networks of every kind as integers and in ONNX Runtime: what ships is what was trained. Minutes each."""
+"""Trained networks of every kind as integers and in ONNX Runtime: what ships is what was trained. Minutes each.
+
+With ``-s`` it prints the rows that docs/shipping.md has.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import torch
 
 from repq_cli import build
 from repq_cli.cli import main
-from repq_cli.deploy.check import compare_integers
+from repq_cli.deploy.check import agreeing, compare_integers
 from repq_cli.deploy.integer import IntegerNet
+from repq_cli.deploy.onnx_kernels import kernels
+from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.deploy.runs_as import INT8, runs_as
 from repq_cli.finished_run import FinishedRun
 from repq_cli.train.engine import EVAL_BATCH
@@ -54,13 +59,31 @@ def test_what_ships_is_what_was_trained(
     quick = ["runtime.threads=1", "runtime.tensorboard=false", "verbosity=quiet", f"hydra.run.dir={run}"]
     assert main(["train", *NETS[net], f"quant={quant}", *QUANTS[quant], *quick]) == 0
     done = FinishedRun(run)
-    deployed, sets = done.deployed, done.tests(done.config)
+    deployed, sets, agreement = done.deployed, done.tests(done.config), build.task(done.config).agreement
     images = [x for split in sets.values() for x, _ in split.batches(EVAL_BATCH, torch.device("cpu"))]
-    found = compare_integers(deployed, IntegerNet(deployed), images, build.task(done.config).agreement)
+    found = compare_integers(deployed, IntegerNet(deployed), images, agreement)
     assert found.max_lsb is not None and found.max_lsb <= 1
     assert found.answers >= 99.9 and ("ecbsr" in net or found.others == 0)
     rounded = all(node["bias_step"] for node in deployed.nodes if node.get("bias"))  # in training
     biases = "int32" if rounded else "auto"
     assert main(["export", f"run={run}", "threads=1", f"biases={biases}"]) == 0, capsys.readouterr().err
+    shipped = OnnxNet(done.folder.onnx, deployed.halo, 1)
+    shares = torch.cat([agreeing(shipped(x), deployed(x), agreement) for x in images])
+    assert (shares == 100).all() or "ecbsr" in net
+    proven = "no rule"
     if all(way == INT8 for way in runs_as(deployed).values()):
         assert main(["eval", f"run={run}", "engine=integer", "rounding=onnxruntime", "runtime.threads=1"]) == 0
+        proven = "bit for bit"
+    assert main(["export", f"run={run}", "threads=1", f"biases={biases}", "weights=int4", "out=small"]) == 0
+    fp, qat, unit = done.row["metric"]["fp"], done.row["metric"]["deployed"], "dB" if "ecbsr" in net else "%"
+    content = done.folder.onnx.read_bytes()
+    found_kernels, small = kernels(content), (Path("small") / done.folder.onnx.name).stat().st_size
+    cells = [
+        *(net if " " in net else f"{net} -").split(), quant, done.row["mode"], f"{fp:.2f} {unit}", f"{qat:.2f} {unit}",
+        f"{found.max_lsb:.0f}", f"{found.answers:.2f} %", shipped.about["biases"], f"{shares.mean():.2f} %", proven,
+        f"{found_kernels.integer_layers} of {found_kernels.layers}",
+        f"{found_kernels.integer}, {found_kernels.floating}, {found_kernels.conversions}",
+        f"{len(content) / 1e3:.0f} kB", f"{small / 1e3:.0f} kB",
+    ]  # fmt: skip
+    with capsys.disabled():
+        print(f"\n| {' | '.join(cells)} |")
