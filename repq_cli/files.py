@@ -49,9 +49,18 @@ def _replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink()
             raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        fix = "free some space or choose another folder" if full else "choose another folder"
-        raise DataError(f"{path} cannot be written ({error.strerror}): {fix}.") from error
+        raise DataError(f"{path} cannot be written ({error.strerror}): {way_out(error)}.") from error
+
+
+def way_out(error: OSError) -> str:
+    """What helps where something could not be written."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return "free some space or choose another folder"
+        case errno.EMFILE | errno.ENFILE:
+            return "let more files be open at once (ulimit -n)"
+        case _:
+            return "choose another folder"
 
 
 def move(source: Path, path: Path) -> None:
@@ -122,25 +131,28 @@ def _remove_left(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def unproven_in(folder: Path) -> Iterator[Path]:
-    """A folder in ``folder`` for what is not proven yet, gone afterwards; those of dead processes are gone before."""
-    for left in make_folder(folder).glob(f"{UNPROVEN}*"):
+def unproven_in(folder: Path, fix: str | None = None) -> Iterator[Path]:
+    """A folder in ``folder`` for what is not proven yet, gone afterwards; those of dead processes are gone before.
+
+    fix: as ``make_folder``'s.
+    """
+    for left in make_folder(folder, fix).glob(f"{UNPROVEN}*"):
         if _is_left(left):
             shutil.rmtree(left, ignore_errors=True)
     unproven = folder / f"{UNPROVEN}{own_name()}"
     try:
-        yield make_folder(unproven)  # inside, since a signal may come at once
+        yield make_folder(unproven, fix)  # inside, since a signal may come at once
     finally:
         shutil.rmtree(unproven, ignore_errors=True)
 
 
-def make_folder(folder: Path, fix: str = "choose another folder") -> Path:
-    """Make a folder, and those it is in, where there is none yet. Raises DataError with the ``fix``."""
+def make_folder(folder: Path, fix: str | None = None) -> Path:
+    """Make a folder, and those it is in, where there is none yet. Raises DataError with ``fix``, else ``way_out``."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"The folder {folder} cannot be made ({error.strerror}): {fix}.") from error
+        raise DataError(f"The folder {folder} cannot be made ({error.strerror}): {fix or way_out(error)}.") from error
     for place in missing:
         _flush_folder(place.parent)
     return folder
@@ -245,7 +257,7 @@ def locked(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]
             wait()
             time.sleep(POLL_SECONDS)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+        raise DataError(f"{path} cannot be written ({error.strerror}): {way_out(error)}.") from error
     try:
         yield
     finally:

@@ -5,7 +5,9 @@ The slow run prints its figures, which docs/RELIABILITY.md gives; the quick one 
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import random
 import resource
 import shutil
@@ -26,6 +28,7 @@ from PIL import Image
 from processes import Process, wait_until
 
 from repq_cli.cli import main
+from repq_cli.files import way_out
 from repq_cli.train.fp_cache import ROOT
 
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
@@ -313,3 +316,21 @@ def test_output_that_cannot_be_written(finished: Path, capsys: pytest.CaptureFix
             assert main(arguments) == expected
             assert "Standard output" in capsys.readouterr().err
     assert Path("page.html").read_bytes()
+
+
+def test_a_run_that_may_not_be_written_is_measured(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a colleague's share."""
+    before = (finished / "summary.json").read_bytes()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    assert main(["eval", f"run={finished}"]) == 0
+    assert "printed only, not kept in its row" in capsys.readouterr().out
+    assert (finished / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"), [(errno.EMFILE, "ulimit -n"), (errno.ENOSPC, "free some space"), (errno.EROFS, "choose another")]
+)
+def test_what_helps_is_said(number: int, fix: str) -> None:
+    assert fix in way_out(OSError(number, "refused"))

@@ -53,7 +53,7 @@ def diagnose_job(tree: dict[str, Any]) -> None:
     mode = run_config.mode.rule
     blocks = blocks_behind(nets["fp"] if mode.merges_first else nets["fake"])
     net = mode.shipped_net(nets["fake"], quant.init)
-    out = make_folder(Path(asked.out) if asked.out else run.folder.diagnose)
+    out = make_folder(Path(asked.out) if asked.out else run.folder.diagnose, "name another with out=DIR")
     images = some_of(data.val, asked.images)
     show_bar = sys.stderr.isatty() and asked.verbosity != "quiet"
     found = {

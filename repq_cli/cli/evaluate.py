@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -158,6 +159,9 @@ def _keep(folder: RunFolder, rows: list[Row], difference: str) -> None:
     """Put what was measured into summary.json, unless it would not compare with what stands there."""
     if difference:
         print(f"Measured with {difference}: printed only, not kept in its row.")
+        return
+    if not os.access(folder.path, os.W_OK):
+        print(f"{folder} cannot be written: printed only, not kept in its row.")
         return
     with alone_in(folder.path):
         row = folder.read_row()

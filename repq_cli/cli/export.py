@@ -49,7 +49,7 @@ def export_job(tree: dict[str, Any]) -> None:
         torch.set_num_threads(asked.threads)
     sets = run.tests(run.config)
     task = build.task(run.config)
-    with unproven_in(out) as folder:
+    with unproven_in(out, "name another with out=DIR") as folder:
         print(run)
         for biases in _attempts(asked):
             shipped, names = _written(biases, run, folder, asked)

@@ -18,7 +18,7 @@ def run_dir(model: str, rep: str, batch_norm: bool, mode: str, weight_bits: int,
 
 def sweep_dir() -> str:
     """``outputs/sweep/<stamp>-train``."""
-    return str(reserve(OUTPUTS / "sweep", "train"))
+    return str(reserve(OUTPUTS / "sweep", "train", "hydra.sweep.dir=DIR"))
 
 
 def register_resolvers() -> None:

@@ -21,6 +21,7 @@ from repq_cli.cli.composing import CONFIGS, VERSION_BASE, Loader
 from repq_cli.cli.folders import register_resolvers
 from repq_cli.cli.foreign import in_our_words
 from repq_cli.errors import ConfigError, DataError, RepqError
+from repq_cli.files import way_out
 from repq_cli.problems import Problem
 from repq_cli.schema import MISSING
 from repq_cli.targets import unnamed_plugins
@@ -108,7 +109,7 @@ def in_sentences() -> Iterator[None]:
         raise
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise DataError(f"The run folder{where} cannot be used: {error.strerror}; choose another folder.") from None
+        raise DataError(f"The run folder{where} cannot be used: {error.strerror}; {way_out(error)}.") from None
     except Exception as error:
         raise ours_behind(error) or error from None
 

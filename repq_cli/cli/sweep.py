@@ -33,7 +33,7 @@ def start(line: CommandLine, typed: Sequence[str]) -> int:
         require_optuna()
     named = named_folder(line)
     plan, search = plan_and_search(line, typed, inputs=True)
-    folder = SweepFolder(named or reserve(OUTPUTS / "sweep", "train"))
+    folder = SweepFolder(named or reserve(OUTPUTS / "sweep", "train", "hydra.sweep.dir=DIR"))
     make_folder(folder.path)
     folder.refuse_links()
     with alone_in(folder.path):

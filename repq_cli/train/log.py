@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from repq_cli.errors import DataError
-from repq_cli.files import parsed_json, read_regular, write_atomically
+from repq_cli.files import parsed_json, read_regular, way_out, write_atomically
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import prune
 from repq_cli.sealed import file_digest
@@ -85,7 +85,7 @@ def logging_to(path: Path, verbosity: str) -> Iterator[None]:
     try:
         file: logging.Handler = _File(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+        raise DataError(f"{path} cannot be written ({error.strerror}): {way_out(error)}.") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     terminal = _Terminal()
     terminal.setFormatter(logging.Formatter("%(message)s"))
