@@ -59,6 +59,8 @@ def way_out(error: OSError) -> str:
             return "free some space or choose another folder"
         case errno.EMFILE | errno.ENFILE:
             return "let more files be open at once (ulimit -n)"
+        case errno.EISDIR:
+            return "it is a folder, name a file in it"
         case _:
             return "choose another folder"
 

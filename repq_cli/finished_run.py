@@ -17,6 +17,7 @@ from repq_cli.images.listing import some
 from repq_cli.runs.folder import ROW, RunFolder
 from repq_cli.runs.networks import foreign_network
 from repq_cli.runs.row import Row
+from repq_cli.runs.sweep import SweepFolder
 from repq_cli.text import command
 from repq_cli.train.reload import trained_nets
 
@@ -81,6 +82,8 @@ class FinishedRun:
 
 def _row_of_finished(folder: RunFolder) -> Row:
     row = folder.read_row() if folder.path.is_dir() else None
+    if not isinstance(row, dict) and SweepFolder(folder.path).is_used:
+        raise DataError(f"run={folder} is a sweep: name one of its runs, such as run={folder.path / '0'}.")
     if not isinstance(row, dict):
         raise DataError(f"run={folder} is no run folder: it holds no {ROW}; name one below outputs/.")
     if row.get("status") != "done":

@@ -16,6 +16,12 @@ from repq_cli.targets import mistake_of_plugin
 from repq_cli.typecheck import bare, legal, mistake, nearest
 
 MISSING = "???"
+WANTED = {  # what to set a key without a default to, where its type does not tell
+    "run": "name the folder of a run that is done",
+    "in": "name an image, or a folder of them",
+    "out": "name what to write, FILE.csv or FILE.json for predict, a folder for upscale",
+    "root": "name a folder with images in train/CLASS",
+}
 NAME = re.compile(r"\w[\w.+-]{0,99}")  # of what a section is, which is part of the names of runs
 
 
@@ -67,7 +73,8 @@ def _section(
         ):
             yield from _subtree(path, value, section, config, arguments)
         elif value == MISSING:
-            yield Problem(path, value, f"has to be set: it must be {describe_for_missing(annotations[key])}")
+            what = WANTED.get(key) or f"it must be {describe_for_missing(annotations[key])}"
+            yield Problem(path, value, f"has to be set: {what}")
         else:
             wrong = mistake(annotations[key], value)
             if wrong:

@@ -12,6 +12,9 @@ from typing import TextIO
 # Control characters, halves of surrogate pairs, and marks that turn the direction of the text around them.
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
+# A command of ours with its settings, which a terminal may break and a newline may not.
+COMMAND = re.compile(r"\brepq [a-z]+(?: (?:--?[a-z]+\b|'[^']*'|[\w.+/~@-]+=\S+))*")
+
 WIDEST = 120  # characters of a line on a terminal; longer ones are hard to read
 
 
@@ -111,11 +114,15 @@ def wrapped(text: str, width: int) -> str:
     >>> print(wrapped("repq: a sentence of some words", 25))
     repq: a sentence of some
       words
+    >>> print(wrapped("Go on with: repq train resume=runs/a", 25))
+    Go on with:
+      repq train resume=runs/a
     >>> print(wrapped("  WARNING  a sentence of some words", 34))
       WARNING  a sentence of some
                words
     """
-    return "\n".join(_wrapped_line(line, width) for line in text.split("\n"))
+    whole = COMMAND.sub(lambda found: found.group().replace(" ", "\0"), text)
+    return "\n".join(_wrapped_line(line, width) for line in whole.split("\n")).replace("\0", " ")
 
 
 def _wrapped_line(line: str, width: int) -> str:

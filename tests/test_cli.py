@@ -226,7 +226,7 @@ def test_a_missing_model_is_said_before_anything_is_composed(
         ("quant=[", "quant=[ cannot be read"),
         ("nonsense", "nonsense is no setting: write key=value"),
         ("rep=ecbsr", f"rep=ecbsr must be one of {', '.join(names('rep'))}"),
-        ("data=image_folder", "data.root=… has to be set: it must be text."),
+        ("data=image_folder", "data.root=… has to be set: name a folder with images in train/CLASS."),
         (
             "model._target_=os.system",
             "model._target_=os.system is none of repq's functions for model and of no package in",

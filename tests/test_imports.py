@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "deploy": {"quant"},
     "report": {"config", "runs", "targets"},
     "bench": {
+        "extras",
         "deploy",
         "modes",
         "reparam",

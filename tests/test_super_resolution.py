@@ -340,7 +340,7 @@ def test_upscale_names_what_it_leaves_out_and_writes_the_rest(
         (["in=in", "out=full"], 3, "full/p0.png is there already: name another folder as out=, or set overwrite=true"),
         (["in=[in,also]", "out=out"], 3, "would both become out/p0.png"),
         (["in=nix", "out=out"], 3, "in=nix is neither an image nor a folder"),
-        (["in=in"], 2, "out=… has to be set: it must be text."),
+        (["in=in"], 2, "out=… has to be set: name what to write"),
         (["in=in", "out=out", "tile=8"], 2, "tile=8 must be a whole number, at least 64."),
         (["in=in", "out=out", "scale=3"], 2, "scale=3 is an unknown key"),
         (["in=in", "out=out", "device=warp"], 2, "repq: device=warp is not available here: use device=auto or cpu."),
@@ -363,7 +363,7 @@ def test_upscale_refuses_with_a_sentence(
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        ([], 2, "run=… has to be set: it must be text."),
+        ([], 2, "run=… has to be set: name the folder of a run that is done."),
         (["run=nix"], 3, "run=nix is no run folder"),
         (["run=RUN", "data.test={a: b}"], 2, "Keys of data need data itself"),
         (["run=RUN", "data=sr_folder"], 2, "data.test=null has to be set"),

@@ -155,10 +155,16 @@ def test_nothing_to_tabulate_is_an_error_that_helps(in_folder: Path, capsys: pyt
 
 @pytest.mark.parametrize("arguments", [["--format", "pdf"], ["--tables", "x"], ["--out"]])
 def test_wrong_flags_are_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["table", *arguments])
-    assert stop.value.code == 2
-    assert "usage: repq table" in capsys.readouterr().err
+    assert main(["table", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("repq: repq table: ") and arguments[0] in said
+
+
+def test_the_ending_of_a_file_says_its_format(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done(in_folder / "outputs" / "a", {}, 70.0, 71.0)
+    for name, beginning in (("a.csv", "table,"), ("a.tex", "%"), ("a.json", "{"), ("a.md", "## ")):
+        printed(capsys, "outputs", "--out", name)
+        assert Path(name).read_text().startswith(beginning), Path(name).read_text()[:80]
 
 
 def test_help_names_every_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from repq_cli.deploy.onnx_graph import to_onnx
 from repq_cli.deploy.onnx_kernels import kernels
 from repq_cli.deploy.onnx_run import OnnxNet
 from repq_cli.errors import CheckError, ConfigError
+from repq_cli.extras import installing
 from repq_cli.modes.compose import merge_blocks
 from repq_cli.reparam.block import Block
 
@@ -97,7 +98,7 @@ def _add_binary(deployed: DeployedNet, found: list[Candidate]) -> list[str]:
     try:
         from repq_cli.deploy.xnor_net import XnorNet
     except ImportError:
-        return ["The binary kernel is left out: it needs pip install 'repq[xnor]'."]
+        return [f"The binary kernel is left out: it needs {installing('xnor')}."]
     with suppress(ConfigError):  # one bit in activations alone
         found.append(Candidate(BINARY, XNOR, XnorNet(deployed), False))
     return []

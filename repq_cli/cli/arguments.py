@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.runs.outputs import OUTPUTS
@@ -21,6 +22,13 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(fitted(message, file or sys.stderr), file)
+
+    def error(self, message: str) -> NoReturn:
+        """Its complaints as sentences of ours."""
+        flags = [word for word in re.findall(r"--[\w-]+", message) if word not in self._option_string_actions]
+        near = nearest(flags[0], self._option_string_actions) if flags else None
+        hint = f"did you mean {near}?" if near else f"{self.prog} --help shows what there is."
+        raise ConfigError(f"{self.prog}: {re.sub(r'^argument ', '', message)}; {hint}")
 
 
 def parser_of_paths(command: str, description: str, epilog: str, paths: str = PATHS) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from repq_cli.config import Engine, Rounding
 from repq_cli.deploy.integer import IntegerNet
 from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.runtime_rounding import RuntimeNet
+from repq_cli.deploy.xnor_chain import require_binary
 from repq_cli.errors import ConfigError, DataError
 from repq_cli.extras import extra
 from repq_cli.finished_run import FinishedRun
@@ -43,6 +44,7 @@ def networks(
         yield engine, _onnx_net(run.folder, run.deployed, threads)
     elif engine == "xnor":
         _require_cpu(engine, device)
+        require_binary(run.deployed)
         with extra("xnor"):
             from repq_cli.deploy.xnor_net import XnorNet
         yield engine, XnorNet(run.deployed)

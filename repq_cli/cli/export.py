@@ -41,6 +41,8 @@ def export_job(tree: dict[str, Any]) -> None:
     """
     asked = section_of(ExportKeys, tree)
     _refuse(asked)
+    if asked.out is not None and Path(asked.out).suffix == f".{asked.format}":
+        raise ConfigError(f"out={asked.out} names a folder, in which the file is called model.onnx: leave .onnx out.")
     run = FinishedRun(asked.run, asked.plugins)
     run.folder.refuse_links()
     deployed = run.deployed
@@ -66,6 +68,8 @@ def export_job(tree: dict[str, Any]) -> None:
     files = ", ".join(str(out / f"{name}{ending}") for name in names)
     if problem is not None:
         hint = " (biases=float may help)" if biases == "int32" else ""
+        if asked.reduce_range:
+            hint = " (reduce_range=true takes a bit of the weights: leave it out, which is exact everywhere)"
         raise CheckError(f"{problem}{hint}: the file must not be shipped, and is named {files}.")
     if biases == "float":
         print(f"Unrounded biases make kernels run in floating point, slowly{_way_to_integers(deployed, run.config)}.")
@@ -124,7 +128,7 @@ def _onnx(run: FinishedRun, path: Path, biases: str, asked: ExportKeys) -> Any:
     shipped = OnnxNet(path, deployed.halo, asked.threads)
     print(f"ONNX opset {form.opset}, QDQ form, {_notes(deployed, form, shipped.about)}")
     print(f"ONNX Runtime here runs {found}")
-    if not fast_int8():
+    if not fast_int8() and not form.reduce_range:
         print(
             "This processor has no VNNI: kernels of uint8 times int8 saturate, and slower exact ones are used here. "
             "Where the file runs elsewhere without VNNI, reduce_range=true makes fast ones exact."

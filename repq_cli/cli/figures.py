@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq_cli.errors import DataError
-from repq_cli.extras import extra
+from repq_cli.extras import extra, installing
 from repq_cli.files import write_atomically
 from repq_cli.report.figures.drawing import Drawing
 from repq_cli.runs.folder import RunFolder
@@ -53,7 +53,7 @@ def no_pictures(run: RunFolder) -> Iterator[tuple[str, Tensor]]:
 def pictures_of(run: RunFolder) -> Iterator[tuple[str, Tensor]]:
     """The panels of a run's figures, by title, as pictures ``uint8 [3, H, W]``; without matplotlib none, and a note."""
     if importlib.util.find_spec("matplotlib") is None:
-        logging.getLogger("repq").info("No pictures of steps and weights for trackers: pip install 'repq[plot]'.")
+        logging.getLogger("repq").info("No pictures of steps and weights for trackers: %s.", installing("plot"))
         return
     from PIL import Image
 

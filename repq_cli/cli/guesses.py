@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from repq_cli.config import keys_of, section_type
 from repq_cli.effects import OF_DATA
+from repq_cli.problems import Problem
 from repq_cli.schema import KEYS
 from repq_cli.text import shortened
 from repq_cli.typecheck import nearest
+
+LONGEST_NAME = 200  # of a group: a file system has none of more than 255
 
 HYDRA_FLAGS = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
@@ -193,3 +196,20 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _keys(value, f"{prefix}{key}.")
+
+
+def unknown_sections(
+    overrides: Iterable[str], command: str, options: Callable[[str], Sequence[str]]
+) -> Iterator[Problem]:
+    """Settings of sections that no configuration of a command has; options: of a group, none where it is none."""
+    sections = KEYS[command]
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        section = re.split(r"[./@]", key)[0]
+        known = section in (*sections, "hydra", "experiment") or len(section) >= LONGEST_NAME
+        if known or options(section):
+            continue
+        meant, near = of_key(key, value, command), nearest(section, ["model", "experiment"])
+        near = near or nearest(section, sections)
+        hint = f"did you mean '{near}'?" if near else f"repq {command} --help shows those there are"
+        yield Problem(key, value, f"is an unknown key; {f'write {meant}' if meant else hint}")

@@ -107,9 +107,9 @@ class Monitor:
 
     def _watch(self) -> None:
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        layout = "{desc} {bar:20} {postfix}"
+        layout = "sweep {bar:10} {desc}"
         hidden = not (self.shown and terminal)
-        with tqdm(total=self.plan.total, desc="sweep", bar_format=layout, leave=False, disable=hidden) as bar:
+        with tqdm(total=self.plan.total, bar_format=layout, leave=False, disable=hidden) as bar:
             before = len(self.ended)
             while not self._over.wait(PERIOD):
                 if self.stop.signal_number is not None and self.folder.stopped_by is None:
@@ -119,7 +119,7 @@ class Monitor:
                 count = self.count()
                 line = describe(count, self.seconds_left(), datetime.now())
                 bar.n = len(self.ended)
-                bar.set_postfix_str(line)
+                bar.set_description_str(line)
                 if self.shown and not terminal and len(self.ended) != before:
                     print(f"sweep: {line}", flush=True)
                 before = len(self.ended)

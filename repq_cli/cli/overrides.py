@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,18 +21,19 @@ from repq_cli.cli.command_line import CommandLine
 from repq_cli.cli.composing import Loader
 from repq_cli.cli.config_folder import config_file
 from repq_cli.cli.foreign import in_our_words
-from repq_cli.cli.guesses import nearest_key, of_key
+from repq_cli.cli.guesses import LONGEST_NAME, nearest_key, of_key, unknown_sections
 from repq_cli.cli.hydra_app import plain
 from repq_cli.cli.hydra_rules import SAMPLED, SWEEPERS, forbidden_key, problems_of
 from repq_cli.cli.override_text import choices_of, once, text_of, values_of
-from repq_cli.cli.paths import is_path
+from repq_cli.cli.paths import several_values
 from repq_cli.cli.progress import told
+from repq_cli.cli.torn import require_whole
 from repq_cli.config import Config
 from repq_cli.errors import ConfigError
+from repq_cli.extras import installing
 from repq_cli.problems import Problem, error_of
 from repq_cli.schema import KEYS, resolved, validate
 from repq_cli.targets import unnamed_plugins
-from repq_cli.text import setting
 from repq_cli.typecheck import nearest
 
 APPENDED_GROUPS = ("model", "experiment", "sweep")  # absent from the primary defaults list: Hydra wants +group=
@@ -42,7 +42,6 @@ SET_BY_CHOICE = ("model.name", "rep.name", "data.name", "mode.name", "optim.name
 
 
 MOST_VALUES = 10_000  # of one key of a sweep
-LONGEST_NAME = 200  # of a group: a file system has none of more than 255
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ class Checker:
         return self.line.arguments
 
     def _parse(self) -> Iterator[Override]:
+        require_whole(self.line.overrides)
         parser = OverridesParser.create(config_loader=self.loader)
         for text in self.line.overrides:
             key, sign, value = text.partition("=")
@@ -127,7 +127,7 @@ class Checker:
             if wrong is not None:
                 self.problems.append(Problem(override.key_or_group, value, wrong))
             elif override.is_sweep_override() and not self.line.multirun:
-                self.problems.append(Problem(key, value, self._several(key, value)))
+                self.problems.append(Problem(key, value, several_values(key, value, self.config_name)))
             elif not override.is_sweep_override() or (self.line.sampled and override.is_interval_sweep()):
                 yield override
             elif override.is_discrete_sweep():
@@ -139,13 +139,6 @@ class Checker:
                     self.problems.append(Problem(key, value, f"names {much}; list those that are wanted"))
             else:
                 self.problems.append(Problem(key, value, f"is an interval: list values, or add {SAMPLED}"))
-
-    def _several(self, key: str, value: str) -> str:
-        """What to say of commas where one value is asked for."""
-        one = f"for one name with commas, quote it: {shlex.quote(setting(key, value))}"
-        if self.config_name != "train":
-            return f"names several values; {one}"
-        return f"names several values, which is a sweep: add -m{f'; {one}' if is_path(key) else ''}"
 
     def _fit_form(self, overrides: list[Override]) -> list[Override]:
         """``model=``, ``experiment=`` and ``sweep=`` with or without ``+``, whichever Hydra wants."""
@@ -186,6 +179,7 @@ class Checker:
         """Without a model there is nothing to compose, and nothing else worth saying yet."""
         if not any(text.lstrip("+").startswith(("model=", "experiment=")) for text in self.line.overrides):
             models = ", ".join(self._options("model"))
+            self.problems += unknown_sections(self.line.overrides, self.config_name, self._options)
             raise error_of([*self.problems, Problem("+model", "???", f"has to be named: one of {models}")])
 
     def _require_data(self) -> None:
@@ -207,7 +201,7 @@ class Checker:
             near = nearest(value, options)
             hint = f"; did you mean '{near}'?" if near else ""
             if group == "hydra/launcher" and value in LAUNCHERS:
-                hint = f"; pip install 'repq[{LAUNCHERS[value]}]' brings this one"
+                hint = f"; {installing(LAUNCHERS[value])} brings this one"
             self.problems.append(Problem(group, value, f"must be one of {', '.join(options)}{hint}".rstrip(".")))
         return not wrong
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 
 from repq_cli.effects import OF_DATA, Affects
 from repq_cli.text import setting
@@ -23,6 +24,13 @@ def is_path(key: str) -> bool:
     """
     name = key.lstrip("+")
     return name in PATHS or ".".join(name.split(".")[:2]) in PATHS
+
+
+def several_values(key: str, value: str, command: str) -> str:
+    """What to say of commas where one value is asked for."""
+    said = "which is a sweep: add -m" if command == "train" else "and takes one"
+    quoted = f"; for one name with commas, quote it: {shlex.quote(setting(key, value))}"
+    return f"names several values, {said}{quoted if is_path(key) else ''}"
 
 
 def with_home(override: str) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from repq_cli import __version__
 from repq_cli.cli.arguments import outputs, parser_of_paths, with_notes
 from repq_cli.errors import DataError
-from repq_cli.extras import extra
 from repq_cli.files import make_folder, write_atomically
 from repq_cli.report.page.page import Making, Picture, page_of
 from repq_cli.report.page.render import render
@@ -78,10 +77,9 @@ def parser() -> argparse.ArgumentParser:
 def _pictures(paths: Sequence[Path]) -> tuple[list[Picture], list[str]]:
     """The figures of ``repq plot``, and why some are not there; without matplotlib, none."""
     try:
-        with extra("plot"):
-            import matplotlib  # noqa: F401
-    except DataError as error:
-        return [], [f"There are no figures. {error}"]
+        import matplotlib  # noqa: F401
+    except ImportError:  # the page may be sent to others, whom no path of this machine tells anything
+        return [], ["There are no figures. This needs matplotlib: pip install 'repq[plot]'."]
     from repq_cli.report.figures.catalogue import drawings
 
     found, notes = drawings(paths)

@@ -85,8 +85,8 @@ def _changed(overrides: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(f"{override} cannot be read: write it as runtime.threads=2.") from error
         else:
             raise ConfigError(
-                f"{override} cannot be changed by resume=, only {CHANGEABLE} can, and {', '.join(EXTENDABLE)}: "
-                f"start a new run."
+                f"{override} cannot be changed by resume=: start a new run for it. What can be changed: {CHANGEABLE}, "
+                f"and {', '.join(EXTENDABLE)}."
             )
     return found
 

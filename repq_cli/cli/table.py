@@ -18,6 +18,7 @@ from repq_cli.text import columns
 
 RECORDS = "jsonl"  # no tables: the runs themselves, as a file that can be read in place of their folders
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex, "json": as_json}
+ENDINGS = {".csv": "csv", ".tex": "latex", ".json": "json", ".jsonl": RECORDS}
 
 DESCRIPTION = """\
 Print the papers' tables from the rows (summary.json) of runs. Cells are means over seeds; runs that
@@ -44,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
     paths = [Path(path) for path in options.paths]
     if not paths and not (options.published and not names):
         paths = [outputs("table")]
+    options.format = options.format or _format_of(options.out)
     if options.format == RECORDS:
         return _print(options, "".join(f"{record.line()}\n" for record in find_records(paths)[0]))
     runs, notes = find_runs(paths)
@@ -56,6 +58,11 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "csv" and content.all_notes:
         print("\n".join(content.all_notes), file=sys.stderr)
     return _print(options, text)
+
+
+def _format_of(out: str | None) -> str:
+    """By a file's ending, where it is one of them."""
+    return ENDINGS.get(Path(out or "").suffix, "markdown")
 
 
 def _print(options: argparse.Namespace, text: str) -> int:
@@ -72,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
     parser = parser_of_paths("table", DESCRIPTION, EPILOG.format(tables=tables))
     parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table; may be repeated")
     parser.add_argument(
-        "--format", choices=[*FORMATS, RECORDS], default="markdown", help="how to print (default: markdown)"
+        "--format", choices=[*FORMATS, RECORDS], help="how to print (default: by the ending of --out, else markdown)"
     )
-    parser.add_argument("--out", metavar="FILE", help="write to a file instead of printing")
+    parser.add_argument("--out", metavar="FILE", help="write to a file, in place of what it held, instead of printing")
     parser.add_argument("--published", action="store_true", help="also all published figures, with their sources")
     return parser

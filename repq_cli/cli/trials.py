@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from repq_cli.cli.terminal import say
 from repq_cli.cli.trial_options import TrialOptions
 from repq_cli.errors import ConfigError, DataError
+from repq_cli.extras import installing
 from repq_cli.files import open_regular, read_regular
 from repq_cli.runs.folder import RunFolder
 from repq_cli.runs.row import deployed_metric
@@ -163,7 +164,7 @@ def _unusable(where: object, error: Exception) -> DataError:
 def require_optuna() -> None:
     """Raises ConfigError without it."""
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("hydra/sweeper=optuna needs Optuna: pip install 'repq[optuna]' brings it.")
+        raise ConfigError(f"hydra/sweeper=optuna needs Optuna: {installing('optuna')} brings it.")
 
 
 def distribution(override: Override) -> Any:

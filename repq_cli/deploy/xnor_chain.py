@@ -18,6 +18,7 @@ from repq_cli.deploy.network import DeployedNet
 from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import FORMAT, FORMAT_OF_ANY_NETWORK, Node
 from repq_cli.deploy.operations.layers import behind
+from repq_cli.errors import ConfigError
 
 CODES = ((-1, 1), (0, 1))
 EXACT = 2**24  # up to which float32 holds every sum
@@ -59,6 +60,15 @@ def is_binary(node: Node, quantizers: Mapping[str, Node]) -> bool:
         and is_of_two_codes(source)
         and not node["weight_zero_point"]
     )
+
+
+def require_binary(net: DeployedNet) -> None:
+    """Raise ConfigError for a network without a binary convolution."""
+    if not any(is_binary(node, net.quantizers) for node in net.nodes):
+        raise ConfigError(
+            "No convolution of this network has one bit in weights and activations, and nothing runs by XNOR: "
+            "train with quant=bnn, xnor or w1a1."
+        )
 
 
 def chain_to(net: DeployedNet, quantizer: Node) -> Chain | None:

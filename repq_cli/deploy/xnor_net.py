@@ -14,9 +14,8 @@ from repq_cli.deploy.operations import OPERATIONS
 from repq_cli.deploy.operations.base import Node
 from repq_cli.deploy.operations.layers import Conv, behind, padded
 from repq_cli.deploy.xnor import BinaryConv, flipped, pack, pooled, unpacked
-from repq_cli.deploy.xnor_chain import Chain, chain_to, is_binary, is_of_two_codes, thresholds
+from repq_cli.deploy.xnor_chain import Chain, chain_to, is_binary, is_of_two_codes, require_binary, thresholds
 from repq_cli.deploy.xnor_kernels import Words
-from repq_cli.errors import ConfigError
 from repq_cli.quant.sums import weighted_sums
 
 CONV = Conv()
@@ -50,12 +49,8 @@ class XnorNet(DeployedNet):
 
     def __init__(self, deployed: DeployedNet) -> None:
         super().__init__(deployed.graph, deployed.stored)
+        require_binary(self)
         self.binary = {node["name"]: self._layer(node) for node in self.nodes if is_binary(node, self.quantizers)}
-        if not self.binary:
-            raise ConfigError(
-                "No convolution of this network has one bit in weights and activations, and nothing runs by XNOR: "
-                "train with quant=bnn, xnor or w1a1."
-            )
         packed = {node["inputs"][0] for node in self.nodes if node["name"] in self.binary}
         self.packed = {name for name in packed if is_of_two_codes(self.quantizers[name])}
         self.thresholds: dict[str, Threshold] = {}

@@ -60,7 +60,11 @@ def read(path: Path) -> object:
         return _archive(path)
     if head.startswith(b"\x80"):
         return _pickle(path)
-    kind = f"a text that begins '{head[:40].decode().strip()}'" if _is_text(head) else "of no kind that is known here"
+    kind = (
+        f"a text that begins '{' '.join(head[:40].decode().split())}'"
+        if _is_text(head)
+        else "of no kind that is known here"
+    )
     raise DataError(f"The checkpoint {path} is {kind}: name a file that torch.save or safetensors wrote.")
 
 

@@ -156,7 +156,10 @@ class FPStage:
     def _wait(self) -> None:
         self.context.stop.check()
         if not self._waiting:
-            logger.info("Another process trains this FP stage (%s): waiting for it.", self.experiment.fp_key)
+            logger.info(
+                "Another process trains this FP stage (%s): waiting for it; with fp.reuse=false a run trains its own.",
+                self.experiment.fp_key,
+            )
             self._waiting = True
 
     def _reused(self, cache: FPCache, net: nn.Module) -> bool:
