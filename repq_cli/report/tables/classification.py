@@ -33,7 +33,7 @@ def classification(section: Section) -> list[Table]:
     rows = [_line(section, line, lines, groups) for line in lines]
     rows += [_published(figure, len(columns)) for figure in published]
     kept, shown = without_empty_columns(columns, sorted(rows, key=lambda row: str(row[0])))
-    notes = (FP_NETS, PUBLISHED) if published else (FP_NETS,)
+    notes = (FP_NETS,) * any(column.group == "FP" for column in kept) + (PUBLISHED,) * bool(published)
     return [Table("classification", "Classification", section.title, kept, shown, notes, "of a line at each width")]
 
 

@@ -27,7 +27,8 @@ def overview(section: Section) -> list[Table]:
     better = section.metric.higher_is_better
     lines = with_best_in_column(lines, DEPLOYED, groups, better, section.form)
     columns, kept = without_empty_columns(_columns(section), lines)
-    return [Table("overview", "Overview of modes", section.title, columns, kept, (DELTAS,), BEST)]
+    notes = (DELTAS,) * any("Δ" in column.name for column in columns)
+    return [Table("overview", "Overview of modes", section.title, columns, kept, notes, BEST)]
 
 
 def _columns(section: Section) -> list[Column]:
