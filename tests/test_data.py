@@ -222,7 +222,7 @@ def test_a_stored_network_keeps_the_statistics_it_was_trained_with(tmp_path: Pat
     torch.testing.assert_close((x * std + mean) * 255, other.images.images.float())  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 3])  # more than some machines have processors, which is no reason to warn
 def test_images_too_large_for_memory_are_decoded_as_needed(tmp_path: Path, workers: int) -> None:
     root = str(write_folder(tmp_path, ("train", "val", "test")))
     cached = image_folder.load(root, size=9, grey=True)

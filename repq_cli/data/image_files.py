@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -222,15 +223,17 @@ def _worked(
     pin: bool = False,
 ) -> Iterator[Item]:
     """What is made of each task, in order, by worker processes that are ahead; DataError with the first complaint."""
-    loader = DataLoader(
-        dataset,
-        batch_sampler=tasks,
-        num_workers=min(workers, len(tasks)),
-        # The loader draws a base seed for its workers; from a generator of its own, it leaves training's alone.
-        generator=torch.Generator().manual_seed(0),
-        collate_fn=collate,
-        pin_memory=pin,
-    )
+    with warnings.catch_warnings():  # that there are more workers than processors, which wait for disks and networks
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=tasks,
+            num_workers=min(workers, len(tasks)),
+            # The loader draws a base seed for its workers; from a generator of its own, it leaves training's alone.
+            generator=torch.Generator().manual_seed(0),
+            collate_fn=collate,
+            pin_memory=pin,
+        )
     for result in loader:
         if isinstance(result, str):
             raise DataError(result)
