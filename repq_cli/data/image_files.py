@@ -234,7 +234,8 @@ def _worked(
             collate_fn=collate,
             pin_memory=pin,
         )
-    for result in loader:
+        results = iter(loader)
+    for result in results:
         if isinstance(result, str):
             raise DataError(result)
         yield result
