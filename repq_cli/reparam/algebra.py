@@ -57,7 +57,10 @@ class Window(NamedTuple):
 
 
 def window_over(x: Tensor, weight: Tensor, geometry: Layout) -> tuple[Tensor, Window]:
-    """``x``, cropped where a small kernel sits in a large, unpadded one, and how a centred kernel walks over it."""
+    """``x``, cropped where a small kernel sits in a large, unpadded one, and how a centred kernel walks over it.
+
+    Where a stride is not safe (``strided_points``), ``x`` is thinned to what the kernel sees instead.
+    """
     if strided_points.is_unsafe(x, weight, geometry.strides):
         return seen_by_point(x, geometry), Window((1, 1), (0, 0), (1, 1), geometry.groups)
     rows, columns = geometry.padding_of((weight.shape[2], weight.shape[3]))
