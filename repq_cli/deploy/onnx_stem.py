@@ -76,7 +76,10 @@ def group_pixels(graph: onnx.GraphProto, channels: int, columns: int) -> None:
     if by is None:
         return
     constants = {item.name: item for item in graph.initializer}
-    codes, *per_channel = (constants[name] for maker in _makers(graph, conv.input[1:]) for name in maker.input)
+    names = [name for maker in _makers(graph, conv.input[1:]) for name in maker.input]
+    if names[0] not in constants:  # INT4, of which nodes make the codes
+        return
+    codes, *per_channel = (constants[name] for name in names)
     weight, zero = numpy_helper.to_array(codes), numpy_helper.to_array(per_channel[1])
     _replace(codes, grouped(weight, zero, stride, padding, by))
     for item in per_channel:
