@@ -44,6 +44,12 @@ def _number(path: str) -> int:
         return 0
 
 
+def fits(size: float) -> bool:
+    """Whether there is memory for so many bytes, as far as the system tells."""
+    free = available()
+    return free is None or size <= free
+
+
 def require_memory(size: int, what: str, fix: str) -> None:
     """Raise ConfigError where ``size`` bytes for ``what`` are more than there are; ``fix`` says what to do then."""
     free = available()
@@ -72,12 +78,32 @@ def holding(name: str) -> Iterator[None]:
         hook.remove()
 
 
+def surely_below(net: nn.Module, shape: Sequence[int]) -> float:
+    """A number of bytes that ``kept_by_a_step`` does not exceed, found at once: no forward pass has to be followed.
+
+    As if every kernel of the network gave a map as large as the image, or as what layers enlarge it to, and what is
+    behind it another one. Infinite where that is not known.
+    """
+    pixels = float(math.prod(shape[1:]))
+    for module in net.modules():
+        if isinstance(module, nn.ConvTranspose2d | nn.Upsample):
+            factor = getattr(module, "scale_factor", None)
+            pixels *= factor**2 if isinstance(factor, int | float) else math.inf
+    kernels = sum(parameter.shape[0] for parameter in net.parameters() if parameter.dim() == 4)
+    return 4 * (shape[0] + 2 * kernels) * pixels
+
+
 def kept_by_a_step(net: nn.Module, shape: Sequence[int]) -> int:
     """Bytes in float32 that the forward pass of a training step keeps of one image; of a network on ``meta``.
 
     Of a network of another package that does not run there, those of the image alone.
     """
-    images = 2  # of which batch norms take statistics
+    two, three = (_kept(net, (images, *shape)) for images in (2, 3))  # merged kernels are the same of any number
+    return max(4 * math.prod(shape), three - two)
+
+
+def _kept(net: nn.Module, shape: Sequence[int]) -> int:
+    """Bytes that a forward pass of such a batch keeps beside parameters and buffers."""
     own = {tensor.untyped_storage()._cdata for tensor in (*net.parameters(), *net.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -87,9 +113,8 @@ def kept_by_a_step(net: nn.Module, shape: Sequence[int]) -> int:
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with contextlib.suppress(RuntimeError, NotImplementedError), hooks:
-        net(torch.empty(images, *shape, device="meta"))
-    found = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
-    return max(4 * math.prod(shape), found // images)
+        net(torch.empty(*shape, device="meta"))
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
 
 
 def _too_large(name: str, free: int | None) -> str:

@@ -29,7 +29,7 @@ from repq_cli.train.runner import run
 
 pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover as well
 
-SMALL = ["model.width=0.0625", "data.batch_size=10"]
+SMALL = ["model.width=0.0625", "data.batch_size=10", "quant.init=lsq"]
 SHORT = [
     "fp.epochs=1",
     "fp.reuse=false",
@@ -82,7 +82,7 @@ QUANTS = {
     "w2a2": [],
     "fp32": [],
     "w4a4 per tensor, raw shortcuts": ["quant.granularity=tensor", "quant.act_n=numel", "quant.residual=fp"],
-    "w2a2 ends too": ["quant.first_last=same", "quant.init=lsq"],
+    "w2a2 ends too": ["quant.first_last=same", "quant.init=min_error"],
     "w4a4 weights only, float ends": ["quant.act_bits=32", "quant.first_last=fp"],
 }
 FACTORS = (MODELS, REPS, MODES, QUANTS)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.modules import module as registered
 
+import repq_cli as repq
 from repq_cli import memory
 from repq_cli.cli import main
 
@@ -32,6 +33,20 @@ def test_networks_and_images_that_memory_does_not_hold(
     assert main(["train", net, "data.batch_size=512"]) == 2
     assert "A training step of data.batch_size=512 images 1x32x32 takes" in capsys.readouterr().err
     assert not list(in_folder.iterdir())
+
+
+def test_what_is_found_at_once_is_never_less_than_what_a_step_keeps(subtests: pytest.Subtests) -> None:
+    """On maps that strides, borders and pixel shuffles make smaller and larger."""
+    cases = [("resnet18_cifar", rep) for rep in ("none", "acnet", "dbb", "orepa", "mobileone")]
+    for name, rep in [*cases, ("ecbsr_m4c8", "ecb"), ("sesr_m5", "sesr")]:
+        with subtests.test(model=name, rep=rep), torch.device("meta"):
+            enlarges = rep in ("ecb", "sesr")
+            how = {"scale": 4} if enlarges else {"num_classes": 10, "blocks": [1, 1, 1, 1]}
+            net = getattr(repq.models, name)(**how, rep=rep)
+            shape = (1 if enlarges else 3, 8, 9)
+            assert memory.kept_by_a_step(net, shape) <= memory.surely_below(net, shape) < float("inf")
+    with torch.device("meta"):
+        assert memory.surely_below(torch.nn.ConvTranspose2d(3, 4, 2, 2), (3, 8, 9)) == float("inf")
 
 
 def test_weights_are_counted_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

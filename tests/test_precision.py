@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from blocks import BARE, BLOCKS
-from conftest import TINY, results, row_of, tiny_net
+from conftest import QUICK, TINY, results, row_of, tiny_net
 from test_quant_layers import hardtanh_net
 from torch import Tensor, nn
 
@@ -194,19 +194,21 @@ def test_a_scaled_loss_makes_the_same_update_and_is_part_of_a_checkpoint() -> No
 def test_a_run_in_bf16_ships_exactly_and_resumes_exactly(run_repq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_resume import StopAfter
 
-    asked = ["train", *TINY, "quant=w4a4", "mode=plain", "rep=none", "runtime.precision=bf16"]
+    asked = ["train", *QUICK, "quant=w4a4", "mode=plain", "rep=none", "runtime.precision=bf16"]
     asked += ["runtime.channels_last=true"]
     _, unbroken = run_repq(*asked)
     assert row_of(unbroken)["checks"]["freeze_max_abs"] == 0
     with monkeypatch.context() as patch:
         patch.setattr("repq_cli.train.interrupt.StopRequest", StopAfter)
-        StopAfter.left = 25
+        StopAfter.left = 7
         code, stopped = run_repq(*asked)
     assert code == 130
     assert main(["train", f"resume={stopped}"]) == 0
     assert results(stopped) == results(unbroken)
+    assert (stopped / "deploy/model.safetensors").read_bytes() == (unbroken / "deploy/model.safetensors").read_bytes()
     _, exact = run_repq(*[text for text in asked if "precision" not in text])
-    assert results(exact) != results(unbroken)
+    weights, others = ((folder / "deploy/model.safetensors").read_bytes() for folder in (exact, unbroken))
+    assert weights != others
 
 
 def test_what_a_device_cannot_do_is_refused_before_anything_is_written(

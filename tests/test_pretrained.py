@@ -149,9 +149,9 @@ def test_averaged_weights_are_told_from_plain_ones(saved: Saved) -> None:
         prefixed(averaged, "ema_model.") | prefixed(plain, "online_model.") | {"step": torch.tensor(9)},
     ]
     for content in files:
-        assert [taken(content, weights)[0] for weights in ("auto", "ema", "plain")] == [True, True, False]
-        said = [taken(content, weights)[1] for weights in ("auto", "plain")]
-        assert "averaged (EMA) weights at '" in said[0] and "; left: '" in said[0] and "; left: '" in said[1]
+        of_ema, said = zip(*(taken(content, weights) for weights in ("auto", "ema", "plain")), strict=True)
+        assert of_ema == (True, True, False)
+        assert "averaged (EMA) weights at '" in said[0] and "; left: '" in said[0] and "; left: '" in said[2]
     assert not taken({"schema": plain})[0]
     alone = prefixed(averaged, "module.") | {"n_averaged": torch.tensor(2)}
     assert taken(alone, "ema")[0] and "left out beside them: n_averaged" in taken(alone)[1]
@@ -160,8 +160,8 @@ def test_averaged_weights_are_told_from_plain_ones(saved: Saved) -> None:
     nameless = {key.replace(".", ""): value for key, value in averaged.items()}
     for unusable in ({"shadow_params": list(averaged.values())}, nameless, averaged | {"n_averaged": torch.tensor(0)}):
         content = {"model": plain, "ema": unusable}
-        assert [taken(content, weights)[0] for weights in ("auto", "plain")] == [False, False]
-        assert "at 'model', layout repq; left: 'ema'" in taken(content)[1]
+        of_ema, said = zip(*(taken(content, weights) for weights in ("auto", "plain")), strict=True)
+        assert of_ema == (False, False) and "at 'model', layout repq; left: 'ema'" in said[0]
         with pytest.raises(DataError, match=r"no ema weights .* at 'model' \(its averages at 'ema' fit no layout"):
             taken(content, "ema")
     for content, weights in (({"state_dict": plain}, "ema"), ({"state_dict_ema": averaged}, "plain")):

@@ -53,6 +53,7 @@ def test_every_mode_runs_to_the_end(mode: str, logged: Path, run_repq: Run) -> N
         "granularity": "channel",
         "first_last": 8,
         "residual": "int",
+        "init": "lsq",
     }
 
 

@@ -22,7 +22,7 @@ from repq_cli.deploy.freeze import unsupported
 from repq_cli.devices import CPU, pick_device
 from repq_cli.errors import ConfigError, RepqError
 from repq_cli.graphs.adopted import Adopted
-from repq_cli.memory import kept_by_a_step, require_memory
+from repq_cli.memory import fits, kept_by_a_step, require_memory, surely_below
 from repq_cli.modes.compose import compose, layer_bits
 from repq_cli.ranks import place
 from repq_cli.tasks.features import Features
@@ -144,6 +144,8 @@ def _check_step(experiment: Experiment, shapes: nn.Module) -> None:
         return
     side = experiment.config.data.arguments.get("patch")  # of the crops of pictures that training reads
     shape = experiment.data.info.shape if side is None else (experiment.data.info.shape[0], side, side)
+    if fits(experiment.batch_size * surely_below(shapes, shape)):  # following a step takes a second of a start
+        return
     size = kept_by_a_step(shapes, shape) // (1 if runtime.precision == "fp32" else 2)
     here = 1 if where is None else where.local_size / where.size  # of the batch, on this machine
     require_memory(
