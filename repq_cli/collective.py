@@ -84,6 +84,25 @@ def _added_up(values: Tensor) -> Tensor:
     return total
 
 
+def as_it_is(running: Tensor) -> Tensor:
+    """A running statistic that the same step is going to change; no gradient.
+
+    The compiler would compute anew in the backward pass what it needs of it, from the changed one; what an operation of
+    ours has given it keeps.
+    """
+    return _kept(running) if torch.compiler.is_compiling() else running
+
+
+@torch.library.custom_op("repq::kept", mutates_args=())
+def _kept(values: Tensor) -> Tensor:
+    return values.clone()
+
+
+@_kept.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values)
+
+
 def extremes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and the highest value that any rank has seen; no gradient."""
     if not is_shared():

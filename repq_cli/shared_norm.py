@@ -35,7 +35,8 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
         """As ``nn.BatchNorm``'s, which it is where nobody shares the batch."""
         if not (self.training and collective.is_shared()):
             return super().forward(x)
-        y, mean, var = _Normalised.apply(x, self.weight, self.bias, self.running_mean, self.eps)
+        assert self.running_mean is not None
+        y, mean, var = _Normalised.apply(x, self.weight, self.bias, collective.as_it_is(self.running_mean), self.eps)
         self._update_running(x, mean, var)
         return y
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import TINY, randomise, row_of
 from processes import Function, Process, wait_until
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from repq_cli.cli import main
 from repq_cli.collective import Shared, sharing
@@ -113,6 +113,26 @@ def as_rank(rank: int, port: int, folder: Path, steps: int) -> None:
     ranks.close()
 
 
+def test_compiled_norms_of_a_shared_batch_learn_as_others_do() -> None:
+    """By the compiler's own division into passes: what the backward one needs has not moved on with the step."""
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.BatchNorm2d(3)).double()
+    share_norms(made)
+    x, weight = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64) + 3
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        found = []
+        for is_compiled in (False, True):
+            net, own = copy.deepcopy(made).train(), x.clone().requires_grad_()
+            run = torch.compile(net, backend="aot_eager_decomp_partition", fullgraph=True) if is_compiled else net
+            with sharing(Shared(0, 2, 8, 8)):
+                (run(own) * weight).sum().backward()
+            found.append([own.grad, *(parameter.grad for parameter in net.parameters()), *net.buffers()])
+    finally:
+        distributed.destroy_process_group()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -170,6 +190,48 @@ def test_a_run_whose_other_rank_is_killed_says_so_and_one_process_goes_on(in_fol
         json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
     ]
     assert steps == [*range(1, 25), *range(1, 13)]
+
+
+def test_the_short_form_starts_processes_and_gives_their_exit_code(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torchrun's own machinery; what it starts is no Python here, which would take long to begin."""
+    python = in_folder / "python"
+    python.write_text('#!/bin/sh\necho "$WORLD_SIZE $PYTHONSAFEPATH $@" > rank-$RANK\nexit $(cat exit-$RANK)\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    for rank in range(2):
+        Path(f"exit-{rank}").write_text("0")
+    arguments = ["train", *TINY, "quant=w4a4", "runtime.devices=2"]
+    for code in (0, 3):
+        Path("exit-1").write_text(str(code))
+        assert main(arguments) == code
+    assert {Path(f"rank-{rank}").read_text() for rank in range(2)} == {f"2 1 -m repq_cli {' '.join(arguments)}\n"}
+    assert not list(in_folder.glob("outputs/train/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_short_form_trains_one_run(in_folder: Path) -> None:
+    assert Process(*SMALL, "runtime.devices=2", "hydra.run.dir=run").wait(600) == 0, Path("log").read_text()
+    row = row_of(in_folder / "run")
+    assert row["status"] == "done" and row["metric"]["deployed"] == row["metric"]["qat"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_hangs_ends_the_run(victim: int, in_folder: Path) -> None:
+    """It is stopped while it lives, and so is whoever has the store where rank 0 is; the other one says so and ends."""
+    processes = ranks_of(*SMALL, "fp.epochs=50", "runtime.rank_timeout=30", "hydra.run.dir=run")
+    wait_until(lambda: (in_folder / "run/checkpoints/last.pt").exists(), processes[0])
+    processes[victim].send(signal.SIGSTOP)
+    assert processes[1 - victim].wait(300) == 1
+    processes[victim].send(signal.SIGKILL)
+    assert processes[victim].wait() == -signal.SIGKILL
+    said = Path("log").read_text()
+    assert (f"Rank 1 ({socket.gethostname()}, process {processes[1].pid}) died" if victim else "Rank 0") in said
+    assert "Traceback" not in said
 
 
 def test_what_several_processes_cannot_share_is_refused(

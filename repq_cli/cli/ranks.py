@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from repq_cli.cli.command_line import CommandLine
 from repq_cli.config import Config
-from repq_cli.errors import ConfigError, Interrupted, RepqError
+from repq_cli.errors import ConfigError, Interrupted, RanksError, RepqError
 from repq_cli.ranks import Place, place
 from repq_cli.runs.folder import RunFolder
 
 
 def as_rank(where: Place, train: Callable[[], int]) -> int:
     """Rank 0 trains as any process does; what it carries out the others hear of. Returns the exit code."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what has died is said in a sentence, not by stacks of C++
     from repq_cli.train.world import world
 
     world()
@@ -23,7 +26,8 @@ def as_rank(where: Place, train: Callable[[], int]) -> int:
     try:
         return train()
     finally:
-        world().share(None)  # for those that still wait to hear of a run
+        with suppress(RanksError):
+            world().share(None)  # for those that still wait to hear of a run
 
 
 def begun_before() -> Path | None:

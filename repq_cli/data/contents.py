@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from repq_cli.errors import DataError
 from repq_cli.files import open_regular
+from repq_cli.images.members import Member
 
 logger = logging.getLogger("repq")
 
@@ -48,7 +49,7 @@ def content_hash(content: object) -> str:
     return _hash(content).hex()
 
 
-def file_hashes(paths: Sequence[Path], store: Path = STORE) -> list[str]:
+def file_hashes(paths: Sequence[Path | Member], store: Path = STORE) -> list[str]:
     """``content_hash`` of each file's bytes, read only where the store does not know it.
 
     Raises DataError, which names the file, where one cannot be read.
@@ -82,7 +83,7 @@ class _State(NamedTuple):
         return _hash(self.marks + content)
 
 
-def _batch(paths: Sequence[Path], memory: _Memory, pool: ThreadPoolExecutor) -> list[bytes]:
+def _batch(paths: Sequence[Path | Member], memory: _Memory, pool: ThreadPoolExecutor) -> list[bytes]:
     states = list(_in_threads(pool, _state, paths))  # before reading: what changes meanwhile will not fit
     known = memory.recall(states)
     unknown = [index for index, state in enumerate(states) if state.key not in known]
@@ -101,20 +102,22 @@ def _in_threads(
     )
 
 
-def _state(path: Path) -> _State:
-    absolute = os.path.join(os.getcwd(), path)
+def _state(path: Path | Member) -> _State:
+    absolute = os.path.join(os.getcwd(), str(path))
     try:
-        found = os.stat(absolute)
+        found = os.stat(path.archive if isinstance(path, Member) else absolute)
     except OSError as error:
         raise _unreadable(path, error) from error
     marks = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+    if isinstance(path, Member):
+        marks += f" {path.start} {path.size}"
     settled = time.time_ns() - found.st_ctime_ns > SETTLED_NS
     return _State(_hash(os.fsencode(absolute), 16), marks.encode(), settled)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path | Member) -> bytes:
     try:
-        with open_regular(path) as file:
+        with path.open() if isinstance(path, Member) else open_regular(path) as file:
             return _hash(file.read())
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -125,7 +128,7 @@ def _is_whole(state: _State | None, content: object, seal: object) -> bool:
     return state is not None and isinstance(content, bytes) and state.seal(content) == seal
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def _unreadable(path: Path | Member, error: OSError) -> DataError:
     return DataError(f"The file {path} cannot be read ({error.strerror}): remove or replace it.")
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from repq_cli.data.contents import content_hash
 from repq_cli.errors import DataError
 from repq_cli.files import LARGEST, parsed_json, read_regular, write_atomically
+from repq_cli.images.members import Member
 from repq_cli.sealed import seal, without_seal
 
 NAMED = 3  # images that a message names
@@ -43,7 +44,7 @@ class Listed(Protocol):
         ...
 
 
-def names_of(paths: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[Path | Member]) -> list[str]:
     """The paths without the folder that they have in common, so that a tree may move."""
     if not paths:
         return []

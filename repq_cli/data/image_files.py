@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import PIL
 import torch
 from PIL import features
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from repq_cli.data.base import Images, Marks, fill_of, marks_of
@@ -24,7 +23,9 @@ from repq_cli.data.contents import content_hash, file_hashes
 from repq_cli.data.decoded import Decoded, fill, opened, tell
 from repq_cli.data.identity import names_of
 from repq_cli.data.image_cache import ImageCache, Pixels
+from repq_cli.data.workers import Workers
 from repq_cli.errors import DataError
+from repq_cli.images.members import Member
 from repq_cli.seeds import derive_seed
 
 FEW = 500  # images that are decoded before worker processes would have started
@@ -39,7 +40,7 @@ class Reader:
         """How ``prepare`` reads, in words that differ where its bytes do."""
         raise NotImplementedError
 
-    def prepare(self, path: Path) -> Pixels:
+    def prepare(self, path: Path | Member) -> Pixels:
         """``uint8`` with three dimensions, which depends on the file alone. Raises DataError with its name."""
         raise NotImplementedError
 
@@ -47,12 +48,9 @@ class Reader:
         """``uint8 [C, H, W]`` of what ``prepare`` gave."""
         return torch.from_numpy(pixels)
 
-    def __call__(self, path: Path, seed: int | None = None) -> Tensor:
+    def __call__(self, path: Path | Member, seed: int | None = None) -> Tensor:
         """Both."""
         return self.finish(self.prepare(path), seed)
-
-
-Item = TypeVar("Item")
 
 
 class Files:
@@ -62,13 +60,16 @@ class Files:
     they are read from there, with the same bits.
     """
 
-    def __init__(self, paths: list[Path], reader: Reader, workers: int, keep: bool | Tensor = False) -> None:
+    def __init__(
+        self, paths: Sequence[Path | Member], reader: Reader, workers: int, keep: bool | Tensor = False
+    ) -> None:
         self.paths, self.reader, self.workers = paths, reader, workers
         chosen = keep if isinstance(keep, Tensor) else torch.arange(len(paths) if keep else 0)
         self.kept: list[int] = chosen.tolist()
         self.rows = {index: row for row, index in enumerate(self.kept)}
         self.decoded: Decoded | None = None
         self._looked = not self.kept
+        self._workers: Workers[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -89,7 +90,9 @@ class Files:
         """The images of each batch of indices, decoded ahead by workers, in order; pinned where a GPU waits."""
         self._look()
         tasks = [[(index, seed) for index in batch.tolist()] for batch in batches]
-        return _worked(_Images(self), tasks, _stacked, self.workers, pin=torch.cuda.is_available())
+        if self._workers is None:
+            self._workers = Workers(_Images(self), _stacked, self.workers, pin=torch.cuda.is_available())
+        return self._workers.worked(tasks)
 
     def all(self) -> Tensor:
         """Every image, decoded once: ``uint8 [N, C, H, W]``."""
@@ -101,7 +104,7 @@ class Files:
             total=len(self), desc="decoding", unit="image", leave=False, disable=not sys.stderr.isatty(), delay=2
         )
         with bar:
-            for batch in _worked(_Images(self), tasks, _stacked, self.workers if len(self) > FEW else 0):
+            for batch in Workers(_Images(self), _stacked, self.workers if len(self) > FEW else 0).worked(tasks):
                 images = batch.new_empty(len(self), *batch.shape[1:]) if images is None else images
                 images[done : done + len(batch)] = batch
                 done += len(batch)
@@ -114,6 +117,7 @@ class Files:
         self._look()
         if not self.kept or self.decoded is not None:
             return
+        self._workers = None  # those that are there know of no cache
         cache = self._cache()
         waiting = iter([f"Another process decodes images into {cache.folder}: waiting for it."])
         with cache.held(lambda: tell(*waiting)):
@@ -138,7 +142,8 @@ class Files:
         """What ``prepare`` gives for the kept images of each range of rows."""
         starts = ((part, start) for part in ranges for start in range(0, len(part), TASK))
         tasks = [[self.kept[row] for row in part[start : start + TASK]] for part, start in starts]
-        found = _worked(_Prepared(self), tasks, _packed, self.workers if sum(map(len, ranges)) > FEW else 0)
+        workers = self.workers if sum(map(len, ranges)) > FEW else 0
+        found = Workers(_Prepared(self), _packed, workers).worked(tasks)
         for part in ranges:
             images: list[Pixels] = []
             while len(images) < len(part):
@@ -174,7 +179,8 @@ class _Images(Dataset["Tensor | str"]):
     """Finished images, or what is wrong with them: an exception would arrive wrapped in a worker's traceback."""
 
     def __init__(self, files: Files) -> None:
-        self.files = files
+        self.files = copy.copy(files)
+        self.files._workers = None  # so that they end with the files, and do not hold each other
 
     def __getitem__(self, item: tuple[int, int | None]) -> Tensor | str:
         try:
@@ -213,29 +219,3 @@ def _packed(images: list[Pixels | str]) -> tuple[Tensor, list[tuple[int, ...]]] 
 
 def _complaint(images: Sequence[object]) -> str:
     return next(image for image in images if isinstance(image, str))
-
-
-def _worked(
-    dataset: Dataset[Any],
-    tasks: list[list[Any]],
-    collate: Callable[[list[Any]], Item | str],
-    workers: int,
-    pin: bool = False,
-) -> Iterator[Item]:
-    """What is made of each task, in order, by worker processes that are ahead; DataError with the first complaint."""
-    with warnings.catch_warnings():  # that there are more workers than processors, which wait for disks and networks
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        loader = DataLoader(
-            dataset,
-            batch_sampler=tasks,
-            num_workers=min(workers, len(tasks)),
-            # The loader draws a base seed for its workers; from a generator of its own, it leaves training's alone.
-            generator=torch.Generator().manual_seed(0),
-            collate_fn=collate,
-            pin_memory=pin,
-        )
-        results = iter(loader)
-    for result in results:
-        if isinstance(result, str):
-            raise DataError(result)
-        yield result

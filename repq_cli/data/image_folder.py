@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +18,13 @@ from repq_cli.data.base import Data, DataInfo, Images, InMemory, Split, channel_
 from repq_cli.data.image_cache import Pixels
 from repq_cli.data.image_files import TASK, Files, Reader, Subset
 from repq_cli.data.mixing import Alpha, Magnitude, mixing
+from repq_cli.data.shards import Labelled, list_shards, shards
 from repq_cli.errors import DataError
 from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, decode, open_image
 from repq_cli.images.few import few
 from repq_cli.images.files import pixels_of
 from repq_cli.images.listing import EXTENSIONS, but_others, entries, files_below, is_image, say_passed_over, some
+from repq_cli.images.members import Member
 
 logger = logging.getLogger("repq")
 
@@ -41,7 +44,7 @@ def load(
     workers: Annotated[int, Range(0, 256)] = 2,
     max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
 ) -> Data:
-    """Images below ``root/train``, ``root/val`` and ``root/test``, one folder per class.
+    """Images below ``root/train``, ``root/val`` and ``root/test``, one folder per class or in shards.
 
     With only one of ``val`` and ``test``, that one is the test split and ``val_fraction`` of training is held out.
     ``size``: the shorter side is scaled to it and the centre cut out; without it all images must have one size.
@@ -61,15 +64,16 @@ def load(
     others = folders - {"train", *evaluation}
     if others:
         logger.warning("data.root=%s holds further folders, which are not read: %s.", root, some(sorted(others)))
-    classes = class_names(top / "train")
-    files = {name: list_images(top / name, classes) for name in ("train", *evaluation)}
+    parts = ["train", *evaluation]
+    classes, found = labelled_images([top / name for name in parts])
+    files = dict(zip(parts, found, strict=True))
     read_image = Decoder(size or _only_size(files, max_pixels), grey, max_pixels)
 
     labels = {name: torch.tensor([label for _, label in listed]) for name, listed in files.items()}
     paths = {name: [path for path, _ in listed] for name, listed in files.items()}
     channels = 1 if grey else 3
-    decoded = {name: Files(found, read_image, workers, keep=disk_cache) for name, found in paths.items()}
-    images = {name: _images(found, channels, read_image.size, cache_mib) for name, found in decoded.items()}
+    decoded = {name: Files(listed, read_image, workers, keep=disk_cache) for name, listed in paths.items()}
+    images = {name: _images(behind, channels, read_image.size, cache_mib) for name, behind in decoded.items()}
     kept, held = torch.arange(len(labels["train"])), None
     if len(evaluation) == 1:
         kept, held = stratified_split(labels["train"], val_fraction)
@@ -104,8 +108,7 @@ def evaluation_sets(
     be there. Raises DataError as ``load`` does.
     """
     folder = _measured_folder(Path(root))
-    classes = class_names(folder, least=1)
-    listed = list_images(folder, classes)
+    classes, (listed,) = labelled_images([folder], least=1)
     read_image = Decoder(size or _only_size({"train": listed}, max_pixels), grey, max_pixels)
     channels = 1 if grey else 3
     files = Files([path for path, _ in listed], read_image, workers, keep=disk_cache)
@@ -151,7 +154,7 @@ class Decoder(Reader):
         made = "scaled and cut to" if self.resize else "of"
         return f"{'grey' if self.grey else 'RGB'}, {made} {self.size[1]}x{self.size[0]}"
 
-    def prepare(self, path: Path) -> Pixels:
+    def prepare(self, path: Path | Member) -> Pixels:
         """``uint8 [C, H, W]``."""
         image = open_image(path, "L" if self.grey else "RGB", self.max_pixels)
         if self.resize:
@@ -173,8 +176,21 @@ class Decoder(Reader):
         return image.crop((left, top, left + width, top + height))
 
 
+def labelled_images(folders: Sequence[Path], least: int = 2) -> tuple[tuple[str, ...], list[Labelled]]:
+    """The classes of the first folder, and the images of each with their labels: in class folders, or in shards.
+
+    Raises DataError as ``class_names``, ``list_images`` and ``list_shards`` do.
+    """
+    if shards(folders[0]):
+        return list_shards(folders, least)
+    classes = class_names(folders[0], least)
+    return classes, [list_images(folder, classes) for folder in folders]
+
+
 def class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
-    """The class folders in ``folder``, in order; DataError if there are fewer than ``least``."""
+    """The class folders in a folder, or its shards' classes, in order; DataError if there are fewer than ``least``."""
+    if shards(folder):
+        return list_shards([folder], least)[0]
     found = entries(folder)
     classes = tuple(entry.name for entry in found if entry.is_dir())
     if len(classes) < least:
@@ -185,7 +201,7 @@ def class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
     return classes
 
 
-def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+def list_images(folder: Path, classes: tuple[str, ...]) -> Labelled:
     """Every image below ``folder`` with its label, in a fixed order; what lies in no class is named and left out.
 
     Raises DataError for a class that is not of ``classes`` or has no images, and for a file in two of them.
@@ -199,7 +215,8 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
     alone = [entry.name for entry in present if entry.is_file() and is_image(Path(entry.name))]
     if alone:
         logger.warning("Images of %s that lie in no class folder are left out: %s.", folder, some(alone))
-    listed, passed, again = [], [], []
+    listed: Labelled = []
+    passed, again = [], []
     classes_of: dict[str, str] = {}
     for label, name in enumerate(classes):
         files, repeated = files_below(folder / name) if (folder / name).is_dir() else ({}, [])
@@ -221,7 +238,7 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
     return listed
 
 
-def _only_size(files: dict[str, list[tuple[Path, int]]], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def _only_size(files: dict[str, Labelled], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of the first image; ``Decoder`` holds all others to it."""
     image = decode(files["train"][0][0], max_pixels=max_pixels)
     return image.height, image.width

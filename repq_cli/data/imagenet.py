@@ -18,11 +18,12 @@ from repq_cli.bounds import Range
 from repq_cli.data.base import Data, DataInfo, Inputs, Split, stratified_split
 from repq_cli.data.image_cache import Pixels
 from repq_cli.data.image_files import Files, Reader, Subset
-from repq_cli.data.image_folder import class_names, list_images
+from repq_cli.data.image_folder import class_names, labelled_images
 from repq_cli.data.mixing import Alpha, Magnitude, RandAugment, mixing
 from repq_cli.errors import DataError
 from repq_cli.images.decode import MAX_PIXELS, PILLOWS_MOST, open_image
 from repq_cli.images.files import channels_first, pixels_of
+from repq_cli.images.members import Member
 
 CLASSES = 1000
 # The constants that published ImageNet weights expect, rather than those of the images found.
@@ -53,7 +54,7 @@ def load(
     workers: Annotated[int, Range(0, 256)] = 8,
     max_pixels: Annotated[int, Range(1, PILLOWS_MOST)] = MAX_PIXELS,
 ) -> Data:
-    """ImageNet as torchvision unpacks it: ``root/train/<class>`` and ``root/val/<class>``.
+    """ImageNet as torchvision unpacks it, ``root/train/<class>`` and ``root/val/<class>``, or in shards alike.
 
     Training: random resized crops of ``scale`` of the area, mirrored or not, of images whose shorter side is scaled
     down to ``train_resize`` before, where it is longer. Evaluation: the shorter side scaled to ``resize``, the centre
@@ -73,8 +74,8 @@ def load(
                 f"data.root={root} has no folder '{name}': it takes train/CLASS/IMAGE and val/CLASS/IMAGE, as "
                 f"torchvision.datasets.ImageNet unpacks them."
             )
-    classes = class_names(top / "train")
-    listed = {name: list_images(top / name, classes) for name in ("train", "val")}
+    classes, found = labelled_images([top / "train", top / "val"])
+    listed = dict(zip(("train", "val"), found, strict=True))
     labels = {name: torch.tensor([label for _, label in images]) for name, images in listed.items()}
     paths = {name: [path for path, _ in images] for name, images in listed.items()}
     info = DataInfo("imagenet", (3, size, size), classes, MEAN, STD, "research only (image-net.org)")
@@ -105,8 +106,7 @@ def evaluation_sets(
     folder = Path(root) / "val"
     if not folder.is_dir():
         raise DataError(f"data.root={root} has no folder 'val': it takes val/CLASS/IMAGE.")
-    classes = class_names(folder, least=1)
-    listed = list_images(folder, classes)
+    classes, (listed,) = labelled_images([folder], least=1)
     files = Files([path for path, _ in listed], image_reader(size, resize, max_pixels), workers, keep=disk_cache)
     info = DataInfo("imagenet", (3, size, size), classes, MEAN, STD, "research only (image-net.org)")
     return {"test": Split(files, torch.tensor([label for _, label in listed]), info)}
@@ -139,7 +139,7 @@ class RandomCrop(Reader):
         """How large; where the part lies is left to ``finish``."""
         return "RGB" if self.longest is None else f"RGB, the shorter side scaled down to {self.longest}"
 
-    def prepare(self, path: Path) -> Pixels:
+    def prepare(self, path: Path | Member) -> Pixels:
         """``uint8 [H, W, 3]``."""
         image = open_image(path, "RGB", self.max_pixels)
         if self.longest is not None and min(image.size) > self.longest:
@@ -180,7 +180,7 @@ class CentreCut(Reader):
         """How large."""
         return f"RGB, the shorter side scaled to {self.resize}, the central {self.size}x{self.size}"
 
-    def prepare(self, path: Path) -> Pixels:
+    def prepare(self, path: Path | Member) -> Pixels:
         """``uint8 [3, size, size]``."""
         cut: Image.Image = self.transform(open_image(path, "RGB", self.max_pixels))
         return pixels_of(cut).numpy()

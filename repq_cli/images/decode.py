@@ -27,6 +27,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repq_cli.errors import DataError
+from repq_cli.images.members import Member
 
 GREY, COLOUR = ("1", "L", "LA", "La"), ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and a value of it
@@ -42,11 +43,11 @@ UNKNOWN_WHITE = f"holds signed or 32-bit integers, of which nothing says what is
 class ImageError(DataError):
     """An image file that cannot be used. ``reason``: what is wrong with it, and the fix."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | Member, reason: str) -> None:
         super().__init__(f"The image {path} {reason}.")
 
 
-def open_image(path: Path, mode: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(path: Path | Member, mode: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture without transparency in Pillow's ``mode``, ``L`` or ``RGB``. Raises ImageError with the reason."""
     picture = decode(path, max_pixels=max_pixels)
     if "A" in picture.mode and _is_drawn_in_alpha(picture):
@@ -61,7 +62,9 @@ def _is_drawn_in_alpha(picture: Image.Image) -> bool:
     return alpha and not any(colours)
 
 
-def decode(path: Path, deep: bool = True, max_pixels: int = MAX_PIXELS, key: str = "data.max_pixels") -> Image.Image:
+def decode(
+    path: Path | Member, deep: bool = True, max_pixels: int = MAX_PIXELS, key: str = "data.max_pixels"
+) -> Image.Image:
     """The picture, upright, as Pillow's ``L``, ``LA``, ``RGB`` or ``RGBA``. Raises ImageError with the reason.
 
     deep: whether one of more than 8 bits is brought down to them, or refused. max_pixels: of which one with more, as
@@ -69,7 +72,7 @@ def decode(path: Path, deep: bool = True, max_pixels: int = MAX_PIXELS, key: str
     """
     with _refusing(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures and of damaged EXIF, which both are read
-        with Image.open(path) as opened:
+        with Image.open(path.open() if isinstance(path, Member) else path) as opened:
             _refuse_unopened(path, opened, max_pixels, key)
             is_deep = any(map(_is_deep, opened.tile))
             if not deep and (opened.mode.startswith(("I", "F")) or is_deep):
@@ -94,7 +97,7 @@ def decode(path: Path, deep: bool = True, max_pixels: int = MAX_PIXELS, key: str
             return opened.convert(f"{mode}A" if opened.has_transparency_data else mode)
 
 
-def _refuse_unopened(path: Path, opened: Image.Image, max_pixels: int, key: str) -> None:
+def _refuse_unopened(path: Path | Member, opened: Image.Image, max_pixels: int, key: str) -> None:
     """ImageError for what is not decoded at all; only the header has been read."""
     width, height = opened.size
     if opened.format in OF_PROGRAMS:
@@ -105,7 +108,7 @@ def _refuse_unopened(path: Path, opened: Image.Image, max_pixels: int, key: str)
 
 
 @contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def _refusing(path: Path | Member) -> Iterator[None]:
     """Whatever Pillow raises as ImageError: given arbitrary bytes, its decoders raise nearly everything."""
     try:
         yield
@@ -115,7 +118,7 @@ def _refusing(path: Path) -> Iterator[None]:
         size = str(error).partition(",")[0]  # and Pillow's limit; then it speaks of an attack
         raise ImageError(path, f"is too large to be decoded ({size}): make it smaller, or cut it into parts") from error
     except UnidentifiedImageError as error:
-        if path.stat().st_size == 0:
+        if _is_empty(path):
             raise ImageError(path, f"is empty: {REPLACE}") from error
         what = "cannot be decoded: it is of no format and kind of pixels that is read here, or its beginning is damaged"
         raise ImageError(path, f"{what}; {REPLACE}") from error
@@ -123,6 +126,10 @@ def _refusing(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         raise ImageError(path, f"cannot be decoded ({str(error) or type(error).__name__}): {REPLACE}") from error
+
+
+def _is_empty(path: Path | Member) -> bool:
+    return (path.size if isinstance(path, Member) else path.stat().st_size) == 0
 
 
 def _raw_mode(tile: Any) -> str:
@@ -137,7 +144,7 @@ def _is_deep(tile: Any) -> bool:
     return ";16" in _raw_mode(tile) or (of_ppm and tile[3][1] > 255)
 
 
-def _in_eight_bits(path: Path, image: Image.Image, raw_mode: str) -> Image.Image:
+def _in_eight_bits(path: Path | Member, image: Image.Image, raw_mode: str) -> Image.Image:
     """Grey of integers or floats, where Pillow's own conversion would clip. PPM comes scaled to 16 bits."""
     values = np.asarray(image)
     if image.mode == "F":
@@ -150,13 +157,13 @@ def _in_eight_bits(path: Path, image: Image.Image, raw_mode: str) -> Image.Image
     return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
 
 
-def _refuse_dark(path: Path, brightest: float, white: int, brought: str = "") -> None:
+def _refuse_dark(path: Path | Member, brightest: float, white: int, brought: str = "") -> None:
     if 0 < brightest < white * DARK:
         held = f"holds no value above {brightest:g}{brought}, and white would be {white}"
         raise ImageError(path, f"{held}, so that it would be nearly black: scale its values")
 
 
-def _white_of_floats(path: Path, values: npt.NDArray[np.float32]) -> int:
+def _white_of_floats(path: Path | Member, values: npt.NDArray[np.float32]) -> int:
     low, high = values.min(), values.max()
     if low >= 0 and high <= 1:
         return 1

@@ -181,6 +181,7 @@ def of_all_ranks(own: Moments, share: float, near: Tensor) -> Moments:
 
     ``near``: values close to the means, so that few digits cancel in ``E[(y - near)^2] - E[y - near]^2``.
     """
+    near = collective.as_it_is(near)
     off = own.mean - near
     off, square = collective.summed(torch.stack([off, own.var + off.square()]) * share)
     return Moments(near + off, (square - off.square()).clamp_min(0))

@@ -40,8 +40,8 @@ def require_images(config: Config, ranks: int) -> None:
         )
     if config.runtime.compile and ranks > 1:
         raise ConfigError(
-            f"runtime.compile=true does not go with {ranks} processes, whose sums over ranks the compiler gets wrong: "
-            f"use runtime.compile=false."
+            f"runtime.compile=true does not go with {ranks} processes, which has not been shown to train as one "
+            f"does: use runtime.compile=false."
         )
     images = config.mode.statistics_images(batch // turns)
     if ranks > images:

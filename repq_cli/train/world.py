@@ -1,16 +1,18 @@
 """The processes of one run: how they meet, tell each other things, add up tensors, and learn that one has died.
 
-What takes long on one rank alone (data, a stage that another run trains, files) is waited for at the store, which has
-no time limit and notices a failure; ``torch.distributed`` is for what all ranks do at the same time, and has one.
+What takes long on one rank alone (data, a stage that another run trains, files) is waited for at the store, without
+limit while that rank lives; ``torch.distributed`` is for what all ranks do at the same time, and has one.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from repq_cli.errors import CheckError, ConfigError, DataError, RanksError, RepqError
 from repq_cli.ranks import Place, place
+from repq_cli.train.notes import Notes, Pulse
 
 PERIOD = 0.05  # seconds between two looks at the store
 BEGUN = "repq-folder"
@@ -88,9 +91,11 @@ class Ranks(World):
         self._of_all_attempts = store
         of_this = distributed_c10d.PrefixStore(f"attempt-{where.attempt}", store)  # torch's names would be taken
         self._for_group = distributed_c10d.PrefixStore("group", of_this)
-        self.store = distributed_c10d.PrefixStore("repq", of_this)
+        at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        self.notes = Notes(distributed_c10d.PrefixStore("repq", of_this), at)
         self._shared = self._met = 0
-        self.store.set(f"process/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
+        self.notes.set(f"process/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
+        self._pulse = Pulse(self.notes, self.rank, self.size)
 
     def begin(self, folder: Path | None = None) -> Path | None:
         """Keep the run's folder for later attempts of the same launcher; or the one that an earlier attempt kept."""
@@ -101,6 +106,8 @@ class Ranks(World):
 
     def connect(self, device: torch.device, seconds: float) -> None:
         """Make the group of all ranks, whose operations wait for each other ``seconds`` at most."""
+        self.notes.patience = seconds
+        importlib.import_module("torch._dynamo")  # as DistributedDataParallel would, while others wait for this rank
         self.meet()
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
@@ -118,23 +125,23 @@ class Ranks(World):
         key = f"shared/{self._shared}"
         self._shared += 1
         if self.rank == 0:
-            self.store.set(key, json.dumps(value))
+            self.notes.set(key, json.dumps(value))
             return value
         self._wait(key)
-        return json.loads(self.store.get(key))
+        return json.loads(self.notes.get(key))
 
     def meet(self) -> None:
         """Each tells that it is here, and waits for the last."""
         self._met += 1
-        arrived = self.store.add(f"met/{self._met}", 1)
+        arrived = self.notes.add(f"met/{self._met}", 1)
         if arrived == self.size:
-            self.store.set(f"met/{self._met}/all", "")
+            self.notes.set(f"met/{self._met}/all", "")
         self._wait(f"met/{self._met}/all")
 
     def _wait(self, key: str) -> None:
-        while not self.store.check([key]):
+        while not self.notes.check(key):
             self.check_stop()
-            if self.store.check(["failed"]):
+            if self.notes.check("failed") or self._pulse.silent():
                 raise RanksError("Another rank has failed.")
             time.sleep(PERIOD)
 
@@ -163,17 +170,25 @@ class Ranks(World):
         net.load_state_dict(self.broadcast(state))
 
     def told(self, error: BaseException) -> None:
-        """At the store, where the others look."""
+        """At the store, where the others look, if it is there."""
         kind = next((name for name, kind in KINDS.items() if type(error) is kind), "")
         if isinstance(error, KeyboardInterrupt) or (isinstance(error, RuntimeError) and _is_of_the_group(error)):
             kind = "lost"
         said = {"kind": kind, "message": str(error) if kind else f"{type(error).__name__}: {error}"}
-        self.store.set(f"failed/{self.rank}", json.dumps(said))
-        self.store.set("failed", "")
+        with suppress(RanksError):
+            self.notes.set(f"failed/{self.rank}", json.dumps(said))
+            self.notes.set("failed", "")
 
     def cause(self, error: BaseException) -> BaseException:
         """The most telling of all ranks' errors, or that some are gone without a word."""
+        self.notes.patience = GRACE
         self.told(error)
+        try:
+            return self._cause(error)
+        except RanksError as gone:
+            return gone
+
+    def _cause(self, error: BaseException) -> BaseException:
         end = time.monotonic() + GRACE
         while not (found := self._failures()).keys() >= set(range(self.size)) and time.monotonic() < end:
             time.sleep(PERIOD)
@@ -187,18 +202,21 @@ class Ranks(World):
         gone = sorted(set(range(self.size)) - found.keys())
         if not gone:
             return error
-        who = " and ".join(f"{rank} ({self.store.get(f'process/{rank}').decode()})" for rank in gone)
+        who = " and ".join(f"{rank} ({self.notes.get(f'process/{rank}')})" for rank in gone)
         return RanksError(
             f"Rank {who} died without a word, or hangs: it was killed, or its memory or its machine failed."
         )
 
     def speaks(self) -> bool:
         """Whether this rank is the first of those that are left to say what has stopped them."""
-        return self.rank == min(self._failures())
+        try:
+            return self.rank == min(self._failures())
+        except RanksError:
+            return True
 
     def _failures(self) -> dict[int, dict[str, str]]:
-        ranks = [rank for rank in range(self.size) if self.store.check([f"failed/{rank}"])]
-        return {rank: json.loads(self.store.get(f"failed/{rank}")) for rank in ranks}
+        ranks = [rank for rank in range(self.size) if self.notes.check(f"failed/{rank}")]
+        return {rank: json.loads(self.notes.get(f"failed/{rank}")) for rank in ranks}
 
 
 def _is_of_the_group(error: RuntimeError) -> bool:
