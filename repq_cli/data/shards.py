@@ -20,6 +20,7 @@ from repq_cli.images.members import Member, members
 LABEL = ".cls"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 LONGEST = 20  # bytes of a label
+MOST = 1_000_000  # classes
 
 Labelled = list[tuple[Path | Member, int]]
 
@@ -97,8 +98,8 @@ def _key(member: Member) -> str:
 
 def _label(member: Member, content: bytes) -> int:
     text = content.decode("ascii", "replace").strip()
-    if not text.isdecimal():
-        raise DataError(f"{member} is no label: it takes the number of a class, from 0 on, in digits.")
+    if not text.isdecimal() or int(text) >= MOST:
+        raise DataError(f"{member} is no label: it takes the number of a class, from 0 to {MOST - 1}, in digits.")
     return int(text)
 
 
