@@ -62,7 +62,7 @@ class Loader(ConfigLoaderImpl):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A launcher's processes are given Hydra's own loader: there its classes are made anew, and not to be kept."""
-        state = {"config_search_path": self.config_search_path, "repository": self.repository}
+        state = vars(ConfigLoaderImpl(self.config_search_path)) | {"repository": self.repository}
         return _made, (ConfigLoaderImpl, state)
 
     def compose(self, config_name: str, overrides: Sequence[str]) -> DictConfig:
