@@ -41,24 +41,32 @@ def kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
 
 
-@pytest.mark.parametrize(
-    "quant",
-    ["w8a8", "w4a4 rep.identity=split", "w4a4 quant.first_last=same", "w4a4 quant.first_last=inputs8", "int8_affine"],
+QUANTS = (
+    "w8a8",
+    "w4a4 rep.identity=split",
+    "w4a4 quant.first_last=same",
+    "w4a4 quant.first_last=inputs8",
+    "int8_affine",
 )
-def test_every_convolution_and_the_pool_are_int8_kernels(quant: str, tmp_path: Path) -> None:
+
+
+def test_every_convolution_and_the_pool_are_int8_kernels(subtests: pytest.Subtests, tmp_path: Path) -> None:
     """Unsigned codes after ReLU, signed ones of the image; weights of half a byte in the file are int8 in memory."""
-    deployed, x = frozen(*NETS["repvgg"], *f"quant={quant}".split())
-    models = [to_onnx(deployed, form) for form in (Form(), Form(opset=21), Form(int4=True, opset=21))]
-    for model in models:
-        found = kernels(model, tmp_path)
-        assert found["QLinearConv"] == 5 and found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
-        assert found["Conv"] == found["FusedConv"] == found["DequantizeLinear"] == found["Cast"] == 0
-    first, *others = (OnnxNet(model.SerializeToString(), deployed.halo, 1)(x) for model in models)
-    assert all(torch.equal(first, other) for other in others)
-    small = {item.name: item for item in models[2].graph.initializer if item.data_type == onnx.TensorProto.INT4}
-    layers = [node for node in deployed.nodes if "weight" in node and node["bits"] <= 4]
-    assert set(small) == {f"{node['name']}.weight.small" for node in layers} and bool(small) == ("w4a4" in quant)
-    assert all(len(item.raw_data) == math.prod(item.dims) / 2 for item in small.values())
+    for quant in QUANTS:
+        with subtests.test(quant):
+            deployed, x = frozen(*NETS["repvgg"], *f"quant={quant}".split())
+            models = [to_onnx(deployed, form) for form in (Form(), Form(opset=21), Form(int4=True, opset=21))]
+            for model in models:
+                found = kernels(model, tmp_path)
+                assert found["QLinearConv"] == 5 and found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
+                assert found["Conv"] == found["FusedConv"] == found["DequantizeLinear"] == found["Cast"] == 0
+            first, *others = (OnnxNet(model.SerializeToString(), deployed.halo, 1)(x) for model in models)
+            assert all(torch.equal(first, other) for other in others)
+            small = {item.name: item for item in models[2].graph.initializer if item.data_type == onnx.TensorProto.INT4}
+            layers = [node for node in deployed.nodes if "weight" in node and node["bits"] <= 4]
+            assert set(small) == {f"{node['name']}.weight.small" for node in layers}
+            assert bool(small) == ("w4a4" in quant)
+            assert all(len(item.raw_data) == math.prod(item.dims) / 2 for item in small.values())
 
 
 def test_how_layers_will_run_is_known_before(subtests: pytest.Subtests) -> None:
