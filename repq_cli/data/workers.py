@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -34,10 +35,7 @@ class Workers(Generic[Item]):
         """Raises DataError with the first complaint."""
         wanted, loader = self._idle.pop() if self._idle else self._loader(min(self.workers, len(tasks)))
         wanted[:] = tasks
-        with (
-            warnings.catch_warnings()
-        ):  # that there are more workers than processors, which wait for disks and networks
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        with _no_warning_of_many():
             results = iter(loader)
         for result in results:
             if isinstance(result, str):
@@ -49,8 +47,7 @@ class Workers(Generic[Item]):
     def _loader(self, workers: int) -> tuple[list[list[Any]], DataLoader[Any]]:
         """The list in which it looks for its tasks, and the loader."""
         wanted: list[list[Any]] = []
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        with _no_warning_of_many():
             loader = DataLoader(
                 self.dataset,
                 batch_sampler=wanted,
@@ -62,3 +59,11 @@ class Workers(Generic[Item]):
                 pin_memory=self.pin,
             )
         return wanted, loader
+
+
+@contextmanager
+def _no_warning_of_many() -> Iterator[None]:
+    """Workers wait for disks and networks, so that there may be more of them than processors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
