@@ -91,6 +91,27 @@ def with_fitting_statistics(net: nn.Module, batches: Iterable[Tensor]) -> nn.Mod
     """
     listed = iter(batches)
     first = next(listed)
+
+    def compare(block: Block, inputs: tuple[Tensor, ...]) -> None:
+        statistics = BatchStatistics(inputs[0])
+        block.merged(statistics)
+        if not all(_fits(norm, moments) for norm, moments in statistics.seen):
+            raise _OtherImagesError
+
+    try:
+        with _watching(net, compare, by_batch=False):
+            net(first)
+    except _OtherImagesError:
+        return _with_statistics(copy.deepcopy(net), (first, *listed))
+    return net
+
+
+class _OtherImagesError(Exception):
+    """Running statistics are none of these images'."""
+
+
+def _with_statistics(net: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """``net`` with the statistics of ``batches``."""
     seen = _Average()
 
     def watch(block: Block, inputs: tuple[Tensor, ...]) -> None:
@@ -98,13 +119,8 @@ def with_fitting_statistics(net: nn.Module, batches: Iterable[Tensor]) -> nn.Mod
         block.merged(statistics)
         seen.add(statistics.seen)
 
-    with _watching(net, watch, by_batch=False):
-        net(first)
-    if all(_fits(norm, moments) for norm, moments in seen):
-        return net
-    seen, net = _Average(), copy.deepcopy(net)
     with _watching(net, watch, by_batch=True):
-        for batch in (first, *listed):
+        for batch in batches:
             net(batch)
     for norm, (mean, var) in seen:
         norm.running_mean.copy_(mean)

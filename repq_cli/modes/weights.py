@@ -59,7 +59,7 @@ def weight_histograms(net: nn.Module, blocks: Mapping[str, Block]) -> list[dict[
             continue
         weight = layer.merged_weight()
         grid = layer.quantizer.grid(weight)
-        step = grid.step.cpu().double()
+        step = grid.step.cpu()
         zero = torch.zeros(()) if grid.zero_point is None else grid.zero_point.cpu()
         codes = layer.quantizer.integers(weight).cpu() - zero
         if isinstance(layer.quantizer, SplitLSQ):
@@ -67,9 +67,9 @@ def weight_histograms(net: nn.Module, blocks: Mapping[str, Block]) -> list[dict[
         low, high = (
             int(end) for end in (layer.quantizer.codes.low - zero.max(), layer.quantizer.codes.high - zero.min())
         )
-        merged = weight.cpu().double() / step
+        merged = weight.cpu() / step
         kernels = branch_kernels(blocks[name]) if name in blocks else {}
-        branches = {part: _own(kernel.cpu().double() / step) for part, kernel in kernels.items()}
+        branches = {part: kernel.cpu() / step for part, kernel in kernels.items()}
         edges = _edges([merged, *branches.values()])
         found.append(
             {
@@ -78,17 +78,12 @@ def weight_histograms(net: nn.Module, blocks: Mapping[str, Block]) -> list[dict[
                 "low": low,
                 "high": high,
                 "edges": edges,
-                "branches": {part: _counts(values, edges) for part, values in branches.items()},
+                "branches": {part: _counts(values, edges, zeros=False) for part, values in branches.items()},
                 "merged": _counts(merged, edges),
-                "codes": torch.bincount(codes.flatten().long() - low, minlength=high - low + 1).tolist(),
+                "codes": torch.bincount((codes.flatten() - low).int(), minlength=high - low + 1).tolist(),
             }
         )
     return found
-
-
-def _own(kernel: Tensor) -> Tensor:
-    """What is not zero: a branch's own taps."""
-    return kernel[kernel != 0]
 
 
 def _edges(tensors: Iterable[Tensor]) -> list[float]:
@@ -105,8 +100,12 @@ def _edges(tensors: Iterable[Tensor]) -> list[float]:
     return [index * width for index in range(first, last + 1)]
 
 
-def _counts(values: Tensor, edges: list[float]) -> list[int]:
-    """How many values lie in ``edges[i] <= value < edges[i + 1]``."""
+def _counts(values: Tensor, edges: list[float], zeros: bool = True) -> list[int]:
+    """How many values, or how many that are not zero, lie in ``edges[i] <= value < edges[i + 1]``."""
     width = edges[1] - edges[0]
-    bins = (values.flatten() / width).floor().long() - round(edges[0] / width)
-    return torch.bincount(bins, minlength=len(edges) - 1).tolist()
+    first = round(edges[0] / width)
+    bins = (values.flatten() / width).floor_().sub_(first).int()
+    counts: list[int] = torch.bincount(bins, minlength=len(edges) - 1).tolist()
+    if not zeros and (found := values.numel() - int(values.count_nonzero())):
+        counts[-first] -= found
+    return counts

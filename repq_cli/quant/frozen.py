@@ -19,13 +19,15 @@ class FrozenWeight(NamedTuple):
     multiplier  ``[O]``, of a batch norm that is not folded; applied to the convolution's output, before ``bias``
     bias        ``[O]`` or None; integer codes where there is a ``bias_step``
     bias_step   ``[O]`` or ``[]``: what a code of the bias is worth
+    merged      the weight before it was quantized
     """
 
     weight: Tensor
     grid: Grid | None
     multiplier: Tensor | None
     bias: Tensor | None
-    bias_step: Tensor | None = None
+    bias_step: Tensor | None
+    merged: Tensor
 
     def value(self) -> Tensor:
         """The weight that the codes stand for."""

@@ -68,7 +68,8 @@ class QuantLayer(nn.Module):
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """The weight of inference before quantization."""
-        return self.kernel_of_inference()[0].detach()
+        kept = self._kept
+        return self.kernel_of_inference()[0].detach() if kept is None else kept.frozen.merged
 
     @torch.no_grad()
     def freeze(self) -> FrozenWeight:
@@ -76,14 +77,19 @@ class QuantLayer(nn.Module):
 
         Codes times steps are what the fake-quantizer gives, bit for bit.
         """
+        kept = self._kept
+        if kept is not None:
+            return kept.frozen
         weight, multiplier, bias = self.inference_weight()
+        merged = weight.detach()
         if self.quantizer.bits == 32:
-            return FrozenWeight(weight.detach(), None, multiplier, bias)
+            return FrozenWeight(merged, None, multiplier, bias, None, merged)
         if bias is None or not self._has_integer_bias:
-            return FrozenWeight(self.quantizer.integers(weight), self.quantizer.grid(weight), multiplier, bias)
+            codes, grid = self.quantizer.integers(weight), self.quantizer.grid(weight)
+            return FrozenWeight(codes, grid, multiplier, bias, None, merged)
         input_step = self._reads[0].grid(weight).step
         found = integer_sums(self.quantizer, weight, multiplier, bias, input_step)
-        return FrozenWeight(found.codes, found.grid, None, found.bias, found.bias_step)
+        return FrozenWeight(found.codes, found.grid, None, found.bias, found.bias_step, merged)
 
     @property
     def _has_integer_bias(self) -> bool:
@@ -102,12 +108,17 @@ class QuantLayer(nn.Module):
     @torch.no_grad()
     def inference(self) -> Inference:
         """What eval mode computes with: by ``freeze()``, anew for every call outside ``frozen_layers``."""
-        kept = None if torch.compiler.is_compiling() else KEPT.get(self)
+        kept = self._kept
         if kept is not None:
             return kept
         frozen = self.freeze()
         step = self._reads[0].grid(frozen.weight).step if self._reads else None
         return frozen.inference(step, bias_last=self.input_scale)
+
+    @property
+    def _kept(self) -> Inference | None:
+        """What it computes with inside ``frozen_layers``."""
+        return None if torch.compiler.is_compiling() else KEPT.get(self)
 
     def state(self) -> list[Tensor]:
         """All tensors that ``inference`` depends on: the layer's, and those of the quantizer that it reads."""

@@ -87,8 +87,9 @@ def identity_kernel(channels: int, groups: int, like: Tensor, rows: int | None =
     ``rows`` (a multiple of ``channels / groups``) beyond ``channels``, its default, copy the same inputs again.
     """
     width = channels // groups
-    copies = (rows or channels) // width
-    return torch.eye(width, dtype=like.dtype, device=like.device).repeat(copies, 1).view(-1, width, 1, 1)
+    identities = like.new_zeros((rows or channels) // width, width, width)
+    identities.diagonal(dim1=1, dim2=2).fill_(1)  # torch.eye of the device meta would import torch's compiler
+    return identities.view(-1, width, 1, 1)
 
 
 def add_kernels(kernels: Iterable[Kernel], sizes: Pair) -> Kernel:

@@ -41,7 +41,8 @@ def identity_point(geometry: Geometry, width: int) -> nn.Conv2d:
     """A trainable 1x1 convolution of ``width`` outputs that starts as the identity and decays towards it."""
     point = nn.Conv2d(geometry.in_channels, width, 1, groups=geometry.groups, bias=False)
     nn.init.zeros_(point.weight)
-    parametrize.register_parametrization(point, "weight", PlusIdentity(geometry, width))
+    # "unsafe" leaves out a trial of it, for which torch, on the device meta, would import its compiler.
+    parametrize.register_parametrization(point, "weight", PlusIdentity(geometry, width), unsafe=True)
     return point
 
 

@@ -30,11 +30,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, written, seal(written))
 
 
-def checked(path: Path, content: object) -> dict[str, Any]:
-    """``content``, as ``read`` found it in a file, if it is a checkpoint of ours and its seal fits; else DataError."""
+def checked(path: Path, content: object, sealed: bool | None = None) -> dict[str, Any]:
+    """``content``, as ``read`` found it in a file, if it is a checkpoint of ours and its seal fits; else DataError.
+
+    sealed: whether the file has a seal that fits, where that is known.
+    """
     if not isinstance(content, dict) or content.get("format") not in (FORMAT, FORMAT_WITHOUT_SEAL):
         raise DataError(f"The checkpoint {path} is not one of repq's (format {FORMAT}): use another one.")
-    if not _has_seal(path) and content["format"] == FORMAT:
+    if content["format"] == FORMAT and not (_has_seal(path) if sealed is None else sealed):
         raise damaged(path, "its seal is gone")
     if (wrong := wrong_in(TrainedForm, content)) is not None:
         raise damaged(path, wrong)
@@ -43,9 +46,8 @@ def checked(path: Path, content: object) -> dict[str, Any]:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours. Raises DataError if it is missing, damaged or something else."""
-    if path.is_file():
-        _has_seal(path)  # before anything makes sense of damaged bytes
-    return checked(path, read(path))
+    sealed = path.is_file() and _has_seal(path)  # before anything makes sense of damaged bytes
+    return checked(path, read(path), sealed)
 
 
 def load_training(path: Path) -> dict[str, Any]:

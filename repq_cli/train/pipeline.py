@@ -23,6 +23,7 @@ from repq_cli.images.panel import side_by_side
 from repq_cli.modes.calibrate import calibrate, sees_nothing
 from repq_cli.modes.compose import compose, freeze_statistics, merge_blocks
 from repq_cli.modes.weights import blocks_behind, weight_histograms
+from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.reparam.block import merge_first
 from repq_cli.runs.networks import foreign_network, network_digests
 from repq_cli.runs.quality import ENGINES
@@ -138,17 +139,18 @@ class Run:
         mode, quant = self.experiment.mode.rule, self.experiment.quant
         self.row |= mode.findings(qat_net, quant)
         shipped = mode.shipped_net(qat_net, quant.init)
-        deployed, agreement = self.deploy(shipped)
-        self.row["checks"] |= {
-            "freeze_max_lsb": agreement.max_lsb,
-            "freeze_max_abs": agreement.max_abs,
-            f"freeze_{self.experiment.task.agreement_name}": agreement.answers,
-        }
-        self.measure(fp_net, qat_net, deployed)
+        blocks = blocks_behind(qat_net if mode.trains else fp_net)
+        with frozen_layers(shipped):  # whose kernels are merged once for all of this
+            deployed, agreement = self.deploy(shipped)
+            self.row["checks"] |= {
+                "freeze_max_lsb": agreement.max_lsb,
+                "freeze_max_abs": agreement.max_abs,
+                f"freeze_{self.experiment.task.agreement_name}": agreement.answers,
+            }
+            self.measure(fp_net, qat_net, deployed)
+            self.folder.write_weights(weight_histograms(shipped, blocks))
         for warning in self.warnings():
             self.warn(warning)
-        blocks = blocks_behind(qat_net if mode.trains else fp_net)
-        self.folder.write_weights(weight_histograms(shipped, blocks))
         self.context.log.trackers.outcome(choices(self.experiment), final_metrics(self.row), self.steps)
         if self.context.earlier:
             self.row["metrics"] = merge_metrics(self.context.earlier["metrics"], self.row["metrics"])

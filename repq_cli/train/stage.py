@@ -20,6 +20,7 @@ from repq_cli.devices import is_waited_for
 from repq_cli.errors import CheckError, Interrupted
 from repq_cli.modes.calibrate import sees_nothing
 from repq_cli.parts import Part
+from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.reparam.repvgg import custom_l2, repvgg_blocks
 from repq_cli.seeds import derive_seed
 from repq_cli.train import checkpoint
@@ -219,7 +220,8 @@ class StageTrainer:
         average_buffers(self.net, self.world, self.experiment.runtime)
         self._finite_state()
         self.stage.tools.end_epoch()
-        self._validate()
+        with frozen_layers(self.net):  # whose kernels are merged once, for its score and its histograms
+            self._validate()
         self.epoch, self.totals = self.epoch + 1, EpochTotals()
         self._save_last()
         asked = torch.tensor(float(bool(self.context.stop)), device=self.context.device)
@@ -253,7 +255,7 @@ class StageTrainer:
         """The net's tensors; an error, before anything is overwritten, if one of them is not finite."""
         state = self.net.state_dict()
         for key, tensor in state.items():
-            if not torch.isfinite(tensor).all():
+            if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():  # no copy of it
                 require_usable_images(self._batches(), "the training split")
                 raise CheckError(
                     f"After step {self.step} of {self.stage.name.upper()}, {key} is not finite. {self._advice()}"
