@@ -189,7 +189,7 @@ def test_rounding_as_the_runtime_gives_its_numbers(subtests: pytest.Subtests) ->
             shipped = OnnxNet(to_onnx(deployed).SerializeToString(), 0, 1)
             assert torch.equal(RuntimeNet(deployed)(x), shipped(x))
     with pytest.raises(ConfigError, match=r"rounding=onnxruntime follows kernels of int8, and .* point: biases"):
-        RuntimeNet(frozen(*NETS["repvgg"], "quant=w2a2")[0])
+        RuntimeNet(frozen(*NETS["repvgg"], "quant.int32_bias=false")[0])
 
 
 def test_results_do_not_hang_on_threads_or_order() -> None:

@@ -73,16 +73,16 @@ def test_how_layers_will_run_is_known_before(subtests: pytest.Subtests) -> None:
     """As many in int8 as ONNX Runtime then has, and a reason for each of the others."""
     cases = [
         ("repvgg", "w4a4", None),
-        ("repvgg", "w2a2", "biases are no int32"),
+        ("repvgg", "w4a4 quant.int32_bias=false", "biases are no int32"),
         ("resnet18", "bnn", "signs are taken of its sums"),
         ("ecbsr rgb with int8 output", "w8a8", "prelu before its codes"),
         ("mobilenet_v2", "int8_affine", "a zero-point for each channel of a depthwise kernel"),
     ]
     for net, quant, reason in cases:
         with subtests.test(net=net, quant=quant):
-            deployed, x = frozen(*NETS[net], f"quant={quant}")
+            deployed, x = frozen(*NETS[net], *f"quant={quant}".split())
             ways = runs_as(deployed)
-            said, found = " ".join(floating(ways)), note_kernels(to_onnx(deployed, Form(quant == "w2a2")))
+            said, found = " ".join(floating(ways)), note_kernels(to_onnx(deployed, Form("false" in quant)))
             assert (reason in said) if reason else not said
             assert (found.integer_layers, found.layers) == ([*ways.values()].count(INT8), len(ways))
             if quant == "bnn" or "ecbsr" in net:  # floats behind integers
@@ -91,9 +91,9 @@ def test_how_layers_will_run_is_known_before(subtests: pytest.Subtests) -> None:
 
 def test_training_says_first_what_will_be_float() -> None:
     small = [*NETS["repvgg"], "model.width=0.125"]
-    (sentence,) = will_be_floating(build.experiment(compose_plain([*small, "quant=w2a2"])))
+    (sentence,) = will_be_floating(build.experiment(compose_plain([*small, "quant.int32_bias=false"])))
     assert re.match(r"\d of 6 layers will run in floating point: biases are no int32 \(quant.int32_bias\)", sentence)
-    for silent in ("w8a8", "fp32"):
+    for silent in ("w8a8", "w2a2", "fp32"):
         assert not [*will_be_floating(build.experiment(compose_plain([*small, f"quant={silent}"])))]
 
 
