@@ -117,6 +117,7 @@ def differences(net: nn.Module, x: Tensor) -> tuple[float, int, float]:
     expected = net(x)
     assert torch.equal(deployed(x), expected), "deployed"
     reference = deployed.run(x)
+    assert deployed.sizes() == {name: [1, *output.shape[1:]] for name, output in reference.items()}
     own = IntegerNet(deployed).run(x, reference)
     apart = [(own[name] - reference[name]).abs() for name in deployed.quantizers]
     step = deployed.stored[deployed.nodes[-1]["step"]] if deployed.nodes[-1]["op"] == "quantize" else torch.tensor(1.0)

@@ -70,9 +70,10 @@ def _try(config: Config, folder: RunFolder) -> None:
     from repq_cli.cli.preflight import prepare
 
     quiet = config.verbosity if config.verbosity == "debug" else "quiet"
-    # A compiler alone takes longer than all else, a search for the best steps as long, and two images are not divided.
+    # A compiler alone takes longer than all else, searches for the best steps as long, and two images are not divided.
     runtime = replace(config.runtime, compile=False, devices=1, accumulate=1)
-    config = replace(config, verbosity=quiet, runtime=runtime, quant=replace(config.quant, init="lsq"))
+    quant, qat = replace(config.quant, init="lsq"), replace(config.qat, steps_within=None)
+    config = replace(config, verbosity=quiet, runtime=runtime, quant=quant, qat=qat)
     prepare(config)
     train(config, folder)
 

@@ -114,15 +114,23 @@ class DeployedNet(nn.Module):
         """The code of a layer's padding."""
         return round(node["pad_value"] / self.stored[self.quantizers[node["inputs"][0]]["step"]].item())
 
-    @torch.no_grad()
     def sizes(self) -> dict[str, list[int]]:
         """Of every node's output for one image, without a number of it. Raises what torch raises if two do not fit."""
         if self._sizes is None:
-            run = _AllOutputs(self)
-            held = {name: tensor.to("meta") for name, tensor in run.named_buffers()}
-            x = torch.empty(1, *self.graph["input_shape"], device="meta", dtype=self.dtype)
-            self._sizes = {name: list(output.shape) for name, output in functional_call(run, held, (x,)).items()}
+            found = {self.graph["input"]: [1, *self.graph["input_shape"]]}
+            for node in self.nodes:
+                given = (found[name] for name in node["inputs"])
+                found[node["name"]] = OPERATIONS[node["op"]].size(self, node, *given)
+            self._sizes = found
         return self._sizes
+
+    @torch.no_grad()
+    def size_by_torch(self, node: Node, *given: list[int]) -> list[int]:
+        """That of a node's output, given those of its inputs."""
+        one, start = _OneNode(self, node), f"net.{node['name']}__"
+        held = {name: tensor.to("meta") for name, tensor in one.named_buffers() if name.startswith(start)}
+        inputs = tuple(torch.empty(size, device="meta", dtype=self.dtype) for size in given)
+        return list(functional_call(one, held, inputs).shape)
 
     def digest(self) -> str:
         """A checksum of all that it is, which files made of it carry."""
@@ -187,13 +195,13 @@ def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number")
 
 
-class _AllOutputs(nn.Module):
-    def __init__(self, net: DeployedNet) -> None:
+class _OneNode(nn.Module):
+    def __init__(self, net: DeployedNet, node: Node) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.node = net, node
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return self.net.run(x)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.net.compute(self.node, *inputs)
 
 
 def _digest(graph: dict[str, Any], tensors: bytes) -> str:

@@ -35,12 +35,7 @@ class QuantLayer(nn.Module):
 
     input_scale = False
 
-    def __init__(
-        self,
-        quantizer: Quantizer,
-        norm: nn.BatchNorm1d | nn.BatchNorm2d | None,
-        int32_bias: bool,
-    ) -> None:
+    def __init__(self, quantizer: Quantizer, norm: nn.BatchNorm1d | nn.BatchNorm2d | None, int32_bias: bool) -> None:
         super().__init__()
         self.quantizer, self.norm, self.int32_bias = quantizer, norm, int32_bias
         self.norm_frozen = False
@@ -77,16 +72,15 @@ class QuantLayer(nn.Module):
 
         Codes times steps are what the fake-quantizer gives, bit for bit.
         """
-        kept = self._kept
-        if kept is not None:
+        if (kept := self._kept) is not None:
             return kept.frozen
         weight, multiplier, bias = self.inference_weight()
         merged = weight.detach()
         if self.quantizer.bits == 32:
             return FrozenWeight(merged, None, multiplier, bias, None, merged)
         if bias is None or not self._has_integer_bias:
-            codes, grid = self.quantizer.integers(weight), self.quantizer.grid(weight)
-            return FrozenWeight(codes, grid, multiplier, bias, None, merged)
+            codes = self.quantizer.integers(weight)
+            return FrozenWeight(codes, self.quantizer.grid(weight), multiplier, bias, None, merged)
         input_step = self._reads[0].grid(weight).step
         found = integer_sums(self.quantizer, weight, multiplier, bias, input_step)
         return FrozenWeight(found.codes, found.grid, None, found.bias, found.bias_step, merged)
@@ -108,8 +102,7 @@ class QuantLayer(nn.Module):
     @torch.no_grad()
     def inference(self) -> Inference:
         """What eval mode computes with: by ``freeze()``, anew for every call outside ``frozen_layers``."""
-        kept = self._kept
-        if kept is not None:
+        if (kept := self._kept) is not None:
             return kept
         frozen = self.freeze()
         step = self._reads[0].grid(frozen.weight).step if self._reads else None

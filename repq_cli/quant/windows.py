@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,6 +35,25 @@ def pair(span: Span) -> tuple[int, int]:
     ((3, 3), (1, 2))
     """
     return (span, span) if isinstance(span, int) else (span[0], span[1])
+
+
+def places(
+    extents: Sequence[int], sizes: Sequence[int], steps: Span, dilations: Span, padding: Sequence[int]
+) -> list[int]:
+    """How many rows and columns of places a window has; nothing where it fits nowhere, or where there is no map.
+
+    padding: of both sides together.
+
+    >>> places([8, 9], [3, 3], 2, 1, [2, 2]), places([8, 9], [3, 3], 1, (1, 4), [0, 0])
+    ([4, 5], [6, 1])
+    >>> places([2, 2], [3, 3], 1, 1, [0, 0])
+    []
+    """
+    if len(extents) != 2:
+        return []
+    rows = zip(extents, sizes, pair(steps), pair(dilations), padding, strict=True)
+    left = [(extent + more - (size - 1) * dilation - 1, step) for extent, size, step, dilation, more in rows]
+    return [] if min(left)[0] < 0 else [rest // step + 1 for rest, step in left]
 
 
 def torch_padding(padding: Around) -> tuple[int, int, int, int]:

@@ -147,14 +147,13 @@ class StageTrainer:
                     f"After no epoch of {self.stage.name.upper()} were all outputs for the validation images finite. "
                     f"{self._advice()}"
                 )
-            self._save_best(None)  # nothing was trained: what calibration gave is what there is
-        best = checkpoint.load(self.stage.best) if self.world.leads else {}
-        if self.world.leads:
-            self.net.load_state_dict(best["net"])
+            self._save_best(None, 0)  # nothing was trained: what calibration gave is what there is
+        elif self.world.leads and self.best_epoch < self.epoch - 1:  # of the last epoch the net is itself
+            self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
         self.world.take_over(self.net)
         self.arithmetic.lay_out(self.net, training=False)
-        if self.stage.tools.finish() and self.world.leads:
-            checkpoint.save(self.stage.best, {**best, "net": self._finite_state()})
+        if self.stage.tools.finish():
+            self._save_best(self.best_score, self.best_epoch)
 
     def _train_epoch(self, bar: Any, elapsed: Callable[[], float]) -> None:
         experiment, options = self.experiment, self.stage.options
@@ -245,7 +244,7 @@ class StageTrainer:
             if score != self.best_score:
                 self.better_epoch = self.epoch
             self.best_score, self.best_epoch = score, self.epoch
-            self._save_best(score)
+            self._save_best(score, self.epoch)
         self._log_epoch(score)
 
     def _log_epoch(self, score: float) -> None:
@@ -265,8 +264,8 @@ class StageTrainer:
     def _advice(self) -> str:
         return advice(self.stage.name, self.stage.options.lr, self.experiment.optim, self.step, sees_nothing(self.net))
 
-    def _save_best(self, score: float | None) -> None:
-        content = {"stage": self.stage.name, "epoch": self.epoch, "score": score, "net": self._finite_state()}
+    def _save_best(self, score: float | None, epoch: int) -> None:
+        content = {"stage": self.stage.name, "epoch": epoch, "score": score, "net": self._finite_state()}
         if self.world.leads:
             checkpoint.save(self.stage.best, {**content, "signature": self.experiment.signature})
 

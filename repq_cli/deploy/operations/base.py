@@ -81,6 +81,13 @@ class Operation:
         """In floating point."""
         raise NotImplementedError
 
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        """Of its output, given those of its inputs, by the device meta. Raises what torch raises if they do not fit.
+
+        Operations of most networks know it themselves: for the device meta torch imports its compiler.
+        """
+        return net.size_by_torch(node, *given)
+
     def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled | None]:
         """The node's integer constants and what is known of its output."""
         raise NotImplementedError
@@ -96,6 +103,11 @@ class Operation:
     def limits(self, node: Node) -> tuple[float, float] | None:
         """Where it cuts what it lets through otherwise, if that is all it does: codes can be clipped instead."""
         return None
+
+
+def as_given(operation: Operation, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+    """The size of what is computed number by number of one input, or of several of one size."""
+    return [*given[0]] if all(size == given[0] for size in given) else net.size_by_torch(node, *given)
 
 
 class SameScale(Operation):

@@ -45,6 +45,9 @@ class GlobalAveragePool(Mean):
     def compute(self, net: DeployedNet, node: Node, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, 1)
 
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        return [*given[0][:2], 1, 1] if len(given[0]) == 4 else net.size_by_torch(node, *given)
+
     def integers(self, net: IntegerNet, node: Node, constants: Constants, x: Tensor) -> Tensor:
         return self.divided(x.long().sum((2, 3), keepdim=True), x.shape[2] * x.shape[3], constants)
 

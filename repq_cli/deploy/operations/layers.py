@@ -34,7 +34,7 @@ from repq_cli.deploy.operations.unary import ACTIVATIONS, integer_ends
 from repq_cli.deploy.packing import packed_bits
 from repq_cli.errors import ConfigError
 from repq_cli.quant.sums import weighted_sums
-from repq_cli.quant.windows import Around, Span, Window, pair, torch_padding
+from repq_cli.quant.windows import Around, Span, Window, pair, places, torch_padding
 
 if TYPE_CHECKING:
     from repq_cli.deploy.integer import IntegerNet
@@ -114,6 +114,10 @@ class Linear(Layer):
         assert weight is not None
         return scaled(net, node, exact(net, node, F.linear(x, weight, net.held(node, "summed_bias"))))
 
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        outputs, inputs = node["shape"]
+        return [given[0][0], outputs] if given[0][1:] == [inputs] else net.size_by_torch(node, *given)
+
     def integers(self, net: IntegerNet, node: Node, constants: Constants, x: Tensor) -> Tensor:
         return with_bias(x @ constants["weight"].T, constants["left"], constants["bias"])
 
@@ -169,6 +173,15 @@ class Conv(Layer):
         sums = weighted_sums(x, weight, net.held(node, "summed_bias"), self.window(node, padding))
         return behind(net, node, exact(net, node, sums), *raw)
 
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        outputs, inputs, *sizes = node["shape"]
+        images, channels, *extents = given[0]
+        left, right, top, bottom = torch_padding(node["padding"])
+        window = sizes, node["stride"], node.get("dilation", 1), (top + bottom, left + right)
+        if len(given) == 1 and channels == inputs * node["groups"] and (found := places(extents, *window)):
+            return [images, outputs, *found]
+        return net.size_by_torch(node, *given)
+
     def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
         constants, out = super().scales(node, known, net)
         ends = self.limits(node)
@@ -205,6 +218,9 @@ class ConvTranspose(Conv):
 
     def window(self, node: Node, padding: Span) -> Window:
         return super().window(node, padding)._replace(output_padding=node["output_padding"])
+
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        return net.size_by_torch(node, *given)
 
     def macs(self, node: Node, given: Sequence[int], made: Sequence[int]) -> int:
         """Each weight is used once at every place of what is given."""

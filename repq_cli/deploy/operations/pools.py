@@ -21,7 +21,7 @@ from repq_cli.deploy.operations.base import (
     schema,
 )
 from repq_cli.deploy.tracing import Call, Ref, RefusedError, form, plain
-from repq_cli.quant.windows import pair
+from repq_cli.quant.windows import pair, places
 
 if TYPE_CHECKING:
     from repq_cli.deploy.integer import IntegerNet
@@ -51,6 +51,14 @@ class MaxPool(SameScale):
     def compute(self, net: DeployedNet, node: Node, x: Tensor) -> Tensor:
         window = node["size"], node["stride"], node["padding"], node.get("dilation", 1)
         return F.max_pool2d(x, *window, ceil_mode=node.get("ceil_mode", False))
+
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        (images, channels, *extents), sizes, padding = given[0], pair(node["size"]), pair(node["padding"])
+        usual = not node.get("ceil_mode") and all(2 * more <= size for size, more in zip(sizes, padding, strict=True))
+        window = sizes, node["stride"], node.get("dilation", 1), [2 * more for more in padding]
+        if usual and min(pair(node["stride"])) > 0 and (found := places(extents, *window)):
+            return [images, channels, *found]
+        return net.size_by_torch(node, *given)
 
     def integers(self, net: IntegerNet, node: Node, constants: Constants, x: Tensor) -> Tensor:
         return self.compute(net.deployed, node, x.double()).to(torch.int32)  # which holds every int32

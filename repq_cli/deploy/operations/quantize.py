@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repq_cli.deploy.fixed_point import quantize_multiplier, rescaled
 from repq_cli.deploy.integer_scales import Scaled
-from repq_cli.deploy.operations.base import Bits, Code, Constants, Node, Operation, Optional, schema
+from repq_cli.deploy.operations.base import Bits, Code, Constants, Node, Operation, Optional, as_given, schema
 from repq_cli.deploy.operations.checks import problems_of_codes, problems_of_tensors
 from repq_cli.deploy.operations.tables import looked_up
 from repq_cli.deploy.tracing import Call, Ref, form
@@ -30,6 +30,8 @@ class Quantize(Operation):
     name = "quantize"
     keys = schema(CODES, bits=Bits, step=str, zero_point=Optional)
     tensors = ("step", "zero_point")
+
+    size = as_given
 
     def problems(self, node: Node, known: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Iterator[str]:
         yield from problems_of_codes(node)

@@ -45,6 +45,11 @@ class NearestUpsample(SameScale):
     def compute(self, net: DeployedNet, node: Node, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=float(node["scale"]), mode="nearest")
 
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        if len(given[0]) != 4:
+            return net.size_by_torch(node, *given)
+        return [*given[0][:2], *(extent * node["scale"] for extent in given[0][2:])]
+
     def integers(self, net: IntegerNet, node: Node, constants: Constants, x: Tensor) -> Tensor:
         return x.repeat_interleave(node["scale"], 2).repeat_interleave(node["scale"], 3)
 

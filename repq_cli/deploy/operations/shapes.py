@@ -73,6 +73,9 @@ class Flatten(Move):
     def compute(self, net: DeployedNet, node: Node, x: Tensor) -> Tensor:
         return torch.flatten(x, 1)
 
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        return [given[0][0], math.prod(given[0][1:])]
+
     def onnx(self, graph: OnnxGraph, node: Node) -> None:
         # Not by Flatten, across which runtimes do not move a quantizer to the pool in front.
         shape = graph.constant(f"{node['name']}.shape", [0, -1], np.int64)
@@ -146,6 +149,13 @@ class PixelShuffle(Operation):
 
     def compute(self, net: DeployedNet, node: Node, x: Tensor) -> Tensor:
         return F.pixel_shuffle(x, node["scale"])
+
+    def size(self, net: DeployedNet, node: Node, *given: list[int]) -> list[int]:
+        scale = node["scale"]
+        if len(given[0]) != 4 or given[0][1] % scale**2:
+            return net.size_by_torch(node, *given)
+        images, channels, rows, columns = given[0]
+        return [images, channels // scale**2, rows * scale, columns * scale]
 
     def scales(self, node: Node, known: list[Scaled], net: IntegerNet) -> tuple[Constants, Scaled]:
         """Channels become pixels, and so have to have one scale."""

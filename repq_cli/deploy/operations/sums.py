@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repq_cli.deploy.fixed_point import INT32_MAX, quantize_multiplier, rescaled, rounding_shift, saturated
 from repq_cli.deploy.integer_scales import Scaled, fine_scale
-from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK, Axis, Constants, Node, Operation, schema
+from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK, Axis, Constants, Node, Operation, as_given, schema
 from repq_cli.deploy.operations.constants import with_constant
 from repq_cli.deploy.tracing import Call, Ref, RefusedError, form
 
@@ -26,6 +26,8 @@ class Add(Operation):
 
     name = "add"
     inputs = (2, 2)
+
+    size = as_given
 
     def compute(self, net: DeployedNet, node: Node, x: Tensor, y: Tensor) -> Tensor:
         return x + y

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from repq_cli.deploy.fixed_point import INT32_MAX, Multiplier, per_channel, quantize_multiplier, rescaled, saturated
 from repq_cli.deploy.integer_scales import Scaled
-from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK, Constants, Node, Operation, schema
+from repq_cli.deploy.operations.base import FORMAT_OF_ANY_NETWORK, Constants, Node, Operation, as_given, schema
 from repq_cli.deploy.operations.tables import of_codes, passed
 from repq_cli.deploy.tracing import Call, Ref, RefusedError, form
 
@@ -38,6 +38,8 @@ class Cut(Activation):
     """Numbers below or above an end become that end."""
 
     ends: tuple[float, float] = (-math.inf, math.inf)
+
+    size = as_given
 
     def limits(self, node: Node) -> tuple[float, float]:
         return self.ends
