@@ -110,6 +110,11 @@ def in_float64(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all of its numbers are, by its ends, for which none is copied."""
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that the process (CPU) or the device (CUDA) has held."""
     if device.type == "cuda":

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from repq_cli.data.base import Batch
 from repq_cli.data.divided import divided
-from repq_cli.devices import is_waited_for
+from repq_cli.devices import all_finite, is_waited_for
 from repq_cli.errors import CheckError, Interrupted
 from repq_cli.modes.calibrate import sees_nothing
 from repq_cli.parts import Part
@@ -151,6 +151,7 @@ class StageTrainer:
         elif self.world.leads and self.best_epoch < self.epoch - 1:  # of the last epoch the net is itself
             self.net.load_state_dict(checkpoint.load(self.stage.best)["net"])
         self.world.take_over(self.net)
+        self.optimizer.zero_grad()  # which is no longer of use
         self.arithmetic.lay_out(self.net, training=False)
         if self.stage.tools.finish():
             self._save_best(self.best_score, self.best_epoch)
@@ -254,7 +255,7 @@ class StageTrainer:
         """The net's tensors; an error, before anything is overwritten, if one of them is not finite."""
         state = self.net.state_dict()
         for key, tensor in state.items():
-            if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():  # no copy of it
+            if not all_finite(tensor):
                 require_usable_images(self._batches(), "the training split")
                 raise CheckError(
                     f"After step {self.step} of {self.stage.name.upper()}, {key} is not finite. {self._advice()}"

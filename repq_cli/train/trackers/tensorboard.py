@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from repq_cli.devices import in_float64
+from repq_cli.devices import all_finite, in_float64
 from repq_cli.runs.folder import RunFolder
 
 LARGEST_BIN = 1e19  # TensorBoard's bins end a little below 1e20
@@ -52,9 +52,9 @@ class TensorBoard:
         """Of finite values; those beyond TensorBoard's bins stand in the outermost."""
         writer = self._open()
         for name, tensor in tensors.items():
-            values = in_float64(tensor[torch.isfinite(tensor)]).clamp(-LARGEST_BIN, LARGEST_BIN)
-            if len(values):
-                writer.add_histogram(name, values, step)
+            values = tensor if all_finite(tensor) else tensor[torch.isfinite(tensor)]
+            if values.numel():
+                writer.add_histogram(name, in_float64(values).clamp(-LARGEST_BIN, LARGEST_BIN), step)
 
     def image(self, name: str, picture: Tensor) -> None:
         """A picture without a step."""
