@@ -92,13 +92,13 @@ def another_deploy(folder: Path) -> None:
 
 @SOME_OR_ALL
 def test_a_finished_run_is_made_whole_again(
-    some: bool, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+    some: bool, logged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
 ) -> None:
     """Its deployed net from best.pt, best.pt from last.pt, fp.pt and the row by the steps that made them."""
-    expected, row = files_of(finished), row_of(finished)
+    expected, row = files_of(logged), row_of(logged)
 
     def damaged(do: Callable[[RunFolder], object]) -> Path:
-        copy = Path(shutil.copytree(finished, tmp_path / str(len(list(tmp_path.iterdir())))))
+        copy = Path(shutil.copytree(logged, tmp_path / str(len(list(tmp_path.iterdir())))))
         do(RunFolder(copy))
         return copy
 
@@ -118,7 +118,7 @@ def test_a_finished_run_is_made_whole_again(
         "half a row": lambda run: run.row_file.write_bytes(run.row_file.read_bytes()[:99]),
         "row and metrics": lambda run: [run.row_file.unlink(), cut(run.log_file, 9)],
     }  # fmt: skip
-    os.link(finished / "checkpoints/last.pt", finished / "checkpoints/kept")
+    os.link(logged / "checkpoints/last.pt", logged / "checkpoints/kept")
     for name, do in mended.items():
         if some and name not in ("another best", "deploy", "best and deploy", "row and metrics"):
             continue
@@ -151,25 +151,25 @@ def test_a_finished_run_is_made_whole_again(
             shutil.rmtree(copy)
 
 
-def test_a_damaged_net_is_not_measured(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_net_is_not_measured(logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The row keeps what was measured on the whole one."""
-    before = (finished / "summary.json").read_bytes()
+    before = (logged / "summary.json").read_bytes()
     for name in ("best", "fp"):
-        file = finished / f"checkpoints/{name}.pt"
+        file = logged / f"checkpoints/{name}.pt"
         whole = file.read_bytes()
         flip(file)
         for command in ("eval", "diagnose"):
-            assert main([command, f"run={finished}"]) == 3
+            assert main([command, f"run={logged}"]) == 3
             assert f"{name}.pt is damaged" in capsys.readouterr().err
         file.write_bytes(whole)
         sealed_anew(file, in_net(lambda tensor: tensor * 1.5))
-        assert main(["eval", f"run={finished}"]) == 3
+        assert main(["eval", f"run={logged}"]) == 3
         assert f"{name}.pt is another network" in capsys.readouterr().err
         file.write_bytes(whole)
-    another_deploy(finished / "deploy")
-    assert main(["eval", f"run={finished}"]) == 3
+    another_deploy(logged / "deploy")
+    assert main(["eval", f"run={logged}"]) == 3
     assert "deploy is another network" in capsys.readouterr().err
-    assert (finished / "summary.json").read_bytes() == before
+    assert (logged / "summary.json").read_bytes() == before
 
 
 SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -202,14 +202,14 @@ SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @SOME_OR_ALL
 def test_a_checkpoint_that_was_sealed_anew_is_no_better_than_what_it_holds(
-    some: bool, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+    some: bool, logged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
 ) -> None:
     """One sentence, and the checkpoint before takes its place where there is one."""
-    expected, row = files_of(finished), row_of(finished)
+    expected, row = files_of(logged), row_of(logged)
     for name, change in list(SEALED.items())[: 3 if some else None]:
         for alone in (True, False):
             with subtests.test(name, alone=alone):
-                copy = RunFolder(shutil.copytree(finished, tmp_path / name / str(alone)))
+                copy = RunFolder(shutil.copytree(logged, tmp_path / name / str(alone)))
                 copy.row_file.unlink()
                 sealed_anew(copy.last, change)
                 if alone:
@@ -222,7 +222,7 @@ def test_a_checkpoint_that_was_sealed_anew_is_no_better_than_what_it_holds(
                     assert results(copy.path) == {key: row[key] for key in results(copy.path)}
     for name in ("another net", "a shape") if not some else ():  # best.pt is written again from what holds its net
         with subtests.test(f"best.pt, {name}"):
-            copy = RunFolder(shutil.copytree(finished, tmp_path / "best" / name))
+            copy = RunFolder(shutil.copytree(logged, tmp_path / "best" / name))
             copy.row_file.unlink()
             sealed_anew(copy.best, SEALED[name])
             assert main(["train", f"resume={copy}"]) == 0
