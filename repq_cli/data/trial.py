@@ -17,7 +17,7 @@ from repq_cli.devices import CPU
 from repq_cli.images.few import spread
 
 STEPS = 2  # of an epoch
-PIXELS = 16 * 32 * 32  # of a batch
+PIXELS = 2**13  # of a batch
 PER_FOLDER = 4  # files that are read of a folder or a class
 AS_NEEDED = {"cache_mib": 0, "disk_cache": False, "workers": 0}
 
@@ -47,7 +47,7 @@ class Begun:
 
 
 def trial_batch(data: Data, asked: int) -> int:
-    """Images of a step: few large or more small ones, so that every statistic of a layer is of 16 values or so.
+    """Images of a step: few large or more small ones, so that every statistic of a layer is of 8 values or so.
 
     Networks halve their maps five times; a variance of two values would overflow in a network that knows nothing yet.
     """
