@@ -24,7 +24,8 @@ pytestmark = pytest.mark.no_cover  # many cases of lines that other tests cover 
 Run = Callable[..., tuple[int, Path | None]]
 
 SHARED = [text for text in TINY if text not in ("fp.reuse=false", "verbosity=quiet")]
-ARGUMENTS = [*SHARED, "data=image_folder", "data.root=images", "data.batch_size=8", "fp.epochs=2"]
+QUICKER = ["data.batch_size=8", "quant.init=lsq", "qat.steps_within=null"]
+ARGUMENTS = [*SHARED, "data=image_folder", "data.root=images", *QUICKER, "fp.epochs=2"]
 ACCEPT = "runtime.changed_data=accept"
 
 

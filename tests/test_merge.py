@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import repq_cli as repq
 from repq_cli.deploy.freeze import freeze
+from repq_cli.modes.unchanging import unchanging
 from repq_cli.quant.sums import sums_in_training
 from repq_cli.quant.windows import Window
 from repq_cli.reparam.acnet import acnet_block
@@ -157,6 +159,22 @@ def run_every_branch(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, ScaledBranch):
         return run_every_branch(module.branch, x) * module.scale.view(-1, 1, 1)
     return module(x)
+
+
+def test_a_network_that_does_not_change_merges_its_sums_once() -> None:
+    """Where its branches' weights change, gradients are asked for, or it has left, they are merged anew."""
+    block = randomise(orepa_block(Geometry(4, 4))).eval()
+    (branch,), x = block.branches.values(), torch.randn(2, 4, 6, 5)
+    first = block(x)
+    with unchanging(block), unchanging(block):
+        with torch.no_grad(), mock.patch.object(ScaledBranch, "merged", side_effect=AssertionError("merged again")):
+            assert torch.equal(block(x), first)
+            assert torch.equal(block.to_conv().weight, block.to_conv().weight)
+        block(x).sum().backward()
+        assert all(parameter.grad is not None for parameter in branch.branches.parameters())
+    with torch.no_grad():
+        next(branch.branches.parameters()).mul_(3)
+        assert not torch.equal(block(x), first)
 
 
 def test_merging_before_the_convolution_is_running_every_branch(subtests: pytest.Subtests) -> None:

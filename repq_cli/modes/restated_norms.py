@@ -14,7 +14,7 @@ from repq_cli.batch_norm import norm_multiplier
 from repq_cli.quant.quantizer import quantizers
 from repq_cli.reparam.algebra import Kernel, convolve
 from repq_cli.reparam.block import Block
-from repq_cli.reparam.branch import ConvBranch
+from repq_cli.reparam.branch import ConvBranch, kept_sums
 from repq_cli.reparam.layout import Layout
 from repq_cli.reparam.moments import Moments
 from repq_cli.reparam.statistics import BatchStatistics, EstimatedStatistics, Estimator, RunningStatistics
@@ -119,7 +119,7 @@ def _with_statistics(net: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         block.merged(statistics)
         seen.add(statistics.seen)
 
-    with _watching(net, watch, by_batch=True):
+    with kept_sums(net), _watching(net, watch, by_batch=True):
         for batch in batches:
             net(batch)
     for norm, (mean, var) in seen:
@@ -154,7 +154,7 @@ def to_estimated_statistics(net: nn.Module, batches: Iterable[Tensor], estimator
         true.add(both.seen)
         estimated.add(both.estimated.seen)
 
-    with _watching(net, watch, by_batch=True):
+    with kept_sums(net), _watching(net, watch, by_batch=True):
         for batch in batches:
             net(batch)
     for (norm, (mean, var)), (_, (estimated_mean, estimated_var)) in zip(true, estimated, strict=True):
@@ -185,7 +185,7 @@ def with_reinserted_norms(net: nn.Module, batches: Iterable[Tensor], by_batch: b
             of_branches.add(statistics.seen)
         of_outputs.add([(block, Moments(mean, var))])
 
-    with _watching(net, watch, by_batch):
+    with kept_sums(net), _watching(net, watch, by_batch):
         for batch in batches:
             net(batch)
     for norm, (mean, var) in of_branches:

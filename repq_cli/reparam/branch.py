@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +138,8 @@ class SumBranch(Branch):
         return convolve(x, weight, self.geometry, bias)
 
     def _sum(self, statistics: Statistics) -> Kernel:
+        if not torch.compiler.is_compiling() and self in SUMS and not torch.is_grad_enabled():
+            return SUMS[self]
         branches = cast("Iterable[Branch]", self.branches.values())
         with full_precision():  # in training as well, where this runs inside ``forward``
             return add_kernels((branch.merged(statistics) for branch in branches), self.geometry.sizes)
@@ -143,6 +147,26 @@ class SumBranch(Branch):
     def merged(self, statistics: Statistics) -> Kernel:
         kernel = self._sum(statistics)
         return kernel if self.norm is None else fold(self.norm, kernel, statistics, self.geometry)
+
+
+# Of sums without batch norms, inside ``kept_sums``.
+SUMS: MutableMapping[SumBranch, Kernel] = WeakKeyDictionary()
+
+
+@contextmanager
+def kept_sums(net: nn.Module) -> Iterator[None]:
+    """Inside, and without gradients, sums that are merged before they convolve are those that they are on entry.
+
+    Their weights must not change inside. What follows of statistics is computed anew each time.
+    """
+    sums = [part for part in net.modules() if isinstance(part, SumBranch) and part.linear and part not in SUMS]
+    with torch.no_grad():
+        SUMS.update({part: part._sum(RunningStatistics()) for part in sums})
+    try:
+        yield
+    finally:
+        for part in sums:
+            del SUMS[part]
 
 
 class ScaledBranch(Branch):

@@ -18,9 +18,9 @@ from repq_cli.answers import mapped, tensors
 from repq_cli.data.base import Batch, Evaluation
 from repq_cli.data.divided import divided
 from repq_cli.devices import in_float64
+from repq_cli.modes.unchanging import unchanging
 from repq_cli.parts import Part
 from repq_cli.precision import in_float32
-from repq_cli.quant.frozen_layers import frozen_layers
 from repq_cli.quant.latent_weights import bounded_latent_weights, clip_to
 from repq_cli.train.arithmetic import Arithmetic
 from repq_cli.train.divergence import diverged
@@ -266,7 +266,7 @@ def evaluate(net: nn.Module, split: Evaluation, task: Task, device: torch.device
     was_training = net.training
     net.eval()
     scores = []
-    with frozen_layers(net):
+    with unchanging(net):
         for x, targets in own.batches(EVAL_BATCH, device):
             outputs = net(x)
             finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors(outputs)]).all()

@@ -15,7 +15,7 @@ from repq_cli.files import make_folder, write_json
 from repq_cli.images.files import write_png
 from repq_cli.images.panel import busiest, enlarged
 from repq_cli.images.resize import to_bytes
-from repq_cli.quant.frozen_layers import frozen_layers
+from repq_cli.modes.unchanging import unchanging
 from repq_cli.runs.folder import CropFolder
 from repq_cli.runs.row import Row
 from repq_cli.tasks.super_resolution import SuperResolution
@@ -40,7 +40,7 @@ def measure(
         for engine, net in nets.items():
             bar = tqdm(total=len(split), desc=f"{name}, {engine}", unit="image", leave=False, disable=not show_bar)
             values: dict[str, list[Tensor]] = {}
-            with bar, frozen_layers(net):
+            with bar, unchanging(net):
                 for scores in task.measurements(net.eval(), split, device, tile):
                     for metric, score in scores.items():
                         values.setdefault(metric, []).append(score.cpu().double())
@@ -78,7 +78,7 @@ def crops(
         pair = split.pairs[0]
         pictures = {"LR": enlarged(pair.low, task.scale)}
         for engine, net in nets.items():
-            with frozen_layers(net):
+            with unchanging(net):
                 _, rgb = task.upscale(_as_upscaler(net.eval()), pair.low.to(device), tile)
             pictures[engine] = to_bytes(rgb.cpu())
         pictures["HR"] = pair.high
