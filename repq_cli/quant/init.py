@@ -19,7 +19,8 @@ CHUNK = 2**18  # values searched at a time: small enough to stay in cache
 SWEPT = 512  # values in a row, up to which every change of their codes is looked at
 OFFSET_SAMPLE = 2**14  # of which step and offset are searched together
 TRIED = (0.3, 0.5, 0.7, 1.0)  # of the step that clips nothing: one of their errors bounds the least
-ROUNDING = 0.03  # how far from a step the best one for its codes may lie, and what sums in float32 may lose
+ROUNDING = 0.03  # how far from a step the best one for its codes may lie
+LOST = 4e-6  # what sums in float32 may lose of themselves
 OFFSET_SWEPT = 256  # values, up to which they are swept together
 
 
@@ -160,8 +161,9 @@ def _search(rows: Tensor, weights: Tensor | None, codes: IntegerRange) -> Tensor
 
     factors = torch.cat([torch.logspace(-3, -1.5, 24), torch.logspace(-1.5, 0.08, _points(rows, codes))])
     factors = factors.to(rows.device)
-    reached = torch.stack([judged((widest * share).unsqueeze(0))[1][0] for share in TRIED]).amin(0)
-    reached += torch.linalg.vecdot(weighted, rows)
+    power = torch.linalg.vecdot(weighted, rows)
+    reached = power + torch.stack([judged((widest * share).unsqueeze(0))[1][0] for share in TRIED]).amin(0)
+    reached = reached.clamp_min(0) + LOST * power
     lowest = factors[_first_possible(rows, weights, codes, widest, factors, reached)]
     consider_all(widest, factors[factors > lowest * (1 - ROUNDING)])
     consider_all(best, torch.linspace(0.98, 1.02, 32, device=rows.device))
