@@ -7,6 +7,8 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,22 +207,25 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not_stopped(
 
 
 @pytest.mark.no_cover  # tracing would cost more than it tells
-def test_jobs_in_other_processes_stop_after_a_checkpoint(start_repq: Callable[..., Process], in_folder: Path) -> None:
+def test_jobs_in_other_processes_stop_after_a_checkpoint(in_folder: Path) -> None:
     """Only the launching process gets the signal; its workers find a file in the sweep's folder."""
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     arguments = ["-m", *SMALL, *joblib, "qat.epochs=400", "mode=merged,repq,plain", "verbosity=normal"]
+    command = [sys.executable, "-m", "repq_cli.cli", "train", *arguments]  # whose end ends joblib's workers
 
     def training(number: int) -> bool:
         return any("QAT epoch" in log.read_text() for log in Path("outputs/sweep").glob(f"*/{number}/train.log"))
 
-    process = start_repq("train", *arguments)
+    with Path("log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_until(lambda: training(0) and training(1))
-        process.send(signal.SIGTERM)
-        assert process.wait() == 143
+        process.terminate()
+        assert process.wait(timeout=120) == 143
     finally:
-        with contextlib.suppress(ProcessLookupError):  # joblib's workers
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     sweep = folder_of_sweep()
     assert "Go on with: repq train resume=" in Path("log").read_text()
     assert {number: row["status"] for number, row in rows(sweep).items()} == {0: "interrupted", 1: "interrupted"}
