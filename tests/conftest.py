@@ -47,7 +47,7 @@ TINY = [
     "runtime.tensorboard=false",
 ]
 
-# The same where neither its accuracy, nor its number of steps, nor how steps begin is asked for: a third of the time.
+# The same where neither its accuracy, nor its number of steps, nor how steps begin is asked for: much less time.
 QUICK = [*TINY, "data.size=16", "data.batch_size=256", "quant.init=lsq", "qat.steps_within=null"]
 
 # The files that take longest, without those that have a group of their own.

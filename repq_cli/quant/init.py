@@ -126,7 +126,7 @@ def _sample(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 def _search(rows: Tensor, weights: Tensor | None, codes: IntegerRange) -> Tensor:
     """The best step ``[R]`` of each row on (a sample of) its values.
 
-    Steps at which clipping alone costs more than rounding and clipping do at another are not looked at: four in five.
+    Steps at which clipping alone costs more than rounding and clipping do at another are not looked at.
     """
     weighted = rows if weights is None else rows * weights
     widest = (rows.amax(1) / codes.high).clamp_min(0)
